@@ -1,0 +1,11 @@
+//! Streams and files: headers, indexes, checksums, readers and writers.
+
+pub(crate) mod atomic;
+pub(crate) mod file;
+pub(crate) mod index;
+pub(crate) mod kind;
+pub(crate) mod mapped;
+pub(crate) mod pieces;
+pub(crate) mod prelude;
+pub(crate) mod stream;
+pub(crate) mod varint;

@@ -1,0 +1,455 @@
+//! Tensor streams: written in order with bounded memory, read in place and in parallel.
+//!
+//! ```text
+//! [prelude] | zero padding to 16 | [payload of chunk 0] [payload of chunk 1] ...
+//! ```
+//! A stream of one raw or constant chunk has no padding. Place in docs/format.md: "Tensor stream".
+
+use std::io::{Seek, SeekFrom, Write};
+use std::sync::OnceLock;
+
+use super::index::{ChunkEntry, Index, Storage, is_packed};
+use super::prelude::{Body, Chunked, Prelude, TensorType, feature, prelude_len, write_prelude};
+use crate::chunk::{
+    ModelCoder, chunk_hash, constant_pattern, decode_constant, decode_raw, fill_pattern,
+};
+use crate::constants::{ALIGNMENT, BATCH_BYTES};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result, try_zeroed};
+use crate::model::histogram::table_entropy;
+use crate::model::{Model, PlaneMode};
+use crate::options::{DecompressOptions, Threads};
+use crate::parallel;
+use crate::plan::Plan;
+
+/// The element that `data` repeats, if it repeats one.
+pub(crate) fn constant_element(data: &[u8], itemsize: usize) -> Option<&[u8]> {
+    let element = data.get(..itemsize)?;
+    (data[itemsize..] == data[..data.len() - itemsize]).then_some(element)
+}
+
+/// A tensor about to be written.
+pub(crate) struct StreamWriter<'a> {
+    pub(crate) tensor: &'a TensorType,
+    pub(crate) data: &'a [u8],
+    pub(crate) plan: &'a Plan,
+    pub(crate) threads: Threads,
+}
+
+impl StreamWriter<'_> {
+    fn chunk_bytes(&self) -> usize {
+        1 << self.plan.chunked.chunk_log2
+    }
+
+    /// Writes the stream at the current position of `out` and returns its length.
+    pub(crate) fn write<W: Write + Seek>(
+        &self,
+        out: &mut W,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<u64> {
+        let chunked = &self.plan.chunked;
+        let body = Body::Chunked(chunked.clone());
+        let coders: Vec<ModelCoder<'_>> = chunked
+            .models
+            .iter()
+            .map(|model| ModelCoder::new(model, chunked.scale.as_ref()))
+            .collect();
+        let chunks = self.data.len().div_ceil(self.chunk_bytes());
+        if chunks <= 1 {
+            return self.write_single(out, &body, &coders, progress);
+        }
+
+        let begin = out.stream_position()?;
+        let head = prelude_len(self.tensor, &body, chunks)?.next_multiple_of(ALIGNMENT);
+        out.seek(SeekFrom::Start(begin + head as u64))?;
+        let mut entries = Vec::with_capacity(chunks);
+        let batch = (BATCH_BYTES / self.chunk_bytes()).max(1);
+        for first in (0..chunks).step_by(batch) {
+            let count = batch.min(chunks - first);
+            let encoded = parallel::map(self.threads, count, |offset| {
+                self.encode_chunk(&coders, first + offset, true)
+            })?;
+            for (entry, payload) in encoded {
+                out.write_all(&payload)?;
+                entries.push(entry);
+            }
+            progress(self.data.len().min((first + count) * self.chunk_bytes()) as u64)?;
+        }
+        let end = out.stream_position()?;
+        let mut prelude = write_prelude(self.tensor, &body, &entries);
+        prelude.resize(head, 0);
+        out.seek(SeekFrom::Start(begin))?;
+        out.write_all(&prelude)?;
+        out.seek(SeekFrom::Start(end))?;
+        Ok(end - begin)
+    }
+
+    /// Streams of at most one chunk need no second visit to their prelude.
+    fn write_single<W: Write>(
+        &self,
+        out: &mut W,
+        body: &Body,
+        coders: &[ModelCoder<'_>],
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<u64> {
+        let mut entries = Vec::new();
+        let mut payload = Vec::new();
+        if !self.data.is_empty() {
+            let (entry, bytes) = self.encode_chunk(coders, 0, false);
+            entries.push(entry);
+            payload = bytes;
+        }
+        let packed = entries.first().is_none_or(|entry| is_packed(1, entry.storage));
+        // A model that was not used after all need not be stored.
+        let unused = Body::Chunked(Chunked {
+            chunk_log2: self.plan.chunked.chunk_log2,
+            models: Vec::new(),
+            scale: None,
+        });
+        let mut stream = write_prelude(self.tensor, if packed { &unused } else { body }, &entries);
+        if !packed {
+            stream.resize(stream.len().next_multiple_of(ALIGNMENT), 0);
+        }
+        stream.append(&mut payload);
+        out.write_all(&stream)?;
+        progress(self.data.len() as u64)?;
+        Ok(stream.len() as u64)
+    }
+
+    /// Encodes one chunk; `align` pads raw payloads.
+    fn encode_chunk(
+        &self,
+        coders: &[ModelCoder<'_>],
+        number: usize,
+        align: bool,
+    ) -> (ChunkEntry, Vec<u8>) {
+        let start = number * self.chunk_bytes();
+        let chunk = &self.data[start..self.data.len().min(start + self.chunk_bytes())];
+        let mut payload = Vec::new();
+        let mut storage = Storage::Raw;
+        if let Some(pattern) = constant_pattern(chunk) {
+            storage = Storage::Constant;
+            payload.extend_from_slice(&pattern);
+        } else if let Some(model) = self.plan.model_of(number) {
+            let first = start / self.plan.chunked.models[model].element_bytes;
+            if coders[model].encode(chunk, first, &mut payload) {
+                storage = Storage::Model(model);
+            }
+        }
+        if storage == Storage::Raw {
+            payload.extend_from_slice(chunk);
+            if align {
+                payload.resize(payload.len().next_multiple_of(ALIGNMENT), 0);
+            }
+        }
+        (ChunkEntry::new(chunk, storage, payload.len()), payload)
+    }
+}
+
+/// Another tensor that a stream stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reference<'a> {
+    /// Name of the other tensor in the same file.
+    pub name: &'a str,
+    /// [`crate::content_hash`] of its bytes.
+    pub content_hash: u128,
+}
+
+/// Facts about a stream, for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamInfo {
+    /// `chunked`, `constant` or `reference`.
+    pub body: &'static str,
+    /// Number of chunks.
+    pub chunks: usize,
+    /// Original bytes per chunk.
+    pub chunk_bytes: usize,
+    /// How the chunks are stored: `raw`, `constant`, and a description of each model in use.
+    pub modes: Vec<String>,
+    /// Entropy of the first coded plane's table in bits per symbol.
+    pub entropy_bits: Option<f64>,
+    /// Names of the features a reader needs.
+    pub features: Vec<&'static str>,
+}
+
+/// A verified view of a tensor stream.
+///
+/// The checksum of the header has been verified and every size checked against the input; payloads are
+/// verified when they are decoded.
+#[derive(Clone, Debug)]
+pub struct Stream<'a> {
+    prelude: Prelude<'a>,
+    index: Index<'a>,
+    payloads: &'a [u8],
+}
+
+impl<'a> Stream<'a> {
+    /// Reads the header of the stream that `bytes` is, from its first byte to its last.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for damaged, cut off or foreign bytes, or bytes left over;
+    /// [`Error::UnsupportedVersion`] for what a later release may have written.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let prelude = Prelude::read_from(bytes)?;
+        let rest = &bytes[prelude.len..];
+        let (index, payloads) = match &prelude.body {
+            Body::Chunked(chunked) => {
+                let chunks = chunked.chunks(prelude.tensor.byte_len()) as usize;
+                let models = chunked.models.len();
+                let packed = chunks == 0
+                    || chunks == 1 && is_packed(1, Index::single_storage(prelude.index, models)?);
+                let payloads = if packed { rest } else { skip_padding(rest, prelude.len)? };
+                let index = Index::new(prelude.index, chunks, models, payloads.len() as u64)?;
+                (index, payloads)
+            }
+            _ => (Index::new(&[], 0, 0, rest.len() as u64)?, rest),
+        };
+        Ok(Self { prelude, index, payloads })
+    }
+
+    /// Type of the elements.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        self.prelude.tensor.dtype
+    }
+
+    /// Length of every dimension.
+    #[must_use]
+    pub fn shape(&self) -> &[u64] {
+        &self.prelude.tensor.shape
+    }
+
+    /// Bytes of the decoded tensor.
+    #[must_use]
+    pub fn original_len(&self) -> u64 {
+        self.prelude.tensor.byte_len()
+    }
+
+    /// Original bytes per chunk; the whole tensor if it has no chunks.
+    #[must_use]
+    pub fn chunk_bytes(&self) -> usize {
+        match &self.prelude.body {
+            Body::Chunked(chunked) => 1 << chunked.chunk_log2,
+            _ => self.original_len() as usize,
+        }
+    }
+
+    /// The checksum of the header, which covers the hashes of all chunks.
+    #[must_use]
+    pub fn prelude_checksum(&self) -> u32 {
+        self.prelude.checksum
+    }
+
+    /// The tensor this stream stands for, if it has no data of its own.
+    #[must_use]
+    pub fn reference(&self) -> Option<Reference<'_>> {
+        match &self.prelude.body {
+            Body::Reference { content_hash, name } => {
+                Some(Reference { name, content_hash: *content_hash })
+            }
+            _ => None,
+        }
+    }
+
+    /// Decodes the original bytes from `start` on until `out` is full.
+    ///
+    /// Only the chunks that the range touches are decoded.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for damaged chunks (unless `verify` is off, every change of the payloads is
+    /// found by their hashes), [`Error::BaseMismatch`] for a reference,
+    /// [`Error::InvalidArgument`] for a range outside the tensor. `out` is then partly written.
+    pub fn decode_into(
+        &self,
+        start: u64,
+        out: &mut [u8],
+        options: &DecompressOptions,
+    ) -> Result<()> {
+        if start.checked_add(out.len() as u64).is_none_or(|end| end > self.original_len()) {
+            return Err(Error::InvalidArgument(format!(
+                "the range {start}..+{} is outside the {} bytes of the tensor",
+                out.len(),
+                self.original_len()
+            )));
+        }
+        match &self.prelude.body {
+            Body::Reference { name, .. } => Err(Error::BaseMismatch(format!(
+                "this stream stands for the tensor {name:?} of its file and has no data of its own"
+            ))),
+            Body::Constant(element) => {
+                fill_element(element, (start % element.len() as u64) as usize, out);
+                Ok(())
+            }
+            Body::Chunked(chunked) => self.decode_chunks(chunked, start, out, options),
+        }
+    }
+
+    fn decode_chunks(
+        &self,
+        chunked: &Chunked,
+        start: u64,
+        out: &mut [u8],
+        options: &DecompressOptions,
+    ) -> Result<()> {
+        let coders: Vec<OnceLock<ModelCoder<'_>>> =
+            chunked.models.iter().map(|_| OnceLock::new()).collect();
+        let decoder = ChunkDecoder { stream: self, chunked, coders, verify: options.verify };
+        parallel::try_for_each(options.threads, self.pieces(start, out), |piece| {
+            decoder
+                .decode_piece(piece.number, piece.offset, piece.out)
+                .map_err(|error| error.within(&format!("chunk {}", piece.number)))
+        })
+    }
+
+    /// Cuts an output range at the borders of chunks.
+    fn pieces<'o>(&self, start: u64, mut out: &'o mut [u8]) -> Vec<Piece<'o>> {
+        let chunk_bytes = self.chunk_bytes() as u64;
+        let mut position = start;
+        let mut pieces = Vec::new();
+        while !out.is_empty() {
+            let offset = (position % chunk_bytes) as usize;
+            let len = out.len().min(chunk_bytes as usize - offset);
+            let (now, later) = out.split_at_mut(len);
+            pieces.push(Piece { number: (position / chunk_bytes) as usize, offset, out: now });
+            out = later;
+            position += len as u64;
+        }
+        pieces
+    }
+
+    /// Facts about the stream, for people.
+    #[must_use]
+    pub fn info(&self) -> StreamInfo {
+        let features = feature::NAMES
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| self.prelude.features >> bit & 1 == 1)
+            .map(|(_, &name)| name)
+            .collect();
+        let mut info = StreamInfo {
+            body: "chunked",
+            chunks: self.index.len(),
+            chunk_bytes: self.chunk_bytes(),
+            modes: Vec::new(),
+            entropy_bits: None,
+            features,
+        };
+        match &self.prelude.body {
+            Body::Constant(_) => {
+                info.body = "constant";
+                info.modes.push("constant".to_owned());
+            }
+            Body::Reference { .. } => {
+                info.body = "reference";
+                info.modes.push("reference".to_owned());
+            }
+            Body::Chunked(chunked) => {
+                let tables = chunked.models.iter().flat_map(Model::tables);
+                info.entropy_bits = tables.map(|t| table_entropy(t.entries().iter().map(|e| e.frequency))).next();
+                for chunk in 0..self.index.len() {
+                    let mode = match self.index.storage(chunk) {
+                        Storage::Raw => "raw".to_owned(),
+                        Storage::Constant => "constant".to_owned(),
+                        Storage::Model(model) => describe(&chunked.models[model]),
+                    };
+                    if !info.modes.contains(&mode) {
+                        info.modes.push(mode);
+                    }
+                }
+            }
+        }
+        info
+    }
+}
+
+/// `rans8+raw8 scaled`: the planes from the top bits down, then what is done before them.
+fn describe(model: &Model) -> String {
+    let planes: Vec<String> = model
+        .planes
+        .iter()
+        .map(|plane| match plane.mode {
+            PlaneMode::Raw => format!("raw{}", plane.bits),
+            PlaneMode::Constant(_) => format!("const{}", plane.bits),
+            PlaneMode::Coded(_) => format!("rans{}", plane.bits),
+        })
+        .collect();
+    let mut text = planes.join("+");
+    if model.scaled {
+        text += " scaled";
+    }
+    if model.trailing_zeros {
+        text += " zeros";
+    }
+    text
+}
+
+struct Piece<'o> {
+    number: usize,
+    /// First byte wanted of the chunk.
+    offset: usize,
+    out: &'o mut [u8],
+}
+
+struct ChunkDecoder<'s> {
+    stream: &'s Stream<'s>,
+    chunked: &'s Chunked,
+    /// Built when the first chunk needs them.
+    coders: Vec<OnceLock<ModelCoder<'s>>>,
+    verify: bool,
+}
+
+impl ChunkDecoder<'_> {
+    fn decode_piece(&self, number: usize, offset: usize, out: &mut [u8]) -> Result<()> {
+        let chunk_bytes = self.stream.chunk_bytes();
+        let begin = number as u64 * chunk_bytes as u64;
+        let len = (self.stream.original_len() - begin).min(chunk_bytes as u64) as usize;
+        if offset == 0 && out.len() == len {
+            return self.decode_chunk(number, out);
+        }
+        let mut chunk = try_zeroed(len)?;
+        self.decode_chunk(number, &mut chunk)?;
+        out.copy_from_slice(&chunk[offset..offset + out.len()]);
+        Ok(())
+    }
+
+    fn decode_chunk(&self, number: usize, out: &mut [u8]) -> Result<()> {
+        let index = &self.stream.index;
+        let payload = &self.stream.payloads[index.payload(number)];
+        match index.storage(number) {
+            Storage::Raw => decode_raw(payload, out)?,
+            Storage::Constant => decode_constant(payload, out)?,
+            Storage::Model(model) => {
+                let coder = self.coders[model].get_or_init(|| {
+                    ModelCoder::new(&self.chunked.models[model], self.chunked.scale.as_ref())
+                });
+                let first = number * self.stream.chunk_bytes()
+                    / self.chunked.models[model].element_bytes;
+                coder.decode(payload, first, out)?;
+            }
+        }
+        if self.verify && chunk_hash(out) != index.hash(number) {
+            return Err(Error::corrupt("the hash of the decoded bytes does not match"));
+        }
+        Ok(())
+    }
+}
+
+/// Repeats an element, beginning with its byte `phase`.
+fn fill_element(element: &[u8], phase: usize, out: &mut [u8]) {
+    if ALIGNMENT.is_multiple_of(element.len()) {
+        let pattern = std::array::from_fn(|i| element[(phase + i) % element.len()]);
+        fill_pattern(&pattern, out);
+    } else {
+        let bytes = element.iter().cycle().skip(phase);
+        out.iter_mut().zip(bytes).for_each(|(to, &from)| *to = from);
+    }
+}
+
+/// The bytes after the zeros that fill a prelude up to the alignment.
+fn skip_padding(rest: &[u8], prelude_len: usize) -> Result<&[u8]> {
+    let padding = prelude_len.next_multiple_of(ALIGNMENT) - prelude_len;
+    match rest.split_at_checked(padding) {
+        Some((zeros, payloads)) if zeros.iter().all(|&byte| byte == 0) => Ok(payloads),
+        _ => Err(Error::corrupt("the padding after the header is missing or not zero")),
+    }
+}

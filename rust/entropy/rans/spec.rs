@@ -1,0 +1,73 @@
+//! The tables of the "r8" coder, built once from a validated frequency table.
+//!
+//! rANS with 256 slots, 16-bit states in `[256, 65536)` and byte renormalisation: a symbol moves
+//! at most one byte, so that 64 lanes can share one byte stream. Place in docs/format.md: "Coded
+//! plane". After J. Duda (arXiv 1311.2540) and F. Giesen's interleaved rANS (arXiv 1402.3392).
+
+use crate::constants::{MAX_SYMBOLS, SLOTS};
+
+/// What a decoder looks up for a slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) index: u8,
+    pub(crate) frequency: u8,
+    /// Slot number less the first slot of the symbol.
+    pub(crate) offset: u8,
+}
+
+/// What an encoder looks up for a symbol.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Symbol {
+    /// Slots of the symbol, 0 if it has none.
+    pub(crate) frequency: u16,
+    /// First slot of the symbol.
+    pub(crate) start: u16,
+    /// `floor(2^24 / frequency) + 1`: `x * reciprocal >> 24` is `x / frequency` for all 16-bit `x`.
+    pub(crate) reciprocal: u32,
+}
+
+/// Both tables; encoder and decoder are built from the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) slots: [Slot; SLOTS],
+    pub(crate) symbols: [Symbol; MAX_SYMBOLS],
+}
+
+impl Spec {
+    /// Gives out slots in the order of `entries`.
+    ///
+    /// The caller guarantees distinct indices below 64 and frequencies of 1 to 255 that sum to 256
+    /// (`FrequencyTable`, invariants 1 and 2).
+    pub(crate) fn new(entries: impl Iterator<Item = (u8, u8)>) -> Self {
+        let mut spec =
+            Self { slots: [Slot::default(); SLOTS], symbols: [Symbol::default(); MAX_SYMBOLS] };
+        let mut start = 0_usize;
+        for (index, frequency) in entries {
+            let end = start + usize::from(frequency);
+            for (offset, slot) in spec.slots[start..end].iter_mut().enumerate() {
+                *slot = Slot { index, frequency, offset: offset as u8 };
+            }
+            spec.symbols[usize::from(index)] = Symbol {
+                frequency: u16::from(frequency),
+                start: start as u16,
+                reciprocal: (1 << 24) / u32::from(frequency) + 1,
+            };
+            start = end;
+        }
+        debug_assert_eq!(start, SLOTS);
+        spec
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn reciprocals_are_exact() {
+        for frequency in 1..=255_u64 {
+            let reciprocal = (1 << 24) / frequency + 1;
+            for x in 0..1 << 16_u64 {
+                assert_eq!((x * reciprocal) >> 24, x / frequency);
+            }
+        }
+    }
+}

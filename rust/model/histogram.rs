@@ -1,0 +1,144 @@
+//! Samples of a tensor and the counts taken from them.
+//!
+//! A sample is a fixed set of whole sub-blocks, so that the same input gives the same model on every
+//! machine and for every thread count.
+
+use std::ops::Range;
+
+use super::log2::log2;
+use crate::constants::SUB_BLOCK;
+use crate::planes::raw::TrailingZeros;
+use crate::planes::scale::ScaleOffsets;
+use crate::planes::words;
+
+/// Which elements are looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) element_bytes: usize,
+    /// Bytes before the first element.
+    pub(crate) phase: usize,
+    /// Every `step`-th sub-block is taken; 1 takes everything.
+    pub(crate) step: usize,
+}
+
+impl<'a> Sample<'a> {
+    /// At least `blocks` sub-blocks, or everything if there are not that many.
+    pub(crate) fn new(bytes: &'a [u8], element_bytes: usize, phase: usize, blocks: usize) -> Self {
+        let elements = bytes.len().saturating_sub(phase) / element_bytes;
+        let step = (elements.div_ceil(SUB_BLOCK) / blocks).max(1);
+        Self { bytes, element_bytes, phase, step }
+    }
+
+    /// Whether every element is taken.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.step == 1
+    }
+
+    /// Elements of the whole input.
+    pub(crate) fn elements(&self) -> usize {
+        self.bytes.len().saturating_sub(self.phase) / self.element_bytes
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        let elements = self.elements();
+        (0..elements)
+            .step_by(SUB_BLOCK * self.step)
+            .map(move |start| start..elements.min(start + SUB_BLOCK))
+    }
+
+    /// Calls `visit` with the words of every sub-block taken, scale offsets subtracted.
+    pub(crate) fn for_each_block(&self, scale: Option<&ScaleOffsets>, mut visit: impl FnMut(&[u64])) {
+        let mut buffer = [0_u64; SUB_BLOCK];
+        for range in self.blocks() {
+            let words = &mut buffer[..range.len()];
+            let start = self.phase + range.start * self.element_bytes;
+            let bytes = &self.bytes[start..start + range.len() * self.element_bytes];
+            words::load(bytes, self.element_bytes, words);
+            if let Some(scale) = scale {
+                scale.subtract(words, self.element_bytes as u32 * 8, range.start);
+            }
+            visit(words);
+        }
+    }
+}
+
+/// Counts of a float's leading magnitude bits and its sign, and of its trailing zeros.
+#[derive(Clone, Debug)]
+pub(crate) struct FloatHistogram {
+    /// Index: the top `bits` magnitude bits, then the sign.
+    counts: Vec<u32>,
+    /// Width of the counted magnitude bits.
+    bits: u32,
+    /// Elements counted.
+    pub(crate) total: u64,
+    /// `zeros[z]` elements lie in sub-blocks whose mantissas share `z` trailing zeros.
+    zeros: [u64; 65],
+}
+
+impl FloatHistogram {
+    /// Counts the top `bits` of the `element_bits - 1` magnitude bits over the sample.
+    pub(crate) fn new(sample: &Sample<'_>, scale: Option<&ScaleOffsets>, bits: u32, mantissa_bits: u32) -> Self {
+        let magnitude_bits = sample.element_bytes as u32 * 8 - 1;
+        let (below, magnitude) = (magnitude_bits - bits, words::low_mask(magnitude_bits));
+        let mut histogram = Self { counts: vec![0; 2 << bits], bits, total: 0, zeros: [0; 65] };
+        let rule = TrailingZeros { bits: mantissa_bits, sign_is_last: false };
+        sample.for_each_block(scale, |words| {
+            for &word in words {
+                let index = (word & magnitude) >> below << 1 | word >> magnitude_bits;
+                histogram.counts[index as usize] += 1;
+            }
+            histogram.total += words.len() as u64;
+            histogram.zeros[rule.count(words) as usize] += words.len() as u64;
+        });
+        histogram
+    }
+
+    /// Counts of the top `bits` magnitude bits, with the sign below them if it is wanted.
+    pub(crate) fn symbols(&self, bits: u32, with_sign: bool) -> Vec<u32> {
+        let mut counts = vec![0; 1 << (bits + u32::from(with_sign))];
+        for (index, &count) in self.counts.iter().enumerate() {
+            let top = index >> 1 >> (self.bits - bits);
+            counts[if with_sign { top << 1 | index & 1 } else { top }] += count;
+        }
+        counts
+    }
+
+    /// The sign of every element counted, if they agree.
+    pub(crate) fn constant_sign(&self) -> Option<u64> {
+        let negative: u64 = self.counts.iter().skip(1).step_by(2).map(|&c| u64::from(c)).sum();
+        match negative {
+            0 => Some(0),
+            all if all == self.total => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Bits that leaving out trailing zeros saves among the elements counted, of `raw_bits` mantissa bits.
+    pub(crate) fn zero_bits(&self, raw_bits: u32) -> u64 {
+        let saved = |(zeros, &elements): (usize, &u64)| (zeros as u64).min(raw_bits.into()) * elements;
+        self.zeros.iter().enumerate().map(saved).sum()
+    }
+}
+
+/// Counts of each byte of the elements, the highest byte first.
+pub(crate) fn byte_histograms(sample: &Sample<'_>) -> Vec<Vec<u32>> {
+    let planes = sample.element_bytes;
+    let mut counts = vec![vec![0; 256]; planes];
+    sample.for_each_block(None, |words| {
+        for (plane, counts) in counts.iter_mut().rev().enumerate() {
+            for word in words {
+                counts[usize::from((word >> (8 * plane)) as u8)] += 1;
+            }
+        }
+    });
+    counts
+}
+
+/// Order-0 entropy of frequencies that sum to 256, in bits.
+pub(crate) fn table_entropy(frequencies: impl Iterator<Item = u8>) -> f64 {
+    let cost: u64 = frequencies
+        .map(|f| u64::from(f) * (log2(256) - log2(u64::from(f))))
+        .sum();
+    cost as f64 / 65536.0 / 256.0
+}

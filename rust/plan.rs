@@ -1,0 +1,92 @@
+//! The plan of a tensor: chunk size, models, and which chunk uses which.
+
+use crate::constants::{CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_MODELS};
+use crate::container::prelude::{Chunked, TensorType};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::select::{Input, select_float, select_generic};
+use crate::options::CompressOptions;
+
+/// Below this size a tensor is stored raw: a table and 64 states cost more than they save.
+const MIN_MODEL_BYTES: usize = 2048;
+/// Original bytes that share a model where the data may change its nature on the way.
+const SEGMENT_BYTES: usize = 1 << 20;
+
+/// What the encoder does with a tensor.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) chunked: Chunked,
+    /// Chunks that share an entry of `assignment`.
+    segment_chunks: usize,
+    /// The model of each segment, `None` for raw.
+    assignment: Vec<Option<usize>>,
+}
+
+impl Plan {
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a chunk size that is not a power of two within the limits.
+    pub(crate) fn new(data: &[u8], tensor: &TensorType, options: &CompressOptions) -> Result<Self> {
+        let chunk_log2 = chunk_log2(options.chunk_bytes)?;
+        let chunk_bytes = 1 << chunk_log2;
+        let input = Input { bytes: data, chunk_bytes, level: options.level };
+        let chunks = data.len().div_ceil(chunk_bytes);
+        let whole = |models: Vec<Model>, scale| Self {
+            assignment: vec![if models.is_empty() { None } else { Some(0) }],
+            segment_chunks: chunks.max(1),
+            chunked: Chunked { chunk_log2, models, scale },
+        };
+        if data.len() < MIN_MODEL_BYTES {
+            return Ok(whole(Vec::new(), None));
+        }
+        if let Some(fields) = tensor.dtype.float_fields() {
+            // Complex tensors are floats side by side.
+            let is_real = tensor.dtype.itemsize() * 8 == fields.element_bits as usize;
+            let shape: &[u64] = if is_real { &tensor.shape } else { &[] };
+            let (model, scale) = select_float(&input, fields, shape).unzip();
+            return Ok(whole(model.into_iter().collect(), scale.flatten()));
+        }
+
+        let width = (tensor.dtype.itemsize() > 1).then_some(tensor.dtype.itemsize());
+        let segment_chunks =
+            (SEGMENT_BYTES / chunk_bytes).max(chunks.div_ceil(MAX_MODELS / 2)).max(1);
+        let mut plan = whole(Vec::new(), None);
+        plan.segment_chunks = segment_chunks;
+        plan.assignment.clear();
+        for segment in data.chunks(segment_chunks * chunk_bytes) {
+            let input = Input { bytes: segment, ..input };
+            let model = select_generic(&input, width, options.hint);
+            plan.assign(model);
+        }
+        Ok(plan)
+    }
+
+    /// Gives the next segment a model, an earlier one if it is the same.
+    fn assign(&mut self, model: Option<Model>) {
+        let models = &mut self.chunked.models;
+        let number = model.map(|model| {
+            models.iter().rposition(|known| *known == model).unwrap_or_else(|| {
+                models.push(model);
+                models.len() - 1
+            })
+        });
+        self.assignment.push(number);
+    }
+
+    /// The model of a chunk, `None` for raw.
+    pub(crate) fn model_of(&self, chunk: usize) -> Option<usize> {
+        self.assignment.get(chunk / self.segment_chunks).copied().flatten()
+    }
+}
+
+fn chunk_log2(chunk_bytes: Option<usize>) -> Result<u32> {
+    let Some(bytes) = chunk_bytes else { return Ok(DEFAULT_CHUNK_LOG2) };
+    if bytes.is_power_of_two() && CHUNK_LOG2.contains(&bytes.ilog2()) {
+        Ok(bytes.ilog2())
+    } else {
+        Err(Error::InvalidArgument(format!(
+            "chunk_bytes must be a power of two from {} to {}, not {bytes}",
+            1_u64 << CHUNK_LOG2.start(),
+            1_u64 << CHUNK_LOG2.end()
+        )))
+    }
+}

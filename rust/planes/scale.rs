@@ -1,0 +1,204 @@
+//! Scale offsets: what is subtracted from the magnitude bits of every row and column.
+//!
+//! The magnitude bits of a float, read as an integer, are a piecewise-linear log2 of it, so that
+//! subtracting an integer divides by a scale. The subtraction is modulo `2^(element bits - 1)`:
+//! a bijection, whatever the offsets. Element `i` is in row `i / columns`, column `i mod columns`.
+//! Place in docs/format.md: "Scale offsets".
+//!
+//! Invariants of every [`ScaleOffsets`], read or built:
+//! 1. `columns >= 1`;
+//! 2. `rows` is empty or has `ceil(elements / columns)` entries, `cols` is empty or has `columns`;
+//! 3. at least one of them is not empty; 4. `shift < 64`.
+
+use super::words::low_mask;
+use crate::container::varint::{read_varint, write_varint};
+use crate::error::{Error, Result};
+
+/// See the module documentation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ScaleOffsets {
+    pub(crate) columns: usize,
+    /// log2 of the unit of the offsets, in steps of the magnitude's lowest bit.
+    pub(crate) shift: u32,
+    pub(crate) rows: Vec<i8>,
+    pub(crate) cols: Vec<i8>,
+}
+
+const HAS_ROWS: u8 = 1;
+const HAS_COLS: u8 = 2;
+
+impl ScaleOffsets {
+    /// Subtracts the offsets from elements `first..first + words.len()`.
+    pub(crate) fn subtract(&self, words: &mut [u64], element_bits: u32, first: usize) {
+        self.apply(words, element_bits, first, u64::wrapping_sub);
+    }
+
+    /// The inverse of [`ScaleOffsets::subtract`].
+    pub(crate) fn add(&self, words: &mut [u64], element_bits: u32, first: usize) {
+        self.apply(words, element_bits, first, u64::wrapping_add);
+    }
+
+    #[inline]
+    fn apply(
+        &self,
+        mut words: &mut [u64],
+        element_bits: u32,
+        first: usize,
+        operation: impl Fn(u64, u64) -> u64,
+    ) {
+        let magnitude = low_mask(element_bits - 1);
+        let (mut row, mut column) = (first / self.columns, first % self.columns);
+        while !words.is_empty() {
+            let (line, rest) = words.split_at_mut(words.len().min(self.columns - column));
+            let row_offset = self.rows.get(row).map_or(0, |&offset| i64::from(offset));
+            let shift_one = |word: &mut u64, offset: i64| {
+                let moved = operation(*word, (offset << self.shift) as u64);
+                *word = *word & !magnitude | moved & magnitude;
+            };
+            if self.cols.is_empty() {
+                line.iter_mut().for_each(|word| shift_one(word, row_offset));
+            } else {
+                for (word, &offset) in line.iter_mut().zip(&self.cols[column..]) {
+                    shift_one(word, row_offset + i64::from(offset));
+                }
+            }
+            words = rest;
+            (row, column) = (row + 1, 0);
+        }
+    }
+
+    pub(crate) fn read_from(bytes: &[u8], position: &mut usize, elements: u64) -> Result<Self> {
+        let fail = |what: &str| Error::corrupt(format!("scale offsets: {what}"));
+        let columns = read_varint(bytes, position)?;
+        if columns == 0 || columns > elements {
+            return Err(fail("the number of columns is out of range"));
+        }
+        let head = bytes.get(*position..*position + 2).ok_or_else(|| fail("cut off"))?;
+        *position += 2;
+        let (axes, shift) = (head[0], u32::from(head[1]));
+        if axes == 0 || axes > HAS_ROWS | HAS_COLS || shift >= 64 {
+            return Err(fail("axes or unit out of range"));
+        }
+        let mut axis = |flag: u8, count: u64| {
+            if axes & flag == 0 { Ok(Vec::new()) } else { read_axis(bytes, position, count) }
+        };
+        let rows = axis(HAS_ROWS, elements.div_ceil(columns))?;
+        let cols = axis(HAS_COLS, columns)?;
+        Ok(Self { columns: columns as usize, shift, rows, cols })
+    }
+
+    pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
+        write_varint(out, self.columns as u64);
+        let flag = |axis: &[i8], flag: u8| if axis.is_empty() { 0 } else { flag };
+        out.push(flag(&self.rows, HAS_ROWS) | flag(&self.cols, HAS_COLS));
+        out.push(self.shift as u8);
+        for axis in [&self.rows, &self.cols] {
+            if !axis.is_empty() {
+                write_axis(axis, out);
+            }
+        }
+    }
+
+    /// Bytes [`ScaleOffsets::write_to`] appends.
+    pub(crate) fn wire_len(&self) -> usize {
+        let mut out = Vec::new();
+        self.write_to(&mut out);
+        out.len()
+    }
+}
+
+/// `[8 bits] smallest offset, [8 bits] width`, then the offsets less the smallest as a
+/// little-endian bit string.
+fn write_axis(axis: &[i8], out: &mut Vec<u8>) {
+    let low = axis.iter().copied().min().unwrap_or(0);
+    let span = axis.iter().map(|&offset| offset.wrapping_sub(low) as u8).max().unwrap_or(0);
+    let width = u8::BITS - span.leading_zeros();
+    out.extend([low as u8, width as u8]);
+    let fields: Vec<u64> =
+        axis.iter().map(|&offset| u64::from(offset.wrapping_sub(low) as u8)).collect();
+    super::raw::pack(&fields, width, out);
+}
+
+fn read_axis(bytes: &[u8], position: &mut usize, count: u64) -> Result<Vec<i8>> {
+    let cut = || Error::corrupt("scale offsets: cut off");
+    let head = bytes.get(*position..*position + 2).ok_or_else(cut)?;
+    let (low, width) = (head[0], u32::from(head[1]));
+    if width > 8 {
+        return Err(Error::corrupt("scale offsets: a width is above 8 bits"));
+    }
+    // Each offset takes up input unless all are the same: bound the allocation by the input.
+    let count = usize::try_from(count).map_err(|_| cut())?;
+    if width == 0 && count > bytes.len().saturating_mul(64) {
+        return Err(Error::corrupt("scale offsets: more than the stream can have"));
+    }
+    let start = *position + 2;
+    let len = (count / 8)
+        .checked_mul(width as usize)
+        .map(|groups| groups + super::raw::raw_len(count % 8, width))
+        .ok_or_else(cut)?;
+    let packed = start.checked_add(len).and_then(|end| bytes.get(start..end)).ok_or_else(cut)?;
+    *position = start + len;
+    let mut fields = vec![0; count];
+    super::raw::unpack(packed, width, &mut fields)?;
+    fields
+        .into_iter()
+        .map(|field| {
+            let offset = i64::from(low as i8) + field as i64;
+            i8::try_from(offset).map_err(|_| Error::corrupt("scale offsets: an offset overflows"))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn roundtrip(
+            elements in 1_u64..500, columns in 1_u64..40, seed: u64, axes in 1_u8..4,
+        ) {
+            let columns = columns.min(elements);
+            let mut random = seed;
+            let mut axis = |flag: u8, count: u64| -> Vec<i8> {
+                if axes & flag == 0 { return Vec::new(); }
+                (0..count).map(|_| {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (random >> 40) as i8 >> (seed % 8)
+                }).collect()
+            };
+            let offsets = ScaleOffsets {
+                columns: columns as usize,
+                shift: (seed % 13) as u32,
+                rows: axis(HAS_ROWS, elements.div_ceil(columns)),
+                cols: axis(HAS_COLS, columns),
+            };
+            let mut bytes = Vec::new();
+            offsets.write_to(&mut bytes);
+            prop_assert_eq!(bytes.len(), offsets.wire_len());
+            let mut position = 0;
+            let back = ScaleOffsets::read_from(&bytes, &mut position, elements).unwrap();
+            prop_assert_eq!(&back, &offsets);
+            prop_assert_eq!(position, bytes.len());
+            for cut in 0..bytes.len() {
+                prop_assert!(ScaleOffsets::read_from(&bytes[..cut], &mut 0, elements).is_err());
+            }
+
+            let words: Vec<u64> = (0..elements).map(|i| (i * seed) & 0xffff).collect();
+            let mut changed = words.clone();
+            let cut = (seed % elements) as usize;
+            offsets.subtract(&mut changed[..cut], 16, 0);
+            offsets.subtract(&mut changed[cut..], 16, cut);
+            for (i, (&new, &old)) in changed.iter().zip(&words).enumerate() {
+                let row = offsets.rows.get(i / offsets.columns).map_or(0, |&o| i64::from(o));
+                let col = offsets.cols.get(i % offsets.columns).map_or(0, |&o| i64::from(o));
+                let magnitude = (old & 0x7fff) as i64 - ((row + col) << offsets.shift);
+                prop_assert_eq!(new as i64 & 0x7fff, magnitude.rem_euclid(1 << 15));
+                prop_assert_eq!(new & 0x8000, old & 0x8000);
+            }
+            offsets.add(&mut changed, 16, 0);
+            prop_assert_eq!(changed, words);
+        }
+    }
+}

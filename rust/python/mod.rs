@@ -1,0 +1,29 @@
+//! The extension module `neuzip_rs._native`: thin, typed in `python/neuzip_rs/_native.pyi`.
+//!
+//! Arguments arrive checked and coerced by the Python wrapper; here they are only converted. All work
+//! on data runs without the GIL.
+
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::too_many_arguments,
+    reason = "signatures are those Python sees"
+)]
+
+mod buffers;
+mod errors;
+mod tensor;
+
+use pyo3::prelude::*;
+
+/// Name of the SIMD tier in use, or an error when `NEUZIP_SIMD` asks for one that is not there.
+#[pyfunction]
+fn simd_tier() -> PyResult<&'static str> {
+    Ok(crate::simd_tier().map_err(errors::to_py)?.name())
+}
+
+#[pymodule(gil_used = false)]
+fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    m.add_function(wrap_pyfunction!(simd_tier, m)?)?;
+    tensor::register(m)
+}
