@@ -33,12 +33,15 @@ pub(crate) struct PayloadLayout {
     pub(crate) raw: Vec<Range<usize>>,
 }
 
-/// Positions of one coded plane; `escapes` are its low bytes, then its high bytes.
+/// Positions of one coded plane; `escapes` are its low bytes, then its high bytes if it has any.
 pub(crate) struct CodedLayout {
     pub(crate) states: Range<usize>,
     pub(crate) stream: Range<usize>,
-    pub(crate) escapes: Vec<Range<usize>>,
+    pub(crate) escapes: [Range<usize>; 2],
 }
+
+/// Bytes in the head of a payload for each coded plane.
+pub(crate) const HEAD_BYTES: usize = 8;
 
 impl ChunkShape<'_> {
     pub(crate) fn elements(self) -> usize {
@@ -86,7 +89,7 @@ impl ChunkShape<'_> {
         let mut cursor = Cursor { payload, position: 0 };
         let mut sizes = Vec::new();
         for _ in self.model.tables() {
-            let head = cursor.take(8).and_then(|at| payload.get(at)).ok_or_else(cut)?;
+            let head = cursor.take(HEAD_BYTES).and_then(|at| payload.get(at)).ok_or_else(cut)?;
             let (stream, escapes) = head.split_at(4);
             let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | usize::from(b));
             sizes.push((number(stream), number(escapes)));
@@ -121,9 +124,9 @@ impl ChunkShape<'_> {
             if escapes > 0 && !table.has_escape() {
                 return Err(Error::corrupt("a plane without an escape has escapes"));
             }
-            let mut parts = Vec::new();
-            for _ in 0..table.escape_bytes() {
-                parts.push(cursor.take(escapes).ok_or_else(cut)?);
+            let mut parts = [0..0, 0..0];
+            for part in &mut parts[..table.escape_bytes()] {
+                *part = cursor.take(escapes).ok_or_else(cut)?;
                 cursor.align()?;
             }
             coded.push(CodedLayout { states, stream, escapes: parts });
@@ -135,9 +138,9 @@ impl ChunkShape<'_> {
     }
 }
 
-/// Appends zero bytes up to a multiple of [`ALIGNMENT`].
-pub(crate) fn pad(out: &mut Vec<u8>) {
-    out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+/// Appends zero bytes until a multiple of [`ALIGNMENT`] has been written from `begin` on.
+pub(crate) fn pad(out: &mut Vec<u8>, begin: usize) {
+    out.resize(begin + (out.len() - begin).next_multiple_of(ALIGNMENT), 0);
 }
 
 struct Cursor<'a> {

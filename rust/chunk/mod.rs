@@ -8,15 +8,18 @@ mod layout;
 
 pub(crate) use hash::chunk_hash;
 
+use std::cell::RefCell;
+
 use crate::constants::{ALIGNMENT, STATES_BYTES, SUB_BLOCK};
 use crate::error::{Error, Result};
 use crate::model::{Model, PlaneMode};
-use crate::planes::coded::{PlaneCoder, escape_bytes};
+use crate::planes::coded::{IndexTable, IndexedPlane, PlaneCoder};
+use crate::planes::raw;
 use crate::planes::scale::ScaleOffsets;
-use crate::planes::{raw, words};
-use layout::{ChunkShape, pad};
+use crate::planes::words::{Word, lower_sign, raise_sign, with_word};
+use layout::{ChunkShape, PayloadLayout, pad};
 
-/// A model with its coders built, and the scale offsets of the stream if it uses them.
+/// A model with its tables built, and the scale offsets of the stream if it uses them.
 #[derive(Debug)]
 pub(crate) struct ModelCoder<'a> {
     model: &'a Model,
@@ -30,200 +33,247 @@ impl<'a> ModelCoder<'a> {
         Self { model, planes, scale: scale.filter(|_| model.scaled) }
     }
 
+    fn shape(&self, chunk_len: usize) -> ChunkShape<'a> {
+        ChunkShape { model: self.model, chunk_len }
+    }
+}
+
+/// A [`ModelCoder`] with what only encoding needs.
+#[derive(Debug)]
+pub(crate) struct ModelEncoder<'a> {
+    coder: ModelCoder<'a>,
+    tables: Vec<IndexTable>,
+}
+
+/// Planes of the chunk at hand. Kept between chunks: fresh memory is slower than the coder.
+#[derive(Debug, Default)]
+struct Scratch {
+    coded: Vec<IndexedPlane>,
+    raw: Vec<Vec<u8>>,
+    zeros: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl<'a> ModelEncoder<'a> {
+    pub(crate) fn new(model: &'a Model, scale: Option<&'a ScaleOffsets>) -> Self {
+        let coder = ModelCoder::new(model, scale);
+        let tables = coder.planes.iter().map(PlaneCoder::index_table).collect();
+        Self { coder, tables }
+    }
+
     /// Appends the payload of `chunk`, whose first element has number `first` in the tensor.
     ///
     /// Returns `false`, with `out` as it was, when the model cannot represent the chunk or gains nothing.
     pub(crate) fn encode(&self, chunk: &[u8], first: usize, out: &mut Vec<u8>) -> bool {
-        let shape = ChunkShape { model: self.model, chunk_len: chunk.len() };
-        let begin = out.len();
-        let Some(planes) = self.split(shape, chunk, first) else { return false };
-        let mut coded = Vec::new();
-        for (coder, symbols) in self.planes.iter().zip(&planes.symbols) {
-            let Some(plane) = coder.encode(symbols) else { return false };
-            coded.push(plane);
-        }
-        for plane in &coded {
-            out.extend_from_slice(&(plane.stream.len() as u32).to_le_bytes());
-            out.extend_from_slice(&(plane.escapes.len() as u32).to_le_bytes());
-        }
-        out.extend_from_slice(&planes.zeros);
-        let elements = shape.elements() * self.model.element_bytes;
-        out.extend_from_slice(&chunk[..self.model.phase.min(chunk.len())]);
-        out.extend_from_slice(&chunk[(self.model.phase + elements).min(chunk.len())..]);
-        pad(out);
-        coded.iter().for_each(|plane| out.extend_from_slice(&plane.states));
-        for plane in &planes.raw {
-            out.extend_from_slice(plane);
-            pad(out);
-        }
-        for (plane, coder) in coded.iter().zip(&self.planes) {
-            out.extend_from_slice(&plane.stream);
-            pad(out);
-            let escapes = escape_bytes(&plane.escapes, coder.table());
-            for part in escapes.chunks_exact(plane.escapes.len().max(1)) {
-                out.extend_from_slice(part);
-                pad(out);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let begin = out.len();
+            let model = self.coder.model;
+            let possible = with_word!(model.element_bytes, W => self.split::<W>(chunk, first, scratch));
+            if possible {
+                self.write_payload(chunk, scratch, out);
             }
-        }
-        let gains = out.len() - begin < chunk.len().next_multiple_of(ALIGNMENT);
-        if !gains {
-            out.truncate(begin);
-        }
-        gains
+            let gains = possible && out.len() - begin < chunk.len().next_multiple_of(ALIGNMENT);
+            if !gains {
+                out.truncate(begin);
+            }
+            gains
+        })
     }
 
-    /// Takes the elements apart; `None` when a constant plane is not constant.
-    fn split(&self, shape: ChunkShape<'_>, chunk: &[u8], first: usize) -> Option<SplitPlanes> {
-        let (model, bits) = (self.model, self.model.element_bits());
-        let mut planes = SplitPlanes::default();
-        planes.symbols.resize_with(self.planes.len(), || Vec::with_capacity(shape.elements()));
-        let raw_planes = model.planes.iter().filter(|plane| plane.mode == PlaneMode::Raw).count();
-        planes.raw.resize_with(raw_planes, Vec::new);
-        let mut buffer = [0_u64; SUB_BLOCK];
-        let mut fields = [0_u64; SUB_BLOCK];
+    /// Takes the elements apart; `false` when a plane cannot be represented.
+    fn split<W: Word>(&self, chunk: &[u8], first: usize, scratch: &mut Scratch) -> bool {
+        let model = self.coder.model;
+        let shape = self.coder.shape(chunk.len());
+        scratch.clear();
+        let mut buffer = [W::default(); SUB_BLOCK];
+        let mut field_buffer = [W::default(); SUB_BLOCK];
         for start in (0..shape.elements()).step_by(SUB_BLOCK) {
-            let range = start..shape.elements().min(start + SUB_BLOCK);
-            let count = range.len();
-            let (elements, fields) = (&mut buffer[..count], &mut fields[..count]);
-            let offset = model.phase + range.start * model.element_bytes;
-            let bytes = &chunk[offset..offset + count * model.element_bytes];
-            words::load(bytes, model.element_bytes, elements);
-            if let Some(scale) = self.scale {
-                scale.subtract(elements, bits, first + range.start);
+            let count = SUB_BLOCK.min(shape.elements() - start);
+            let (words, fields) = (&mut buffer[..count], &mut field_buffer[..count]);
+            let offset = model.phase + start * W::BYTES;
+            W::load(&chunk[offset..offset + count * W::BYTES], words);
+            if let Some(scale) = self.coder.scale {
+                scale.subtract(words, first + start);
             }
-            words::lower_sign(elements, bits, model.sign_position);
+            lower_sign(words, model.sign_position);
 
-            let (mut below, mut coded, mut raw_index) = (bits, 0, 0);
+            let (mut below, mut coded, mut raw_index) = (W::BITS, 0, 0);
             for (index, plane) in model.planes.iter().enumerate() {
                 below -= plane.bits;
-                let field = |&word: &u64| word >> below & words::low_mask(plane.bits);
+                let mask = W::mask(plane.bits);
+                let field = |word: W| (word >> below) & mask;
                 match plane.mode {
                     PlaneMode::Constant(value) => {
-                        if elements.iter().any(|word| field(word) != value) {
-                            return None;
+                        let value = W::truncate(value);
+                        if words.iter().any(|&word| field(word) != value) {
+                            return false;
                         }
                     }
                     PlaneMode::Coded(_) => {
-                        planes.symbols[coded].extend(elements.iter().map(|word| field(word) as u16));
+                        if !scratch.coded(coded).extend(words, field, &self.tables[coded]) {
+                            return false;
+                        }
                         coded += 1;
                     }
                     PlaneMode::Raw => {
-                        fields.iter_mut().zip(&*elements).for_each(|(f, word)| *f = field(word));
+                        fields.iter_mut().zip(&*words).for_each(|(f, &word)| *f = field(word));
                         let mut width = plane.bits;
                         if model.trailing_zeros && index + 1 == model.planes.len() {
                             let rule = shape.trailing_zeros();
                             let zeros = rule.count(fields);
                             rule.remove(fields, zeros);
-                            planes.zeros.push(zeros as u8);
+                            scratch.zeros.push(zeros as u8);
                             width -= zeros;
                         }
-                        raw::pack(fields, width, &mut planes.raw[raw_index]);
+                        raw::pack(fields, width, scratch.raw(raw_index));
                         raw_index += 1;
                     }
                 }
             }
         }
-        Some(planes)
+        true
     }
 
-    /// Fills `chunk` from `payload`.
+    fn write_payload(&self, chunk: &[u8], scratch: &mut Scratch, out: &mut Vec<u8>) {
+        let model = self.coder.model;
+        let shape = self.coder.shape(chunk.len());
+        let planes = self.coder.planes.len();
+        let raw_planes = model.planes.len() - planes;
+        out.reserve(chunk.len() + chunk.len() / 8);
+        let head = out.len();
+        out.resize(head + planes * layout::HEAD_BYTES, 0);
+        out.extend_from_slice(&scratch.zeros);
+        let body = model.phase + shape.elements() * model.element_bytes;
+        out.extend_from_slice(&chunk[..model.phase.min(chunk.len())]);
+        out.extend_from_slice(&chunk[body.min(chunk.len())..]);
+        pad(out, head);
+        let states = out.len();
+        out.resize(states + planes * STATES_BYTES, 0);
+        for plane in 0..raw_planes {
+            // Constant planes have none of these buffers, which stay empty at the end of the list.
+            out.extend_from_slice(scratch.raw(plane));
+            pad(out, head);
+        }
+        for (index, coder) in self.coder.planes.iter().enumerate() {
+            let plane = scratch.coded(index);
+            let begin = out.len();
+            let final_states = coder.encode(&plane.indices, out);
+            let (stream, escapes) = ((out.len() - begin) as u32, plane.escapes.len() as u32);
+            pad(out, head);
+            for byte in 0..coder.table().escape_bytes() {
+                out.extend(plane.escapes.iter().map(|escape| escape.to_le_bytes()[byte]));
+                pad(out, head);
+            }
+            let head = head + index * layout::HEAD_BYTES;
+            out[head..head + 4].copy_from_slice(&stream.to_le_bytes());
+            out[head + 4..head + 8].copy_from_slice(&escapes.to_le_bytes());
+            let states = states + index * STATES_BYTES;
+            out[states..states + STATES_BYTES].copy_from_slice(&final_states);
+        }
+    }
+}
+
+impl Scratch {
+    fn clear(&mut self) {
+        self.coded.iter_mut().for_each(IndexedPlane::clear);
+        self.raw.iter_mut().for_each(Vec::clear);
+        self.zeros.clear();
+    }
+
+    fn coded(&mut self, index: usize) -> &mut IndexedPlane {
+        if index >= self.coded.len() {
+            self.coded.resize_with(index + 1, IndexedPlane::default);
+        }
+        &mut self.coded[index]
+    }
+
+    fn raw(&mut self, index: usize) -> &mut Vec<u8> {
+        if index >= self.raw.len() {
+            self.raw.resize_with(index + 1, Vec::new);
+        }
+        &mut self.raw[index]
+    }
+}
+
+impl ModelCoder<'_> {
+    /// Fills `chunk`, whose first element has number `first` in the tensor, from `payload`.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the payload is not one this model can have written.
     pub(crate) fn decode(&self, payload: &[u8], first: usize, chunk: &mut [u8]) -> Result<()> {
-        let shape = ChunkShape { model: self.model, chunk_len: chunk.len() };
-        let layout = shape.layout(payload)?;
-        let count = shape.elements();
-        let mut symbols = Vec::with_capacity(self.planes.len());
-        for (coder, part) in self.planes.iter().zip(&layout.coded) {
-            let mut states = [0; STATES_BYTES];
-            states.copy_from_slice(&payload[part.states.clone()]);
-            let mut escapes = Vec::new();
-            for range in &part.escapes {
-                escapes.extend_from_slice(&payload[range.clone()]);
-            }
-            let mut plane = vec![0; count];
-            coder.decode(&states, &payload[part.stream.clone()], &escapes, &mut plane)?;
-            symbols.push(plane);
-        }
-        self.join(shape, &symbols, payload, &layout, first, chunk)
+        let layout = self.shape(chunk.len()).layout(payload)?;
+        with_word!(self.model.element_bytes, W => self.join::<W>(payload, &layout, first, chunk))
     }
 
-    /// Puts the elements together again.
-    fn join(
+    /// Decodes the planes and puts the elements together, sub-block by sub-block.
+    fn join<W: Word>(
         &self,
-        shape: ChunkShape<'_>,
-        symbols: &[Vec<u16>],
         payload: &[u8],
-        layout: &layout::PayloadLayout,
+        layout: &PayloadLayout,
         first: usize,
         chunk: &mut [u8],
     ) -> Result<()> {
-        let (model, bits) = (self.model, self.model.element_bits());
+        let model = self.model;
+        let shape = self.shape(chunk.len());
         let edges = &payload[layout.edges.clone()];
         let (head, tail) = edges.split_at(model.phase.min(chunk.len()));
         let (chunk_head, rest) = chunk.split_at_mut(head.len());
-        let (body, chunk_tail) = rest.split_at_mut(shape.elements() * model.element_bytes);
+        let (body, chunk_tail) = rest.split_at_mut(shape.elements() * W::BYTES);
         chunk_head.copy_from_slice(head);
         chunk_tail.copy_from_slice(tail);
 
-        let mut raw_rest: Vec<&[u8]> = layout.raw.iter().map(|range| &payload[range.clone()]).collect();
-        let mut buffer = [0_u64; SUB_BLOCK];
-        let mut fields = [0_u64; SUB_BLOCK];
-        for (block, bytes) in body.chunks_mut(SUB_BLOCK * model.element_bytes).enumerate() {
-            let range = shape.sub_block(block);
-            let (elements, fields) = (&mut buffer[..range.len()], &mut fields[..range.len()]);
-            elements.fill(0);
-            let (mut coded, mut raw_index) = (0, 0);
+        let mut coded = Vec::with_capacity(self.planes.len());
+        for (coder, part) in self.planes.iter().zip(&layout.coded) {
+            let mut states = [0; STATES_BYTES];
+            states.copy_from_slice(&payload[part.states.clone()]);
+            let escapes = [&payload[part.escapes[0].clone()], &payload[part.escapes[1].clone()]];
+            coded.push(coder.decoder(&states, &payload[part.stream.clone()], escapes)?);
+        }
+        let mut raw: Vec<&[u8]> = layout.raw.iter().map(|range| &payload[range.clone()]).collect();
+        let zeros = &payload[layout.zeros.clone()];
+        let mut buffer = [W::default(); SUB_BLOCK];
+        let mut field_buffer = [W::default(); SUB_BLOCK];
+        for (block, bytes) in body.chunks_mut(SUB_BLOCK * W::BYTES).enumerate() {
+            let count = bytes.len() / W::BYTES;
+            let (words, fields) = (&mut buffer[..count], &mut field_buffer[..count]);
+            words.fill(W::default());
+            let (mut coded, mut raw) = (coded.iter_mut(), raw.iter_mut());
             for (index, plane) in model.planes.iter().enumerate() {
-                let make_room = |word: u64| word.checked_shl(plane.bits).unwrap_or(0);
                 match plane.mode {
                     PlaneMode::Constant(value) => {
-                        elements.iter_mut().for_each(|word| *word = make_room(*word) | value);
+                        let value = W::truncate(value);
+                        words.iter_mut().for_each(|w| *w = w.make_room(plane.bits) | value);
                     }
                     PlaneMode::Coded(_) => {
-                        for (word, &symbol) in elements.iter_mut().zip(&symbols[coded][range.clone()]) {
-                            *word = make_room(*word) | u64::from(symbol);
-                        }
-                        coded += 1;
+                        coded.next().map_or(Ok(()), |plane| plane.append(words))?;
                     }
                     PlaneMode::Raw => {
                         let is_last = index + 1 == model.planes.len();
-                        let zeros = if is_last && model.trailing_zeros {
-                            u32::from(payload[layout.zeros.start + block])
-                        } else {
-                            0
-                        };
-                        let width = plane.bits - zeros;
-                        let (now, later) =
-                            raw_rest[raw_index].split_at(raw::raw_len(range.len(), width));
-                        raw_rest[raw_index] = later;
-                        raw::unpack(now, width, fields)?;
-                        if zeros > 0 {
-                            shape.trailing_zeros().restore(fields, zeros);
+                        let zeros = zeros.get(block).filter(|_| is_last).copied().unwrap_or(0);
+                        let width = plane.bits - u32::from(zeros);
+                        if let Some(rest) = raw.next() {
+                            let (now, later) = rest.split_at(raw::raw_len(count, width));
+                            *rest = later;
+                            raw::unpack(now, width, fields)?;
                         }
-                        for (word, &field) in elements.iter_mut().zip(&*fields) {
-                            *word = make_room(*word) | field;
+                        shape.trailing_zeros().restore(fields, u32::from(zeros));
+                        for (word, &field) in words.iter_mut().zip(&*fields) {
+                            *word = word.make_room(plane.bits) | field;
                         }
-                        raw_index += 1;
                     }
                 }
             }
-            words::raise_sign(elements, bits, model.sign_position);
+            raise_sign(words, model.sign_position);
             if let Some(scale) = self.scale {
-                scale.add(elements, bits, first + range.start);
+                scale.add(words, first + block * SUB_BLOCK);
             }
-            words::store(elements, model.element_bytes, bytes);
+            W::store(words, bytes);
         }
-        Ok(())
+        coded.into_iter().try_for_each(crate::planes::coded::PlaneDecoder::finish)
     }
-}
-
-#[derive(Default)]
-struct SplitPlanes {
-    symbols: Vec<Vec<u16>>,
-    raw: Vec<Vec<u8>>,
-    zeros: Vec<u8>,
 }
 
 /// The 16 bytes whose repetition is `chunk`, if there are such bytes.

@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use super::index::{ChunkEntry, Index, Storage, is_packed};
 use super::prelude::{Body, Chunked, Prelude, TensorType, feature, prelude_len, write_prelude};
 use crate::chunk::{
-    ModelCoder, chunk_hash, constant_pattern, decode_constant, decode_raw, fill_pattern,
+    ModelCoder, ModelEncoder, chunk_hash, constant_pattern, decode_constant, decode_raw,
+    fill_pattern,
 };
 use crate::constants::{ALIGNMENT, BATCH_BYTES};
 use crate::dtype::Dtype;
@@ -49,10 +50,10 @@ impl StreamWriter<'_> {
     ) -> Result<u64> {
         let chunked = &self.plan.chunked;
         let body = Body::Chunked(chunked.clone());
-        let coders: Vec<ModelCoder<'_>> = chunked
+        let coders: Vec<ModelEncoder<'_>> = chunked
             .models
             .iter()
-            .map(|model| ModelCoder::new(model, chunked.scale.as_ref()))
+            .map(|model| ModelEncoder::new(model, chunked.scale.as_ref()))
             .collect();
         let chunks = self.data.len().div_ceil(self.chunk_bytes());
         if chunks <= 1 {
@@ -89,7 +90,7 @@ impl StreamWriter<'_> {
         &self,
         out: &mut W,
         body: &Body,
-        coders: &[ModelCoder<'_>],
+        coders: &[ModelEncoder<'_>],
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<u64> {
         let mut entries = Vec::new();
@@ -119,7 +120,7 @@ impl StreamWriter<'_> {
     /// Encodes one chunk; `align` pads raw payloads.
     fn encode_chunk(
         &self,
-        coders: &[ModelCoder<'_>],
+        coders: &[ModelEncoder<'_>],
         number: usize,
         align: bool,
     ) -> (ChunkEntry, Vec<u8>) {

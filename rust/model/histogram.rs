@@ -9,7 +9,7 @@ use super::log2::log2;
 use crate::constants::SUB_BLOCK;
 use crate::planes::raw::TrailingZeros;
 use crate::planes::scale::ScaleOffsets;
-use crate::planes::words;
+use crate::planes::words::{Word, with_word};
 
 /// Which elements are looked at.
 #[derive(Clone, Copy, Debug)]
@@ -48,18 +48,29 @@ impl<'a> Sample<'a> {
     }
 
     /// Calls `visit` with the words of every sub-block taken, scale offsets subtracted.
-    pub(crate) fn for_each_block(&self, scale: Option<&ScaleOffsets>, mut visit: impl FnMut(&[u64])) {
-        let mut buffer = [0_u64; SUB_BLOCK];
+    ///
+    /// `W` is as wide as the elements.
+    pub(crate) fn for_each_block<W: Word>(
+        &self,
+        scale: Option<&ScaleOffsets>,
+        mut visit: impl FnMut(&[W]),
+    ) {
+        debug_assert_eq!(W::BYTES, self.element_bytes);
+        let mut buffer = [W::default(); SUB_BLOCK];
         for range in self.blocks() {
             let words = &mut buffer[..range.len()];
-            let start = self.phase + range.start * self.element_bytes;
-            let bytes = &self.bytes[start..start + range.len() * self.element_bytes];
-            words::load(bytes, self.element_bytes, words);
+            let start = self.phase + range.start * W::BYTES;
+            W::load(&self.bytes[start..start + range.len() * W::BYTES], words);
             if let Some(scale) = scale {
-                scale.subtract(words, self.element_bytes as u32 * 8, range.start);
+                scale.subtract(words, range.start);
             }
             visit(words);
         }
+    }
+
+    /// Elements taken.
+    pub(crate) fn taken(&self) -> u64 {
+        self.blocks().map(|range| range.len() as u64).sum()
     }
 }
 
@@ -78,15 +89,34 @@ pub(crate) struct FloatHistogram {
 
 impl FloatHistogram {
     /// Counts the top `bits` of the `element_bits - 1` magnitude bits over the sample.
-    pub(crate) fn new(sample: &Sample<'_>, scale: Option<&ScaleOffsets>, bits: u32, mantissa_bits: u32) -> Self {
-        let magnitude_bits = sample.element_bytes as u32 * 8 - 1;
-        let (below, magnitude) = (magnitude_bits - bits, words::low_mask(magnitude_bits));
+    pub(crate) fn new(
+        sample: &Sample<'_>,
+        scale: Option<&ScaleOffsets>,
+        bits: u32,
+        mantissa_bits: u32,
+    ) -> Self {
+        with_word!(sample.element_bytes, W => {
+            Self::count::<W>(sample, scale, bits, mantissa_bits)
+        })
+    }
+
+    fn count<W: Word>(
+        sample: &Sample<'_>,
+        scale: Option<&ScaleOffsets>,
+        bits: u32,
+        mantissa_bits: u32,
+    ) -> Self {
+        let sign_position = W::BITS - 1;
+        let below = sign_position - bits;
         let mut histogram = Self { counts: vec![0; 2 << bits], bits, total: 0, zeros: [0; 65] };
         let rule = TrailingZeros { bits: mantissa_bits, sign_is_last: false };
-        sample.for_each_block(scale, |words| {
+        let mask = histogram.counts.len() - 1;
+        sample.for_each_block::<W>(scale, |words| {
             for &word in words {
-                let index = (word & magnitude) >> below << 1 | word >> magnitude_bits;
-                histogram.counts[index as usize] += 1;
+                // Sign and leading magnitude bits are the top of the element; the sign goes last.
+                let top = (word >> below).widen() as usize;
+                let index = (top << 1 | top >> bits) & mask;
+                histogram.counts[index] += 1;
             }
             histogram.total += words.len() as u64;
             histogram.zeros[rule.count(words) as usize] += words.len() as u64;
@@ -123,15 +153,14 @@ impl FloatHistogram {
 
 /// Counts of each byte of the elements, the highest byte first.
 pub(crate) fn byte_histograms(sample: &Sample<'_>) -> Vec<Vec<u32>> {
-    let planes = sample.element_bytes;
-    let mut counts = vec![vec![0; 256]; planes];
-    sample.for_each_block(None, |words| {
+    let mut counts = vec![vec![0; 256]; sample.element_bytes];
+    with_word!(sample.element_bytes, W => sample.for_each_block::<W>(None, |words| {
         for (plane, counts) in counts.iter_mut().rev().enumerate() {
-            for word in words {
-                counts[usize::from((word >> (8 * plane)) as u8)] += 1;
+            for &word in words {
+                counts[usize::from((word >> (8 * plane as u32)).widen() as u8)] += 1;
             }
         }
-    });
+    }));
     counts
 }
 

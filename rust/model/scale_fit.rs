@@ -8,7 +8,7 @@
 use super::log2::{LOG2_FRACTION_BITS, log2};
 use crate::dtype::FloatFields;
 use crate::planes::scale::ScaleOffsets;
-use crate::planes::words;
+use crate::planes::words::low_mask;
 
 /// Offsets are steps of `2^-OCTAVE_LOG2` octaves, fewer where the mantissa has fewer bits.
 const OCTAVE_LOG2: u32 = 3;
@@ -99,24 +99,24 @@ impl Matrix<'_> {
 
     fn word(&self, element: usize) -> u64 {
         let size = self.element_bytes();
-        let mut word = [0];
-        words::load(&self.bytes[element * size..(element + 1) * size], size, &mut word);
-        word[0]
+        let mut word = [0; 8];
+        word[..size].copy_from_slice(&self.bytes[element * size..(element + 1) * size]);
+        u64::from_le_bytes(word)
     }
 
     /// Exponent and mantissa with its implicit bit.
     fn parts(&self, element: usize) -> (u64, u64) {
         let FloatFields { exponent_bits, mantissa_bits, .. } = self.fields;
         let word = self.word(element);
-        let exponent = word >> mantissa_bits & words::low_mask(exponent_bits);
-        let mantissa = word & words::low_mask(mantissa_bits);
+        let exponent = word >> mantissa_bits & low_mask(exponent_bits);
+        let mantissa = word & low_mask(mantissa_bits);
         let implicit = u64::from(exponent > 0) << mantissa_bits;
         (exponent.max(1), mantissa | implicit)
     }
 
     /// The largest finite exponent among a sample of elements.
     fn largest_exponent(&self) -> u64 {
-        let infinite = words::low_mask(self.fields.exponent_bits);
+        let infinite = low_mask(self.fields.exponent_bits);
         let step = (self.elements() / 65536).max(1);
         (0..self.elements())
             .step_by(step)

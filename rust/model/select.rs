@@ -12,6 +12,7 @@ use crate::constants::{MAX_CODED_BITS, STATES_BYTES, SUB_BLOCK};
 use crate::dtype::{Dtype, FloatFields};
 use crate::options::Level;
 use crate::planes::scale::ScaleOffsets;
+use crate::planes::words::{Word, with_word};
 
 /// Sub-blocks that candidates are compared on, and that the final table is made from.
 const SEARCH_BLOCKS: usize = 32;
@@ -149,14 +150,13 @@ fn float_candidate(
 
 /// Whether the sign bits of all elements agree, also of those outside the sample.
 fn all_signs_equal(sample: &Sample<'_>) -> bool {
-    let top = sample.element_bytes * 8 - 1;
-    let mut seen = [false; 2];
-    Sample { step: 1, ..*sample }.for_each_block(None, |words| {
-        if !(seen[0] && seen[1]) {
-            words.iter().for_each(|word| seen[(word >> top) as usize] = true);
-        }
-    });
-    seen[0] != seen[1]
+    fn check<W: Word>(sample: &Sample<'_>) -> bool {
+        let elements = sample.bytes.get(sample.phase..).unwrap_or_default();
+        let mut signs = elements.chunks_exact(W::BYTES).map(|element| element[W::BYTES - 1] >> 7);
+        let first = signs.next();
+        signs.all(|sign| Some(sign) == first)
+    }
+    with_word!(sample.element_bytes, W => check::<W>(sample))
 }
 
 /// One way to cut a float into symbol and raw bits.
@@ -288,7 +288,7 @@ pub(crate) fn select_generic(
 /// Cuts elements into bytes, each of them raw, constant, or coded in its top bits.
 fn byte_candidate(input: &Input<'_>, width: usize, blocks: usize) -> Option<Candidate> {
     let sample = input.sample(width, 0, blocks);
-    let counted = sample_elements(&sample);
+    let counted = sample.taken();
     let mut cost = 0;
     let mut planes = Vec::new();
     for counts in byte_histograms(&sample) {
@@ -326,12 +326,6 @@ fn byte_candidate(input: &Input<'_>, width: usize, blocks: usize) -> Option<Cand
     let bytes = Input::total(cost, counted, sample.elements());
     let model = model.validated().ok()?;
     Some(Candidate { model, bytes })
-}
-
-fn sample_elements(sample: &Sample<'_>) -> u64 {
-    let mut counted = 0;
-    sample.for_each_block(None, |words| counted += words.len() as u64);
-    counted
 }
 
 /// Counts of the top `bits` of a byte.

@@ -2,49 +2,26 @@
 //!
 //! A coded plane has three parts in a payload: the 64 states, the byte stream, and the escaped
 //! values in element order, low bytes first and, for symbols of more than 8 bits, the high bytes
-//! after them. Place in docs/format.md: "Coded plane" and "Escapes".
+//! after them. Place in docs/format.md: "Coded plane".
 
-use crate::constants::{ESCAPE, STATES_BYTES};
-use crate::entropy::rans::{self, Spec};
+use super::words::Word;
+use crate::constants::{ESCAPE, STATES_BYTES, SUB_BLOCK};
+use crate::entropy::rans::{self, Decoder, Spec};
 use crate::error::{Error, Result};
 use crate::model::frequency_table::FrequencyTable;
 
-/// A table ready to encode and decode with.
+/// A table ready to decode with.
 #[derive(Clone, Debug)]
 pub(crate) struct PlaneCoder {
     table: FrequencyTable,
     spec: Spec,
-    /// Index of each symbol, [`ESCAPE`] for those without a slot; [`NO_INDEX`] when there is none.
-    index_of: Vec<u8>,
     symbol_of: [u16; 64],
-}
-
-/// Marks a symbol that a table without an escape cannot represent.
-const NO_INDEX: u8 = 0xff;
-
-/// One coded plane of one chunk.
-pub(crate) struct CodedPlane {
-    pub(crate) states: [u8; STATES_BYTES],
-    pub(crate) stream: Vec<u8>,
-    pub(crate) escapes: Vec<u16>,
 }
 
 impl PlaneCoder {
     pub(crate) fn new(table: &FrequencyTable) -> Self {
-        let rare = if table.has_escape() { ESCAPE } else { NO_INDEX };
-        let mut listed = 0_u64;
-        for entry in table.entries() {
-            listed |= 1 << entry.index;
-        }
-        let index_of = (0..1_u32 << table.bits())
-            .map(|symbol| match table.index(symbol as u16) {
-                Some(index) if listed >> index & 1 == 1 => index,
-                _ => rare,
-            })
-            .collect();
         Self {
             spec: Spec::new(table.entries().iter().map(|entry| (entry.index, entry.frequency))),
-            index_of,
             symbol_of: std::array::from_fn(|index| table.symbol(index as u8)),
             table: table.clone(),
         }
@@ -54,65 +31,135 @@ impl PlaneCoder {
         &self.table
     }
 
-    /// Encodes a plane, or returns `None` when it has a symbol that the table cannot represent.
-    pub(crate) fn encode(&self, symbols: &[u16]) -> Option<CodedPlane> {
-        let mut escapes = Vec::new();
-        let mut indices = Vec::with_capacity(symbols.len());
-        for &symbol in symbols {
-            let index = self.index_of[usize::from(symbol)];
-            if index == NO_INDEX {
-                return None;
+    /// What the encoder looks symbols up in.
+    pub(crate) fn index_table(&self) -> IndexTable {
+        let rare = if self.table.has_escape() { ESCAPE } else { NO_INDEX };
+        let mut indices = vec![rare; 1 << self.table.bits()];
+        for entry in self.table.entries() {
+            if !(self.table.has_escape() && entry.index == ESCAPE) {
+                indices[usize::from(self.table.symbol(entry.index))] = entry.index;
             }
-            if index == ESCAPE && self.table.has_escape() {
-                escapes.push(symbol);
-            }
-            indices.push(index);
         }
-        let mut stream = Vec::new();
-        let states = rans::encode(&self.spec, &indices, &mut stream);
-        Some(CodedPlane { states, stream, escapes })
+        IndexTable { indices, escape: self.table.has_escape() }
     }
 
-    /// Decodes a plane into `symbols`.
+    /// Appends the byte stream of `indices` to `out` and returns the states.
+    pub(crate) fn encode(&self, indices: &[u8], out: &mut Vec<u8>) -> [u8; STATES_BYTES] {
+        rans::encode(&self.spec, indices, out)
+    }
+
+    /// Starts decoding a plane; `escapes` are the parts of the escaped values, low bytes first.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when states, stream and escapes do not describe exactly that many symbols.
-    pub(crate) fn decode(
-        &self,
+    /// [`Error::Corrupt`] for impossible states.
+    pub(crate) fn decoder<'a>(
+        &'a self,
         states: &[u8; STATES_BYTES],
-        stream: &[u8],
-        escapes: &[u8],
-        symbols: &mut [u16],
-    ) -> Result<()> {
-        let mut indices = vec![0; symbols.len()];
-        rans::decode(&self.spec, states, stream, &mut indices)?;
-        for (symbol, &index) in symbols.iter_mut().zip(&indices) {
-            *symbol = self.symbol_of[usize::from(index)];
-        }
-        if self.table.has_escape() { self.restore_escapes(&indices, escapes, symbols) } else { Ok(()) }
-    }
-
-    fn restore_escapes(&self, indices: &[u8], escapes: &[u8], symbols: &mut [u16]) -> Result<()> {
-        let count = escapes.len() / self.table.escape_bytes();
-        let (low, high) = escapes.split_at(count);
-        let mut used = 0;
-        for (symbol, &index) in symbols.iter_mut().zip(indices) {
-            if index == ESCAPE {
-                let low = *low.get(used).ok_or_else(|| Error::corrupt("too few escapes"))?;
-                *symbol = u16::from_le_bytes([low, high.get(used).copied().unwrap_or(0)]);
-                if u32::from(*symbol) >> self.table.bits() != 0 {
-                    return Err(Error::corrupt("an escaped symbol is out of range"));
-                }
-                used += 1;
-            }
-        }
-        if used == count { Ok(()) } else { Err(Error::corrupt("too many escapes")) }
+        stream: &'a [u8],
+        escapes: [&'a [u8]; 2],
+    ) -> Result<PlaneDecoder<'a>> {
+        let decoder = Decoder::new(&self.spec, states, stream)?;
+        Ok(PlaneDecoder { coder: self, decoder, escapes, used: 0 })
     }
 }
 
-/// The wire bytes of escaped values.
-pub(crate) fn escape_bytes(escapes: &[u16], table: &FrequencyTable) -> Vec<u8> {
-    (0..table.escape_bytes())
-        .flat_map(|byte| escapes.iter().map(move |escape| escape.to_le_bytes()[byte]))
-        .collect()
+/// The index of every symbol of a plane; rare symbols have [`ESCAPE`], impossible ones [`NO_INDEX`].
+#[derive(Clone, Debug)]
+pub(crate) struct IndexTable {
+    indices: Vec<u8>,
+    escape: bool,
+}
+
+/// Marks a symbol that a table without an escape cannot represent.
+const NO_INDEX: u8 = 0xff;
+
+/// Symbols of one plane of one chunk, on their way to the entropy coder.
+#[derive(Debug, Default)]
+pub(crate) struct IndexedPlane {
+    pub(crate) indices: Vec<u8>,
+    pub(crate) escapes: Vec<u16>,
+}
+
+impl IndexedPlane {
+    pub(crate) fn clear(&mut self) {
+        self.indices.clear();
+        self.escapes.clear();
+    }
+
+    /// Appends the symbols `field(word)`; `false` if one of them cannot be represented.
+    pub(crate) fn extend<W: Word>(
+        &mut self,
+        words: &[W],
+        field: impl Fn(W) -> W,
+        table: &IndexTable,
+    ) -> bool {
+        let start = self.indices.len();
+        let symbol = |word: W| field(word).widen() as usize;
+        // The mask keeps the symbol inside the table, whose length is a power of two.
+        let mask = table.indices.len() - 1;
+        self.indices.extend(words.iter().map(|&word| table.indices[symbol(word) & mask]));
+        let added = &self.indices[start..];
+        if !table.escape {
+            return added.iter().all(|&index| index != NO_INDEX);
+        }
+        let escaped = words.iter().zip(added).filter(|&(_, &index)| index == ESCAPE);
+        self.escapes.extend(escaped.map(|(&word, _)| symbol(word) as u16));
+        true
+    }
+}
+
+/// A coded plane being decoded, sub-block by sub-block.
+pub(crate) struct PlaneDecoder<'a> {
+    coder: &'a PlaneCoder,
+    decoder: Decoder<'a>,
+    escapes: [&'a [u8]; 2],
+    used: usize,
+}
+
+impl PlaneDecoder<'_> {
+    /// Puts the next symbols below what `words` already hold.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when stream or escapes run out, or an escaped value is out of range.
+    pub(crate) fn append<W: Word>(&mut self, words: &mut [W]) -> Result<()> {
+        let mut buffer = [0; SUB_BLOCK];
+        let indices = &mut buffer[..words.len()];
+        self.decoder.fill(indices)?;
+        let (bits, symbol_of) = (self.coder.table.bits(), &self.coder.symbol_of);
+        for (word, &index) in words.iter_mut().zip(&*indices) {
+            let symbol = symbol_of[usize::from(index) % symbol_of.len()];
+            *word = word.make_room(bits) | W::truncate(u64::from(symbol));
+        }
+        if self.coder.table.has_escape() {
+            for (word, _) in words.iter_mut().zip(indices).filter(|(_, index)| **index == ESCAPE) {
+                let symbol = self.next_escape()?;
+                *word = (*word & !W::mask(bits)) | W::truncate(u64::from(symbol));
+            }
+        }
+        Ok(())
+    }
+
+    fn next_escape(&mut self) -> Result<u16> {
+        let [low, high] = self.escapes;
+        let low = *low.get(self.used).ok_or_else(|| Error::corrupt("too few escapes"))?;
+        let high = high.get(self.used).copied().unwrap_or(0);
+        self.used += 1;
+        let symbol = u16::from_le_bytes([low, high]);
+        if u32::from(symbol) >> self.coder.table.bits() == 0 {
+            Ok(symbol)
+        } else {
+            Err(Error::corrupt("an escaped symbol is out of range"))
+        }
+    }
+
+    /// Checks that all parts of the plane have been used up.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] otherwise.
+    pub(crate) fn finish(self) -> Result<()> {
+        if self.used < self.escapes[0].len() {
+            return Err(Error::corrupt("too many escapes"));
+        }
+        self.decoder.finish()
+    }
 }

@@ -4,7 +4,7 @@
 //! bits first, then the remaining `w mod 8` top bits of each field as one little-endian bit string.
 //! Place in docs/format.md: "Raw plane" and "Trailing zeros".
 
-use super::words::low_mask;
+use super::words::{Word, low_mask};
 use crate::error::{Error, Result};
 
 /// Bytes that `count` fields of `bits` bits take.
@@ -13,10 +13,10 @@ pub(crate) const fn raw_len(count: usize, bits: u32) -> usize {
 }
 
 /// Appends fields of `bits` bits; bits above are ignored.
-pub(crate) fn pack(fields: &[u64], bits: u32, out: &mut Vec<u8>) {
+pub(crate) fn pack<W: Word>(fields: &[W], bits: u32, out: &mut Vec<u8>) {
     let whole = bits / 8;
     for byte in 0..whole {
-        out.extend(fields.iter().map(|field| (field >> (8 * byte)) as u8));
+        out.extend(fields.iter().map(|&field| (field >> (8 * byte)).widen() as u8));
     }
     let rest = bits % 8;
     if rest == 0 {
@@ -25,8 +25,8 @@ pub(crate) fn pack(fields: &[u64], bits: u32, out: &mut Vec<u8>) {
     // Eight fields of `rest` bits fill `rest` bytes.
     for group in fields.chunks(8) {
         let mut bundle = 0_u64;
-        for (i, field) in group.iter().enumerate() {
-            bundle |= (field >> (8 * whole) & low_mask(rest)) << (i as u32 * rest);
+        for (i, &field) in group.iter().enumerate() {
+            bundle |= ((field >> (8 * whole)).widen() & low_mask(rest)) << (i as u32 * rest);
         }
         let len = (group.len() * rest as usize).div_ceil(8);
         out.extend_from_slice(&bundle.to_le_bytes()[..len]);
@@ -38,25 +38,30 @@ pub(crate) fn pack(fields: &[u64], bits: u32, out: &mut Vec<u8>) {
 /// # Errors
 /// [`Error::Corrupt`] when the bits after the last field are not zero. `bytes` has the length
 /// [`raw_len`] gives; the caller has checked it.
-pub(crate) fn unpack(bytes: &[u8], bits: u32, fields: &mut [u64]) -> Result<()> {
+pub(crate) fn unpack<W: Word>(bytes: &[u8], bits: u32, fields: &mut [W]) -> Result<()> {
     let count = fields.len();
     let (whole, rest) = ((bits / 8) as usize, bits % 8);
-    fields.fill(0);
+    if whole == 0 {
+        fields.fill(W::default());
+    }
     for byte in 0..whole {
-        for (field, &value) in fields.iter_mut().zip(&bytes[byte * count..]) {
-            *field |= u64::from(value) << (8 * byte);
+        let plane = &bytes[byte * count..(byte + 1) * count];
+        for (field, &value) in fields.iter_mut().zip(plane) {
+            let value = W::truncate(u64::from(value)) << (8 * byte as u32);
+            *field = if byte == 0 { value } else { *field | value };
         }
     }
     if rest == 0 {
         return Ok(());
     }
+    let shift = 8 * whole as u32;
     let packed = bytes[whole * count..].chunks(rest as usize);
     for (group, bundle_bytes) in fields.chunks_mut(8).zip(packed) {
         let mut bundle = [0; 8];
         bundle[..bundle_bytes.len()].copy_from_slice(bundle_bytes);
         let mut bundle = u64::from_le_bytes(bundle);
         for field in group {
-            *field |= (bundle & low_mask(rest)) << (8 * whole);
+            *field = *field | (W::truncate(bundle & low_mask(rest)) << shift);
             bundle >>= rest;
         }
         if bundle != 0 {
@@ -82,31 +87,31 @@ impl TrailingZeros {
     }
 
     /// Trailing zeros that all `fields` share.
-    pub(crate) fn count(self, fields: &[u64]) -> u32 {
+    pub(crate) fn count<W: Word>(self, fields: &[W]) -> u32 {
         let sign_bits = u32::from(self.sign_is_last);
-        let any = fields.iter().fold(0, |any, field| any | field) & low_mask(self.bits);
-        (any >> sign_bits).trailing_zeros().min(self.limit())
+        let any = fields.iter().fold(W::default(), |any, &field| any | field);
+        ((any.widen() & low_mask(self.bits)) >> sign_bits).trailing_zeros().min(self.limit())
     }
 
     /// Takes `zeros` zero bits out of every field.
-    pub(crate) fn remove(self, fields: &mut [u64], zeros: u32) {
+    pub(crate) fn remove<W: Word>(self, fields: &mut [W], zeros: u32) {
+        if zeros == 0 {
+            return;
+        }
+        let sign = W::mask(u32::from(self.sign_is_last));
         for field in fields {
-            *field = if self.sign_is_last {
-                (*field >> zeros) & !1 | *field & 1
-            } else {
-                field.checked_shr(zeros).unwrap_or(0)
-            };
+            *field = (*field >> (zeros - 1) >> 1) & !sign | *field & sign;
         }
     }
 
     /// The inverse of [`TrailingZeros::remove`].
-    pub(crate) fn restore(self, fields: &mut [u64], zeros: u32) {
+    pub(crate) fn restore<W: Word>(self, fields: &mut [W], zeros: u32) {
+        if zeros == 0 {
+            return;
+        }
+        let sign = W::mask(u32::from(self.sign_is_last));
         for field in fields {
-            *field = if self.sign_is_last {
-                (*field & !1) << zeros | *field & 1
-            } else {
-                field.checked_shl(zeros).unwrap_or(0)
-            };
+            *field = (*field & !sign) << (zeros - 1) << 1 | *field & sign;
         }
     }
 }
@@ -123,7 +128,7 @@ mod tests {
             let mut bytes = Vec::new();
             pack(&fields, bits, &mut bytes);
             prop_assert_eq!(bytes.len(), raw_len(fields.len(), bits));
-            let mut back = vec![1; fields.len()];
+            let mut back = vec![1_u64; fields.len()];
             unpack(&bytes, bits, &mut back).unwrap();
             prop_assert_eq!(back, fields);
         }
@@ -151,6 +156,6 @@ mod tests {
 
     #[test]
     fn bits_after_the_last_field_are_refused() {
-        assert!(unpack(&[0b1000_0000], 7, &mut [0]).is_err());
+        assert!(unpack(&[0b1000_0000], 7, &mut [0_u8]).is_err());
     }
 }

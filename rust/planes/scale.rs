@@ -10,7 +10,7 @@
 //! 2. `rows` is empty or has `ceil(elements / columns)` entries, `cols` is empty or has `columns`;
 //! 3. at least one of them is not empty; 4. `shift < 64`.
 
-use super::words::low_mask;
+use super::words::Word;
 use crate::container::varint::{read_varint, write_varint};
 use crate::error::{Error, Result};
 
@@ -29,37 +29,35 @@ const HAS_COLS: u8 = 2;
 
 impl ScaleOffsets {
     /// Subtracts the offsets from elements `first..first + words.len()`.
-    pub(crate) fn subtract(&self, words: &mut [u64], element_bits: u32, first: usize) {
-        self.apply(words, element_bits, first, u64::wrapping_sub);
+    pub(crate) fn subtract<W: Word>(&self, words: &mut [W], first: usize) {
+        self.apply(words, first, W::wrapping_sub);
     }
 
     /// The inverse of [`ScaleOffsets::subtract`].
-    pub(crate) fn add(&self, words: &mut [u64], element_bits: u32, first: usize) {
-        self.apply(words, element_bits, first, u64::wrapping_add);
+    pub(crate) fn add<W: Word>(&self, words: &mut [W], first: usize) {
+        self.apply(words, first, W::wrapping_add);
     }
 
     #[inline]
-    fn apply(
-        &self,
-        mut words: &mut [u64],
-        element_bits: u32,
-        first: usize,
-        operation: impl Fn(u64, u64) -> u64,
-    ) {
-        let magnitude = low_mask(element_bits - 1);
+    fn apply<W: Word>(&self, mut words: &mut [W], first: usize, operation: impl Fn(W, W) -> W) {
+        let magnitude = W::mask(W::BITS - 1);
+        // Offsets are at most 254 in size: modulo the word they may be shifted after narrowing.
+        let shift = self.shift.min(W::BITS - 1);
+        let shift_one = |word: &mut W, offset: W| {
+            let moved = operation(*word, offset << shift);
+            *word = (*word & !magnitude) | (moved & magnitude);
+        };
         let (mut row, mut column) = (first / self.columns, first % self.columns);
         while !words.is_empty() {
             let (line, rest) = words.split_at_mut(words.len().min(self.columns - column));
             let row_offset = self.rows.get(row).map_or(0, |&offset| i64::from(offset));
-            let shift_one = |word: &mut u64, offset: i64| {
-                let moved = operation(*word, (offset << self.shift) as u64);
-                *word = *word & !magnitude | moved & magnitude;
-            };
+            let row_offset = W::truncate(row_offset as u64);
             if self.cols.is_empty() {
                 line.iter_mut().for_each(|word| shift_one(word, row_offset));
             } else {
                 for (word, &offset) in line.iter_mut().zip(&self.cols[column..]) {
-                    shift_one(word, row_offset + i64::from(offset));
+                    let offset = W::truncate(i64::from(offset) as u64);
+                    shift_one(word, row_offset.wrapping_add(offset));
                 }
             }
             words = rest;
@@ -114,8 +112,7 @@ fn write_axis(axis: &[i8], out: &mut Vec<u8>) {
     let span = axis.iter().map(|&offset| offset.wrapping_sub(low) as u8).max().unwrap_or(0);
     let width = u8::BITS - span.leading_zeros();
     out.extend([low as u8, width as u8]);
-    let fields: Vec<u64> =
-        axis.iter().map(|&offset| u64::from(offset.wrapping_sub(low) as u8)).collect();
+    let fields: Vec<u8> = axis.iter().map(|&offset| offset.wrapping_sub(low) as u8).collect();
     super::raw::pack(&fields, width, out);
 }
 
@@ -138,12 +135,12 @@ fn read_axis(bytes: &[u8], position: &mut usize, count: u64) -> Result<Vec<i8>> 
         .ok_or_else(cut)?;
     let packed = start.checked_add(len).and_then(|end| bytes.get(start..end)).ok_or_else(cut)?;
     *position = start + len;
-    let mut fields = vec![0; count];
+    let mut fields = vec![0_u8; count];
     super::raw::unpack(packed, width, &mut fields)?;
     fields
         .into_iter()
         .map(|field| {
-            let offset = i64::from(low as i8) + field as i64;
+            let offset = i16::from(low as i8) + i16::from(field);
             i8::try_from(offset).map_err(|_| Error::corrupt("scale offsets: an offset overflows"))
         })
         .collect()
@@ -185,19 +182,19 @@ mod tests {
                 prop_assert!(ScaleOffsets::read_from(&bytes[..cut], &mut 0, elements).is_err());
             }
 
-            let words: Vec<u64> = (0..elements).map(|i| (i * seed) & 0xffff).collect();
+            let words: Vec<u16> = (0..elements).map(|i| i.wrapping_mul(seed) as u16).collect();
             let mut changed = words.clone();
             let cut = (seed % elements) as usize;
-            offsets.subtract(&mut changed[..cut], 16, 0);
-            offsets.subtract(&mut changed[cut..], 16, cut);
+            offsets.subtract(&mut changed[..cut], 0);
+            offsets.subtract(&mut changed[cut..], cut);
             for (i, (&new, &old)) in changed.iter().zip(&words).enumerate() {
                 let row = offsets.rows.get(i / offsets.columns).map_or(0, |&o| i64::from(o));
                 let col = offsets.cols.get(i % offsets.columns).map_or(0, |&o| i64::from(o));
-                let magnitude = (old & 0x7fff) as i64 - ((row + col) << offsets.shift);
-                prop_assert_eq!(new as i64 & 0x7fff, magnitude.rem_euclid(1 << 15));
+                let magnitude = i64::from(old & 0x7fff) - ((row + col) << offsets.shift);
+                prop_assert_eq!(i64::from(new & 0x7fff), magnitude.rem_euclid(1 << 15));
                 prop_assert_eq!(new & 0x8000, old & 0x8000);
             }
-            offsets.add(&mut changed, 16, 0);
+            offsets.add(&mut changed, 0);
             prop_assert_eq!(changed, words);
         }
     }

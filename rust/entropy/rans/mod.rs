@@ -4,14 +4,29 @@ mod decode;
 mod encode;
 mod spec;
 
-pub(crate) use decode::decode;
+pub(crate) use decode::Decoder;
 pub(crate) use encode::encode;
 pub(crate) use spec::Spec;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::constants::STATES_BYTES;
+    use crate::error::Result;
     use proptest::prelude::*;
+
+    fn decode(
+        spec: &Spec,
+        states: &[u8; STATES_BYTES],
+        stream: &[u8],
+        indices: &mut [u8],
+    ) -> Result<()> {
+        let mut decoder = Decoder::new(spec, states, stream)?;
+        let (begin, end) = indices.split_at_mut(indices.len() / 128 * 64);
+        decoder.fill(begin)?;
+        decoder.fill(end)?;
+        decoder.finish()
+    }
 
     /// A legal table over `count` symbols and symbols drawn from it.
     fn table_and_indices() -> impl Strategy<Value = (Vec<(u8, u8)>, Vec<u8>)> {

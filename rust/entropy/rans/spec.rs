@@ -8,6 +8,7 @@ use crate::constants::{MAX_SYMBOLS, SLOTS};
 
 /// What a decoder looks up for a slot.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(align(4))]
 pub(crate) struct Slot {
     pub(crate) index: u8,
     pub(crate) frequency: u8,
