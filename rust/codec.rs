@@ -15,6 +15,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::options::CompressOptions;
 use crate::plan::Plan;
+use crate::simd::simd_tier;
 
 /// Compresses one tensor into a self-contained stream.
 ///
@@ -24,7 +25,7 @@ use crate::plan::Plan;
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] when `data`, `dtype` and `shape` do not fit together or the chunk size is
-/// not a power of two from 4 KiB to 64 MiB.
+/// not a power of two from 4 KiB to 64 MiB, or when `NEUZIP_SIMD` names a tier that is not available.
 pub fn compress(
     data: &[u8],
     dtype: Dtype,
@@ -51,6 +52,7 @@ pub fn compress_to<W: Write + Seek>(
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
+    simd_tier()?;
     let tensor = TensorType::new(dtype, shape)?;
     if tensor.byte_len() != data.len() as u64 {
         return Err(Error::InvalidArgument(format!(
@@ -67,7 +69,12 @@ pub fn compress_to<W: Write + Seek>(
         return Ok(prelude.len() as u64);
     }
     let plan = Plan::new(data, &tensor, options)?;
-    let writer = StreamWriter { tensor: &tensor, data, plan: &plan, threads: options.threads };
+    let writer = StreamWriter {
+        tensor: &tensor,
+        data,
+        plan: &plan,
+        threads: options.threads,
+    };
     writer.write(out, progress)
 }
 
@@ -82,7 +89,10 @@ pub fn write_reference(
     content_hash: u128,
 ) -> Result<Vec<u8>> {
     let tensor = TensorType::new(dtype, shape)?;
-    let body = Body::Reference { content_hash, name: name.to_owned() };
+    let body = Body::Reference {
+        content_hash,
+        name: name.to_owned(),
+    };
     Ok(write_prelude(&tensor, &body, &[]))
 }
 

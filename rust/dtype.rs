@@ -15,7 +15,11 @@ pub struct FloatFields {
 
 const fn fields(element_bits: u32, exponent_bits: u32) -> Option<FloatFields> {
     let mantissa_bits = element_bits - 1 - exponent_bits;
-    Some(FloatFields { element_bits, exponent_bits, mantissa_bits })
+    Some(FloatFields {
+        element_bits,
+        exponent_bits,
+        mantissa_bits,
+    })
 }
 
 macro_rules! dtypes {

@@ -63,7 +63,9 @@ impl Error {
 /// Allocates a zeroed buffer, or says that it could not, instead of aborting.
 pub(crate) fn try_zeroed(len: usize) -> Result<Vec<u8>> {
     let mut buffer = Vec::new();
-    buffer.try_reserve_exact(len).map_err(|_| Error::AllocationFailed { bytes: len as u64 })?;
+    buffer
+        .try_reserve_exact(len)
+        .map_err(|_| Error::AllocationFailed { bytes: len as u64 })?;
     buffer.resize(len, 0);
     Ok(buffer)
 }

@@ -72,7 +72,7 @@ pub struct CompressOptions {
 /// Choices for decompression.
 #[derive(Clone, Copy, Debug)]
 pub struct DecompressOptions {
-    /// Check the hash of every chunk that is decoded whole. Structural checks are always made.
+    /// Check the hash of every chunk that is touched. Structural checks are always made.
     pub verify: bool,
     /// Threads to work on chunks with.
     pub threads: Threads,
@@ -80,6 +80,9 @@ pub struct DecompressOptions {
 
 impl Default for DecompressOptions {
     fn default() -> Self {
-        Self { verify: true, threads: Threads::auto() }
+        Self {
+            verify: true,
+            threads: Threads::auto(),
+        }
     }
 }

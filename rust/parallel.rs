@@ -21,13 +21,15 @@ pub(crate) fn thread_count(threads: Threads) -> Result<usize> {
         return Ok(count.get());
     }
     match std::env::var(THREADS_VARIABLE) {
-        Ok(text) if !text.trim().is_empty() => {
-            text.trim().parse::<NonZeroUsize>().map(NonZeroUsize::get).map_err(|_| {
+        Ok(text) if !text.trim().is_empty() => text
+            .trim()
+            .parse::<NonZeroUsize>()
+            .map(NonZeroUsize::get)
+            .map_err(|_| {
                 Error::InvalidArgument(format!(
                     "{THREADS_VARIABLE} must be a positive number, not {text:?}"
                 ))
-            })
-        }
+            }),
         _ => Ok(std::thread::available_parallelism().map_or(1, NonZeroUsize::get)),
     }
 }
@@ -51,14 +53,23 @@ fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
             .map_err(|error| Error::Io(std::io::Error::other(error)))
     };
     // A fork may have happened while another thread held the lock: never wait for it.
-    let Ok(mut pools) = POOLS.try_lock() else { return build() };
+    let Ok(mut pools) = POOLS.try_lock() else {
+        return build();
+    };
     let process = std::process::id();
     // The pools of a parent process have no threads here, and dropping one would wait for them.
-    if let Some(kept) = pools.iter().find(|kept| kept.process == process && kept.threads == threads) {
+    if let Some(kept) = pools
+        .iter()
+        .find(|kept| kept.process == process && kept.threads == threads)
+    {
         return Ok(kept.pool.clone());
     }
     let pool = build()?;
-    pools.push(KeptPool { process, threads, pool: pool.clone() });
+    pools.push(KeptPool {
+        process,
+        threads,
+        pool: pool.clone(),
+    });
     Ok(pool)
 }
 
@@ -96,7 +107,12 @@ mod tests {
     fn order_does_not_depend_on_threads() {
         for threads in [1, 2, 5] {
             let squares = map(Threads::new(threads), 1000, |i| i * i).unwrap();
-            assert!(squares.iter().enumerate().all(|(i, &square)| square == i * i));
+            assert!(
+                squares
+                    .iter()
+                    .enumerate()
+                    .all(|(i, &square)| square == i * i)
+            );
         }
     }
 
@@ -104,7 +120,11 @@ mod tests {
     fn errors_come_out() {
         for threads in [1, 3] {
             let result = try_for_each(Threads::new(threads), (0..50).collect(), |i| {
-                if i == 40 { Err(Error::corrupt("forty")) } else { Ok(()) }
+                if i == 40 {
+                    Err(Error::corrupt("forty"))
+                } else {
+                    Ok(())
+                }
             });
             assert!(matches!(result, Err(Error::Corrupt(_))));
         }

@@ -28,12 +28,20 @@ impl Plan {
     pub(crate) fn new(data: &[u8], tensor: &TensorType, options: &CompressOptions) -> Result<Self> {
         let chunk_log2 = chunk_log2(options.chunk_bytes)?;
         let chunk_bytes = 1 << chunk_log2;
-        let input = Input { bytes: data, chunk_bytes, level: options.level };
+        let input = Input {
+            bytes: data,
+            chunk_bytes,
+            level: options.level,
+        };
         let chunks = data.len().div_ceil(chunk_bytes);
         let whole = |models: Vec<Model>, scale| Self {
             assignment: vec![if models.is_empty() { None } else { Some(0) }],
             segment_chunks: chunks.max(1),
-            chunked: Chunked { chunk_log2, models, scale },
+            chunked: Chunked {
+                chunk_log2,
+                models,
+                scale,
+            },
         };
         if data.len() < MIN_MODEL_BYTES {
             return Ok(whole(Vec::new(), None));
@@ -47,13 +55,17 @@ impl Plan {
         }
 
         let width = (tensor.dtype.itemsize() > 1).then_some(tensor.dtype.itemsize());
-        let segment_chunks =
-            (SEGMENT_BYTES / chunk_bytes).max(chunks.div_ceil(MAX_MODELS / 2)).max(1);
+        let segment_chunks = (SEGMENT_BYTES / chunk_bytes)
+            .max(chunks.div_ceil(MAX_MODELS / 2))
+            .max(1);
         let mut plan = whole(Vec::new(), None);
         plan.segment_chunks = segment_chunks;
         plan.assignment.clear();
         for segment in data.chunks(segment_chunks * chunk_bytes) {
-            let input = Input { bytes: segment, ..input };
+            let input = Input {
+                bytes: segment,
+                ..input
+            };
             let model = select_generic(&input, width, options.hint);
             plan.assign(model);
         }
@@ -64,22 +76,30 @@ impl Plan {
     fn assign(&mut self, model: Option<Model>) {
         let models = &mut self.chunked.models;
         let number = model.map(|model| {
-            models.iter().rposition(|known| *known == model).unwrap_or_else(|| {
-                models.push(model);
-                models.len() - 1
-            })
+            models
+                .iter()
+                .rposition(|known| *known == model)
+                .unwrap_or_else(|| {
+                    models.push(model);
+                    models.len() - 1
+                })
         });
         self.assignment.push(number);
     }
 
     /// The model of a chunk, `None` for raw.
     pub(crate) fn model_of(&self, chunk: usize) -> Option<usize> {
-        self.assignment.get(chunk / self.segment_chunks).copied().flatten()
+        self.assignment
+            .get(chunk / self.segment_chunks)
+            .copied()
+            .flatten()
     }
 }
 
 fn chunk_log2(chunk_bytes: Option<usize>) -> Result<u32> {
-    let Some(bytes) = chunk_bytes else { return Ok(DEFAULT_CHUNK_LOG2) };
+    let Some(bytes) = chunk_bytes else {
+        return Ok(DEFAULT_CHUNK_LOG2);
+    };
     if bytes.is_power_of_two() && CHUNK_LOG2.contains(&bytes.ilog2()) {
         Ok(bytes.ilog2())
     } else {

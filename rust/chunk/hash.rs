@@ -56,7 +56,11 @@ mod tests {
         assert_eq!(MULTIPLIER & 1, 1);
         assert_eq!(MULTIPLIER >> 32 & 1, 0);
         assert_ne!(MULTIPLIER >> 32, 0);
-        assert_eq!((STEP_LOW & 1, STEP_HIGH & 1), (1, 1), "keys differ within 2^32 words");
+        assert_eq!(
+            (STEP_LOW & 1, STEP_HIGH & 1),
+            (1, 1),
+            "keys differ within 2^32 words"
+        );
     }
 
     #[test]

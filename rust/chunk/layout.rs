@@ -55,13 +55,20 @@ impl ChunkShape<'_> {
 
     /// Sub-blocks that carry a count of trailing zeros.
     pub(crate) fn zero_counts(self) -> usize {
-        if self.model.trailing_zeros { self.elements().div_ceil(SUB_BLOCK) } else { 0 }
+        if self.model.trailing_zeros {
+            self.elements().div_ceil(SUB_BLOCK)
+        } else {
+            0
+        }
     }
 
     /// The rule for trailing zeros of the last plane.
     pub(crate) fn trailing_zeros(self) -> TrailingZeros {
         let bits = self.model.planes.last().map_or(1, |plane| plane.bits);
-        TrailingZeros { bits, sign_is_last: self.model.sign_is_last() }
+        TrailingZeros {
+            bits,
+            sign_is_last: self.model.sign_is_last(),
+        }
     }
 
     /// Elements of sub-block `index`.
@@ -86,10 +93,16 @@ impl ChunkShape<'_> {
     /// is out of range, or padding is not zero.
     pub(crate) fn layout(self, payload: &[u8]) -> Result<PayloadLayout> {
         let cut = || Error::corrupt("a chunk is too short for its parts");
-        let mut cursor = Cursor { payload, position: 0 };
+        let mut cursor = Cursor {
+            payload,
+            position: 0,
+        };
         let mut sizes = Vec::new();
         for _ in self.model.tables() {
-            let head = cursor.take(HEAD_BYTES).and_then(|at| payload.get(at)).ok_or_else(cut)?;
+            let head = cursor
+                .take(HEAD_BYTES)
+                .and_then(|at| payload.get(at))
+                .ok_or_else(cut)?;
             let (stream, escapes) = head.split_at(4);
             let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | usize::from(b));
             sizes.push((number(stream), number(escapes)));
@@ -98,7 +111,10 @@ impl ChunkShape<'_> {
         let edges = cursor.take(self.edge_bytes()).ok_or_else(cut)?;
         cursor.align()?;
         let limit = self.trailing_zeros().limit();
-        if payload[zeros.clone()].iter().any(|&count| u32::from(count) > limit) {
+        if payload[zeros.clone()]
+            .iter()
+            .any(|&count| u32::from(count) > limit)
+        {
             return Err(Error::corrupt("a count of trailing zeros is out of range"));
         }
 
@@ -111,7 +127,11 @@ impl ChunkShape<'_> {
             if plane.mode == PlaneMode::Raw {
                 let is_last = index + 1 == self.model.planes.len();
                 let zeros = (is_last && self.model.trailing_zeros).then(|| &payload[zeros.clone()]);
-                raw.push(cursor.take(self.raw_plane_len(plane.bits, zeros)).ok_or_else(cut)?);
+                raw.push(
+                    cursor
+                        .take(self.raw_plane_len(plane.bits, zeros))
+                        .ok_or_else(cut)?,
+                );
                 cursor.align()?;
             }
         }
@@ -129,12 +149,21 @@ impl ChunkShape<'_> {
                 *part = cursor.take(escapes).ok_or_else(cut)?;
                 cursor.align()?;
             }
-            coded.push(CodedLayout { states, stream, escapes: parts });
+            coded.push(CodedLayout {
+                states,
+                stream,
+                escapes: parts,
+            });
         }
         if cursor.position != payload.len() {
             return Err(Error::corrupt("a chunk is longer than its parts"));
         }
-        Ok(PayloadLayout { zeros, edges, coded, raw })
+        Ok(PayloadLayout {
+            zeros,
+            edges,
+            coded,
+            raw,
+        })
     }
 }
 
@@ -150,7 +179,10 @@ struct Cursor<'a> {
 
 impl Cursor<'_> {
     fn take(&mut self, len: usize) -> Option<Range<usize>> {
-        let end = self.position.checked_add(len).filter(|&end| end <= self.payload.len())?;
+        let end = self
+            .position
+            .checked_add(len)
+            .filter(|&end| end <= self.payload.len())?;
         Some(std::mem::replace(&mut self.position, end)..end)
     }
 
@@ -158,7 +190,9 @@ impl Cursor<'_> {
         let end = self.position.next_multiple_of(ALIGNMENT);
         let padding = self.payload.get(self.position..end);
         if padding.is_none_or(|bytes| bytes.iter().any(|&byte| byte != 0)) {
-            return Err(Error::corrupt("padding inside a chunk is missing or not zero"));
+            return Err(Error::corrupt(
+                "padding inside a chunk is missing or not zero",
+            ));
         }
         self.position = end;
         Ok(())

@@ -30,11 +30,18 @@ pub(crate) struct ModelCoder<'a> {
 impl<'a> ModelCoder<'a> {
     pub(crate) fn new(model: &'a Model, scale: Option<&'a ScaleOffsets>) -> Self {
         let planes = model.tables().map(PlaneCoder::new).collect();
-        Self { model, planes, scale: scale.filter(|_| model.scaled) }
+        Self {
+            model,
+            planes,
+            scale: scale.filter(|_| model.scaled),
+        }
     }
 
     fn shape(&self, chunk_len: usize) -> ChunkShape<'a> {
-        ChunkShape { model: self.model, chunk_len }
+        ChunkShape {
+            model: self.model,
+            chunk_len,
+        }
     }
 }
 
@@ -71,7 +78,8 @@ impl<'a> ModelEncoder<'a> {
         SCRATCH.with_borrow_mut(|scratch| {
             let begin = out.len();
             let model = self.coder.model;
-            let possible = with_word!(model.element_bytes, W => self.split::<W>(chunk, first, scratch));
+            let possible =
+                with_word!(model.element_bytes, W => self.split::<W>(chunk, first, scratch));
             if possible {
                 self.write_payload(chunk, scratch, out);
             }
@@ -113,13 +121,19 @@ impl<'a> ModelEncoder<'a> {
                         }
                     }
                     PlaneMode::Coded(_) => {
-                        if !scratch.coded(coded).extend(words, field, &self.tables[coded]) {
+                        if !scratch
+                            .coded(coded)
+                            .extend(words, field, &self.tables[coded])
+                        {
                             return false;
                         }
                         coded += 1;
                     }
                     PlaneMode::Raw => {
-                        fields.iter_mut().zip(&*words).for_each(|(f, &word)| *f = field(word));
+                        fields
+                            .iter_mut()
+                            .zip(&*words)
+                            .for_each(|(f, &word)| *f = field(word));
                         let mut width = plane.bits;
                         if model.trailing_zeros && index + 1 == model.planes.len() {
                             let rule = shape.trailing_zeros();
@@ -164,7 +178,12 @@ impl<'a> ModelEncoder<'a> {
             let (stream, escapes) = ((out.len() - begin) as u32, plane.escapes.len() as u32);
             pad(out, head);
             for byte in 0..coder.table().escape_bytes() {
-                out.extend(plane.escapes.iter().map(|escape| escape.to_le_bytes()[byte]));
+                out.extend(
+                    plane
+                        .escapes
+                        .iter()
+                        .map(|escape| escape.to_le_bytes()[byte]),
+                );
                 pad(out, head);
             }
             let head = head + index * layout::HEAD_BYTES;
@@ -229,10 +248,17 @@ impl ModelCoder<'_> {
         for (coder, part) in self.planes.iter().zip(&layout.coded) {
             let mut states = [0; STATES_BYTES];
             states.copy_from_slice(&payload[part.states.clone()]);
-            let escapes = [&payload[part.escapes[0].clone()], &payload[part.escapes[1].clone()]];
+            let escapes = [
+                &payload[part.escapes[0].clone()],
+                &payload[part.escapes[1].clone()],
+            ];
             coded.push(coder.decoder(&states, &payload[part.stream.clone()], escapes)?);
         }
-        let mut raw: Vec<&[u8]> = layout.raw.iter().map(|range| &payload[range.clone()]).collect();
+        let mut raw: Vec<&[u8]> = layout
+            .raw
+            .iter()
+            .map(|range| &payload[range.clone()])
+            .collect();
         let zeros = &payload[layout.zeros.clone()];
         let mut buffer = [W::default(); SUB_BLOCK];
         let mut field_buffer = [W::default(); SUB_BLOCK];
@@ -245,7 +271,9 @@ impl ModelCoder<'_> {
                 match plane.mode {
                     PlaneMode::Constant(value) => {
                         let value = W::truncate(value);
-                        words.iter_mut().for_each(|w| *w = w.make_room(plane.bits) | value);
+                        words
+                            .iter_mut()
+                            .for_each(|w| *w = w.make_room(plane.bits) | value);
                     }
                     PlaneMode::Coded(_) => {
                         coded.next().map_or(Ok(()), |plane| plane.append(words))?;
@@ -272,7 +300,9 @@ impl ModelCoder<'_> {
             }
             W::store(words, bytes);
         }
-        coded.into_iter().try_for_each(crate::planes::coded::PlaneDecoder::finish)
+        coded
+            .into_iter()
+            .try_for_each(crate::planes::coded::PlaneDecoder::finish)
     }
 }
 
@@ -305,8 +335,9 @@ pub(crate) fn decode_raw(payload: &[u8], chunk: &mut [u8]) -> Result<()> {
 
 /// Reads a constant payload.
 pub(crate) fn decode_constant(payload: &[u8], chunk: &mut [u8]) -> Result<()> {
-    let pattern =
-        payload.try_into().map_err(|_| Error::corrupt("a constant chunk is not 16 bytes long"))?;
+    let pattern = payload
+        .try_into()
+        .map_err(|_| Error::corrupt("a constant chunk is not 16 bytes long"))?;
     fill_pattern(pattern, chunk);
     Ok(())
 }

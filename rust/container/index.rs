@@ -46,7 +46,11 @@ pub(crate) struct ChunkEntry {
 
 impl ChunkEntry {
     pub(crate) fn new(chunk: &[u8], storage: Storage, payload_len: usize) -> Self {
-        Self { payload_len: payload_len as u32, storage, hash: chunk_hash(chunk) }
+        Self {
+            payload_len: payload_len as u32,
+            storage,
+            hash: chunk_hash(chunk),
+        }
     }
 }
 
@@ -71,7 +75,11 @@ pub(crate) fn index_len(chunks: usize, models: usize) -> Option<usize> {
 
 pub(crate) fn write_index(entries: &[ChunkEntry], models: usize, out: &mut Vec<u8>) {
     if length_bytes(entries.len()) > 0 {
-        out.extend(entries.iter().flat_map(|entry| entry.payload_len.to_le_bytes()));
+        out.extend(
+            entries
+                .iter()
+                .flat_map(|entry| entry.payload_len.to_le_bytes()),
+        );
     }
     for entry in entries {
         out.extend_from_slice(&(entry.storage.id() as u16).to_le_bytes()[..id_bytes(models)]);
@@ -108,7 +116,9 @@ impl<'a> Index<'a> {
         index
             .starts
             .try_reserve_exact(chunks + 1)
-            .map_err(|_| Error::AllocationFailed { bytes: chunks as u64 * 8 })?;
+            .map_err(|_| Error::AllocationFailed {
+                bytes: chunks as u64 * 8,
+            })?;
         let mut position = 0_u64;
         index.starts.push(0);
         for chunk in 0..chunks {
@@ -131,13 +141,30 @@ impl<'a> Index<'a> {
     }
 
     fn unchecked(bytes: &'a [u8], chunks: usize, models: usize) -> Self {
-        Self { chunks, models, bytes, starts: Vec::new() }
+        Self {
+            chunks,
+            models,
+            bytes,
+            starts: Vec::new(),
+        }
     }
 
     /// How the only chunk of a stream is stored, which decides whether its payload is aligned.
     pub(crate) fn single_storage(bytes: &'a [u8], models: usize) -> Result<Storage> {
         let id = Self::unchecked(bytes, 1, models).id(0);
-        if id < models + 2 { Ok(Storage::from_id(id)) } else { Err(unknown_model(0)) }
+        if id < models + 2 {
+            Ok(Storage::from_id(id))
+        } else {
+            Err(unknown_model(0))
+        }
+    }
+
+    /// Whether a packed stream has the payload that its only chunk of `chunk_len` bytes needs.
+    pub(crate) fn fits_packed(&self, payload_len: usize, chunk_len: u64) -> bool {
+        match self.storage(0) {
+            Storage::Raw => payload_len as u64 == chunk_len,
+            _ => payload_len == ALIGNMENT,
+        }
     }
 
     /// Number of chunks.
@@ -165,11 +192,17 @@ impl<'a> Index<'a> {
 
     fn id(&self, chunk: usize) -> usize {
         let width = id_bytes(self.models);
-        self.number(self.chunks * length_bytes(self.chunks) + chunk * width, width) as usize
+        self.number(
+            self.chunks * length_bytes(self.chunks) + chunk * width,
+            width,
+        ) as usize
     }
 
     fn number(&self, position: usize, width: usize) -> u64 {
         let bytes = &self.bytes[position..position + width];
-        bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |number, &byte| number << 8 | u64::from(byte))
     }
 }

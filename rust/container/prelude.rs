@@ -35,8 +35,12 @@ pub(crate) mod feature {
     /// The body refers to another tensor.
     pub(crate) const REFERENCE: u64 = 1 << 3;
     /// Names, in the order of the bits.
-    pub(crate) const NAMES: [&str; 4] =
-        ["scale-offsets", "wide-symbols", "trailing-zeros", "reference"];
+    pub(crate) const NAMES: [&str; 4] = [
+        "scale-offsets",
+        "wide-symbols",
+        "trailing-zeros",
+        "reference",
+    ];
     /// Every feature this release has.
     pub(crate) const KNOWN: u64 = (1 << NAMES.len()) - 1;
 }
@@ -52,9 +56,14 @@ impl TensorType {
     /// # Errors
     /// [`Error::InvalidArgument`] above 255 dimensions or 2^63 bytes.
     pub(crate) fn new(dtype: Dtype, shape: &[u64]) -> Result<Self> {
-        let tensor = Self { dtype, shape: shape.to_vec() };
+        let tensor = Self {
+            dtype,
+            shape: shape.to_vec(),
+        };
         if shape.len() > MAX_DIMS || tensor.checked_len().is_none() {
-            return Err(Error::InvalidArgument(format!("a tensor of shape {shape:?} is too large")));
+            return Err(Error::InvalidArgument(format!(
+                "a tensor of shape {shape:?} is too large"
+            )));
         }
         Ok(tensor)
     }
@@ -126,8 +135,9 @@ impl TensorType {
         *position += 2;
         let dtype = Dtype::from_code(head[0])
             .ok_or_else(|| Error::UnsupportedVersion(format!("dtype code {}", head[0])))?;
-        let shape: Vec<u64> =
-            (0..head[1]).map(|_| read_varint(bytes, position)).collect::<Result<_>>()?;
+        let shape: Vec<u64> = (0..head[1])
+            .map(|_| read_varint(bytes, position))
+            .collect::<Result<_>>()?;
         Self::new(dtype, &shape).map_err(|error| Error::corrupt(error.to_string()))
     }
 
@@ -139,7 +149,9 @@ impl TensorType {
 
 impl Chunked {
     fn read_from(bytes: &[u8], position: &mut usize, tensor: &TensorType) -> Result<Self> {
-        let layout = *bytes.get(*position).ok_or_else(|| Error::corrupt("the header is cut off"))?;
+        let layout = *bytes
+            .get(*position)
+            .ok_or_else(|| Error::corrupt("the header is cut off"))?;
         *position += 1;
         let chunk_log2 = u32::from(layout);
         if !CHUNK_LOG2.contains(&chunk_log2) {
@@ -149,17 +161,28 @@ impl Chunked {
         if models > MAX_MODELS as u64 {
             return Err(Error::corrupt("too many models"));
         }
-        let models: Vec<Model> =
-            (0..models).map(|_| Model::read_from(bytes, position)).collect::<Result<_>>()?;
+        let models: Vec<Model> = (0..models)
+            .map(|_| Model::read_from(bytes, position))
+            .collect::<Result<_>>()?;
         let elements = |model: &Model| tensor.byte_len() / model.element_bytes as u64;
         let scaled = models.iter().find(|model| model.scaled);
         let scale = scaled
             .map(|model| ScaleOffsets::read_from(bytes, position, elements(model)))
             .transpose()?;
-        if models.iter().filter(|m| m.scaled).any(|m| Some(m.element_bytes) != scaled.map(|s| s.element_bytes)) {
-            return Err(Error::corrupt("scaled models have elements of different sizes"));
+        if models
+            .iter()
+            .filter(|m| m.scaled)
+            .any(|m| Some(m.element_bytes) != scaled.map(|s| s.element_bytes))
+        {
+            return Err(Error::corrupt(
+                "scaled models have elements of different sizes",
+            ));
         }
-        Ok(Self { chunk_log2, models, scale })
+        Ok(Self {
+            chunk_log2,
+            models,
+            scale,
+        })
     }
 
     fn write_to(&self, out: &mut Vec<u8>) {
@@ -195,7 +218,11 @@ impl Body {
 pub(crate) fn prelude_len(tensor: &TensorType, body: &Body, chunks: usize) -> Result<usize> {
     let mut head = Vec::new();
     write_head(tensor, body, &mut head);
-    let models = if let Body::Chunked(chunked) = body { chunked.models.len() } else { 0 };
+    let models = if let Body::Chunked(chunked) = body {
+        chunked.models.len()
+    } else {
+        0
+    };
     let index = index_len(chunks, models).ok_or(Error::AllocationFailed { bytes: u64::MAX })?;
     Ok(total_len(head.len() + index))
 }
@@ -257,7 +284,10 @@ fn verify(stream: &[u8]) -> Result<(&[u8], usize, u32)> {
         return Err(Error::corrupt("not a neuzip tensor stream"));
     }
     if stream[magic] != FORMAT_VERSION {
-        return Err(Error::UnsupportedVersion(format!("format version {}", stream[magic])));
+        return Err(Error::UnsupportedVersion(format!(
+            "format version {}",
+            stream[magic]
+        )));
     }
     let mut position = magic + 1;
     let total = read_varint(stream, &mut position)?;
@@ -292,7 +322,9 @@ impl<'a> Prelude<'a> {
         let tensor = TensorType::read_from(inner, &mut position)?;
         let body = Self::read_body(inner, &mut position, &tensor)?;
         if features != body.features() {
-            return Err(Error::corrupt("the features named are not the features used"));
+            return Err(Error::corrupt(
+                "the features named are not the features used",
+            ));
         }
         let index = &inner[position..];
         let expected = match &body {
@@ -304,21 +336,30 @@ impl<'a> Prelude<'a> {
         if expected != Some(index.len()) {
             return Err(Error::corrupt("the index does not fit the shape"));
         }
-        Ok(Self { tensor, body, features, index, len, checksum })
+        Ok(Self {
+            tensor,
+            body,
+            features,
+            index,
+            len,
+            checksum,
+        })
     }
 
     fn read_body(inner: &[u8], position: &mut usize, tensor: &TensorType) -> Result<Body> {
         let cut = || Error::corrupt("the header is cut off");
         let take = |position: &mut usize, len: usize| {
-            let bytes = position.checked_add(len).and_then(|end| inner.get(*position..end));
+            let bytes = position
+                .checked_add(len)
+                .and_then(|end| inner.get(*position..end));
             *position = position.saturating_add(len);
             bytes.ok_or_else(cut)
         };
         match take(position, 1)?[0] {
             CHUNKED => Chunked::read_from(inner, position, tensor).map(Body::Chunked),
-            CONSTANT => {
-                Ok(Body::Constant(take(position, tensor.dtype.itemsize())?.to_vec()))
-            }
+            CONSTANT => Ok(Body::Constant(
+                take(position, tensor.dtype.itemsize())?.to_vec(),
+            )),
             REFERENCE => {
                 let hash = take(position, 16)?.iter().rev();
                 let content_hash = hash.fold(0, |hash, &byte| hash << 8 | u128::from(byte));

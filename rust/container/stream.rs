@@ -22,6 +22,7 @@ use crate::model::{Model, PlaneMode};
 use crate::options::{DecompressOptions, Threads};
 use crate::parallel;
 use crate::plan::Plan;
+use crate::simd::simd_tier;
 
 /// The element that `data` repeats, if it repeats one.
 pub(crate) fn constant_element(data: &[u8], itemsize: usize) -> Option<&[u8]> {
@@ -100,7 +101,9 @@ impl StreamWriter<'_> {
             entries.push(entry);
             payload = bytes;
         }
-        let packed = entries.first().is_none_or(|entry| is_packed(1, entry.storage));
+        let packed = entries
+            .first()
+            .is_none_or(|entry| is_packed(1, entry.storage));
         // A model that was not used after all need not be stored.
         let unused = Body::Chunked(Chunked {
             chunk_log2: self.plan.chunked.chunk_log2,
@@ -199,13 +202,27 @@ impl<'a> Stream<'a> {
                 let models = chunked.models.len();
                 let packed = chunks == 0
                     || chunks == 1 && is_packed(1, Index::single_storage(prelude.index, models)?);
-                let payloads = if packed { rest } else { skip_padding(rest, prelude.len)? };
+                let payloads = if packed {
+                    rest
+                } else {
+                    skip_padding(rest, prelude.len)?
+                };
                 let index = Index::new(prelude.index, chunks, models, payloads.len() as u64)?;
+                let original_len = prelude.tensor.byte_len();
+                if packed && chunks == 1 && !index.fits_packed(payloads.len(), original_len) {
+                    return Err(Error::corrupt(
+                        "the stream is longer or shorter than its only chunk",
+                    ));
+                }
                 (index, payloads)
             }
             _ => (Index::new(&[], 0, 0, rest.len() as u64)?, rest),
         };
-        Ok(Self { prelude, index, payloads })
+        Ok(Self {
+            prelude,
+            index,
+            payloads,
+        })
     }
 
     /// Type of the elements.
@@ -245,9 +262,10 @@ impl<'a> Stream<'a> {
     #[must_use]
     pub fn reference(&self) -> Option<Reference<'_>> {
         match &self.prelude.body {
-            Body::Reference { content_hash, name } => {
-                Some(Reference { name, content_hash: *content_hash })
-            }
+            Body::Reference { content_hash, name } => Some(Reference {
+                name,
+                content_hash: *content_hash,
+            }),
             _ => None,
         }
     }
@@ -259,20 +277,24 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// [`Error::Corrupt`] for damaged chunks (unless `verify` is off, every change of the payloads is
     /// found by their hashes), [`Error::BaseMismatch`] for a reference,
-    /// [`Error::InvalidArgument`] for a range outside the tensor. `out` is then partly written.
+    /// [`Error::InvalidArgument`] for a range outside the tensor or a `NEUZIP_SIMD` that is not available. `out` is then partly written.
     pub fn decode_into(
         &self,
         start: u64,
         out: &mut [u8],
         options: &DecompressOptions,
     ) -> Result<()> {
-        if start.checked_add(out.len() as u64).is_none_or(|end| end > self.original_len()) {
+        if start
+            .checked_add(out.len() as u64)
+            .is_none_or(|end| end > self.original_len())
+        {
             return Err(Error::InvalidArgument(format!(
                 "the range {start}..+{} is outside the {} bytes of the tensor",
                 out.len(),
                 self.original_len()
             )));
         }
+        simd_tier()?;
         match &self.prelude.body {
             Body::Reference { name, .. } => Err(Error::BaseMismatch(format!(
                 "this stream stands for the tensor {name:?} of its file and has no data of its own"
@@ -294,7 +316,12 @@ impl<'a> Stream<'a> {
     ) -> Result<()> {
         let coders: Vec<OnceLock<ModelCoder<'_>>> =
             chunked.models.iter().map(|_| OnceLock::new()).collect();
-        let decoder = ChunkDecoder { stream: self, chunked, coders, verify: options.verify };
+        let decoder = ChunkDecoder {
+            stream: self,
+            chunked,
+            coders,
+            verify: options.verify,
+        };
         parallel::try_for_each(options.threads, self.pieces(start, out), |piece| {
             decoder
                 .decode_piece(piece.number, piece.offset, piece.out)
@@ -311,7 +338,11 @@ impl<'a> Stream<'a> {
             let offset = (position % chunk_bytes) as usize;
             let len = out.len().min(chunk_bytes as usize - offset);
             let (now, later) = out.split_at_mut(len);
-            pieces.push(Piece { number: (position / chunk_bytes) as usize, offset, out: now });
+            pieces.push(Piece {
+                number: (position / chunk_bytes) as usize,
+                offset,
+                out: now,
+            });
             out = later;
             position += len as u64;
         }
@@ -346,7 +377,9 @@ impl<'a> Stream<'a> {
             }
             Body::Chunked(chunked) => {
                 let tables = chunked.models.iter().flat_map(Model::tables);
-                info.entropy_bits = tables.map(|t| table_entropy(t.entries().iter().map(|e| e.frequency))).next();
+                info.entropy_bits = tables
+                    .map(|t| table_entropy(t.entries().iter().map(|e| e.frequency)))
+                    .next();
                 for chunk in 0..self.index.len() {
                     let mode = match self.index.storage(chunk) {
                         Storage::Raw => "raw".to_owned(),
@@ -423,13 +456,15 @@ impl ChunkDecoder<'_> {
                 let coder = self.coders[model].get_or_init(|| {
                     ModelCoder::new(&self.chunked.models[model], self.chunked.scale.as_ref())
                 });
-                let first = number * self.stream.chunk_bytes()
-                    / self.chunked.models[model].element_bytes;
+                let first =
+                    number * self.stream.chunk_bytes() / self.chunked.models[model].element_bytes;
                 coder.decode(payload, first, out)?;
             }
         }
         if self.verify && chunk_hash(out) != index.hash(number) {
-            return Err(Error::corrupt("the hash of the decoded bytes does not match"));
+            return Err(Error::corrupt(
+                "the hash of the decoded bytes does not match",
+            ));
         }
         Ok(())
     }
@@ -451,6 +486,8 @@ fn skip_padding(rest: &[u8], prelude_len: usize) -> Result<&[u8]> {
     let padding = prelude_len.next_multiple_of(ALIGNMENT) - prelude_len;
     match rest.split_at_checked(padding) {
         Some((zeros, payloads)) if zeros.iter().all(|&byte| byte == 0) => Ok(payloads),
-        _ => Err(Error::corrupt("the padding after the header is missing or not zero")),
+        _ => Err(Error::corrupt(
+            "the padding after the header is missing or not zero",
+        )),
     }
 }

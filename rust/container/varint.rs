@@ -24,7 +24,9 @@ pub(crate) const fn varint_len(value: u64) -> usize {
 pub(crate) fn read_varint(bytes: &[u8], position: &mut usize) -> Result<u64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
-        let byte = *bytes.get(*position).ok_or_else(|| Error::corrupt("a number is cut off"))?;
+        let byte = *bytes
+            .get(*position)
+            .ok_or_else(|| Error::corrupt("a number is cut off"))?;
         *position += 1;
         let bits = u64::from(byte & 0x7f);
         if shift == 63 && byte > 1 {

@@ -66,7 +66,12 @@ impl FrequencyTable {
         if escape && seen >> ESCAPE & 1 == 0 {
             return fail("the escape has no slot");
         }
-        Ok(Self { bits, base: base as u16, escape, entries })
+        Ok(Self {
+            bits,
+            base: base as u16,
+            escape,
+            entries,
+        })
     }
 
     pub(crate) fn read_from(bytes: &[u8], position: &mut usize, bits: u32) -> Result<Self> {
@@ -79,7 +84,10 @@ impl FrequencyTable {
         *position = start + 2 * count;
         let entries = listed
             .chunks_exact(2)
-            .map(|pair| Entry { index: pair[0], frequency: pair[1] })
+            .map(|pair| Entry {
+                index: pair[0],
+                frequency: pair[1],
+            })
             .collect();
         Self::new(bits, base, head & ESCAPE_FLAG != 0, entries)
     }
@@ -88,7 +96,11 @@ impl FrequencyTable {
         write_varint(out, u64::from(self.base));
         let flag = if self.escape { ESCAPE_FLAG } else { 0 };
         out.push(self.entries.len() as u8 | flag);
-        out.extend(self.entries.iter().flat_map(|entry| [entry.index, entry.frequency]));
+        out.extend(
+            self.entries
+                .iter()
+                .flat_map(|entry| [entry.index, entry.frequency]),
+        );
     }
 
     /// Width of the plane's symbols.
@@ -116,13 +128,6 @@ impl FrequencyTable {
         (u32::from(self.base) + u32::from(index)) as u16 & self.mask()
     }
 
-    /// The index of a symbol among `0..=63`, or `None` outside the window.
-    pub(crate) fn index(&self, symbol: u16) -> Option<u8> {
-        let index = symbol.wrapping_sub(self.base) & self.mask();
-        let limit = if self.escape { u16::from(ESCAPE) } else { MAX_SYMBOLS as u16 };
-        (index < limit).then_some(index as u8)
-    }
-
     fn mask(&self) -> u16 {
         (u32::MAX >> (32 - self.bits)) as u16
     }
@@ -133,16 +138,22 @@ mod tests {
     use super::*;
 
     fn entries(list: &[(u8, u8)]) -> Vec<Entry> {
-        list.iter().map(|&(index, frequency)| Entry { index, frequency }).collect()
+        list.iter()
+            .map(|&(index, frequency)| Entry { index, frequency })
+            .collect()
     }
 
     #[test]
     fn roundtrip_and_truncation() {
-        let table = FrequencyTable::new(9, 300, true, entries(&[(3, 200), (0, 50), (63, 6)])).unwrap();
+        let table =
+            FrequencyTable::new(9, 300, true, entries(&[(3, 200), (0, 50), (63, 6)])).unwrap();
         let mut bytes = Vec::new();
         table.write_to(&mut bytes);
         let mut position = 0;
-        assert_eq!(FrequencyTable::read_from(&bytes, &mut position, 9).unwrap(), table);
+        assert_eq!(
+            FrequencyTable::read_from(&bytes, &mut position, 9).unwrap(),
+            table
+        );
         assert_eq!(position, bytes.len());
         for cut in 0..bytes.len() {
             assert!(FrequencyTable::read_from(&bytes[..cut], &mut 0, 9).is_err());
@@ -163,7 +174,10 @@ mod tests {
             (17, 0, false, &[(4, 200), (1, 56)]),
         ];
         for (bits, base, escape, list) in illegal {
-            assert!(FrequencyTable::new(bits, base, escape, entries(list)).is_err(), "{list:?}");
+            assert!(
+                FrequencyTable::new(bits, base, escape, entries(list)).is_err(),
+                "{list:?}"
+            );
         }
     }
 
@@ -171,7 +185,5 @@ mod tests {
     fn the_window_wraps() {
         let table = FrequencyTable::new(8, 250, false, entries(&[(0, 128), (10, 128)])).unwrap();
         assert_eq!(table.symbol(10), 4);
-        assert_eq!(table.index(4), Some(10));
-        assert_eq!(table.index(249), None);
     }
 }

@@ -27,7 +27,12 @@ impl<'a> Sample<'a> {
     pub(crate) fn new(bytes: &'a [u8], element_bytes: usize, phase: usize, blocks: usize) -> Self {
         let elements = bytes.len().saturating_sub(phase) / element_bytes;
         let step = (elements.div_ceil(SUB_BLOCK) / blocks).max(1);
-        Self { bytes, element_bytes, phase, step }
+        Self {
+            bytes,
+            element_bytes,
+            phase,
+            step,
+        }
     }
 
     /// Whether every element is taken.
@@ -108,8 +113,16 @@ impl FloatHistogram {
     ) -> Self {
         let sign_position = W::BITS - 1;
         let below = sign_position - bits;
-        let mut histogram = Self { counts: vec![0; 2 << bits], bits, total: 0, zeros: [0; 65] };
-        let rule = TrailingZeros { bits: mantissa_bits, sign_is_last: false };
+        let mut histogram = Self {
+            counts: vec![0; 2 << bits],
+            bits,
+            total: 0,
+            zeros: [0; 65],
+        };
+        let rule = TrailingZeros {
+            bits: mantissa_bits,
+            sign_is_last: false,
+        };
         let mask = histogram.counts.len() - 1;
         sample.for_each_block::<W>(scale, |words| {
             for &word in words {
@@ -136,7 +149,13 @@ impl FloatHistogram {
 
     /// The sign of every element counted, if they agree.
     pub(crate) fn constant_sign(&self) -> Option<u64> {
-        let negative: u64 = self.counts.iter().skip(1).step_by(2).map(|&c| u64::from(c)).sum();
+        let negative: u64 = self
+            .counts
+            .iter()
+            .skip(1)
+            .step_by(2)
+            .map(|&c| u64::from(c))
+            .sum();
         match negative {
             0 => Some(0),
             all if all == self.total => Some(1),
@@ -146,7 +165,8 @@ impl FloatHistogram {
 
     /// Bits that leaving out trailing zeros saves among the elements counted, of `raw_bits` mantissa bits.
     pub(crate) fn zero_bits(&self, raw_bits: u32) -> u64 {
-        let saved = |(zeros, &elements): (usize, &u64)| (zeros as u64).min(raw_bits.into()) * elements;
+        let saved =
+            |(zeros, &elements): (usize, &u64)| (zeros as u64).min(raw_bits.into()) * elements;
         self.zeros.iter().enumerate().map(saved).sum()
     }
 }

@@ -44,7 +44,10 @@ pub(crate) fn log2(x: u64) -> u64 {
     let mantissa = (x << (63 - exponent)) as u128 as u64; // leading one at bit 63
     let index = ((mantissa >> 55) & 0xff) as usize;
     let fraction = u64::from((mantissa >> 39) as u16);
-    let (low, high) = (u64::from(MANTISSA_LOG2[index]), u64::from(MANTISSA_LOG2[index + 1]));
+    let (low, high) = (
+        u64::from(MANTISSA_LOG2[index]),
+        u64::from(MANTISSA_LOG2[index + 1]),
+    );
     (u64::from(exponent) << LOG2_FRACTION_BITS) + low + (((high - low) * fraction) >> 16)
 }
 
@@ -56,7 +59,11 @@ mod tests {
     fn close_to_the_real_logarithm() {
         for x in (1..100_000_u64).chain([u64::MAX, 1 << 63, (1 << 40) - 1]) {
             let expected = (x as f64).log2() * 65536.0;
-            assert!((log2(x) as f64 - expected).abs() < 3.0, "{x}: {} {expected}", log2(x));
+            assert!(
+                (log2(x) as f64 - expected).abs() < 3.0,
+                "{x}: {} {expected}",
+                log2(x)
+            );
         }
         assert_eq!(log2(0), 0);
         assert_eq!(log2(1), 0);

@@ -44,15 +44,24 @@ pub(crate) struct Plane {
 
 impl Plane {
     pub(crate) const fn raw(bits: u32) -> Self {
-        Self { bits, mode: PlaneMode::Raw }
+        Self {
+            bits,
+            mode: PlaneMode::Raw,
+        }
     }
 
     pub(crate) const fn constant(bits: u32, value: u64) -> Self {
-        Self { bits, mode: PlaneMode::Constant(value) }
+        Self {
+            bits,
+            mode: PlaneMode::Constant(value),
+        }
     }
 
     pub(crate) fn coded(table: FrequencyTable) -> Self {
-        Self { bits: table.bits(), mode: PlaneMode::Coded(table) }
+        Self {
+            bits: table.bits(),
+            mode: PlaneMode::Coded(table),
+        }
     }
 }
 
@@ -115,7 +124,9 @@ impl Model {
         }
         for plane in &self.planes {
             match plane.mode {
-                _ if !(1..=64).contains(&plane.bits) => return fail("a plane has no possible width"),
+                _ if !(1..=64).contains(&plane.bits) => {
+                    return fail("a plane has no possible width");
+                }
                 PlaneMode::Constant(value) if plane.bits < 64 && value >> plane.bits != 0 => {
                     return fail("a constant is wider than its plane");
                 }
@@ -125,7 +136,10 @@ impl Model {
         if self.planes.iter().map(|plane| plane.bits).sum::<u32>() != bits {
             return fail("the planes do not fill the element");
         }
-        let last_is_raw = self.planes.last().is_some_and(|plane| plane.mode == PlaneMode::Raw);
+        let last_is_raw = self
+            .planes
+            .last()
+            .is_some_and(|plane| plane.mode == PlaneMode::Raw);
         if self.trailing_zeros && !last_is_raw {
             return fail("trailing zeros need a raw last plane");
         }
@@ -174,7 +188,11 @@ impl Model {
 
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
         let mut head = self.element_bytes.trailing_zeros() as u8 | (self.phase as u8) << 2;
-        head |= if self.trailing_zeros { TRAILING_ZEROS } else { 0 };
+        head |= if self.trailing_zeros {
+            TRAILING_ZEROS
+        } else {
+            0
+        };
         head |= if self.scaled { SCALED } else { 0 };
         out.extend([head, self.sign_position as u8, self.planes.len() as u8]);
         for plane in &self.planes {
@@ -238,6 +256,9 @@ mod tests {
         assert!(change(|m| m.planes.clear()).is_err());
         assert!(change(|m| m.planes[1].bits = 7).is_err());
         assert!(change(|m| m.planes[1] = Plane::constant(8, 256)).is_err());
-        assert!(change(|m| m.planes[1] = Plane::constant(8, 255)).is_err(), "trailing zeros");
+        assert!(
+            change(|m| m.planes[1] = Plane::constant(8, 255)).is_err(),
+            "trailing zeros"
+        );
     }
 }

@@ -49,7 +49,12 @@ impl Matrix<'_> {
     /// The offsets for one choice of axes.
     pub(crate) fn offsets(&self, rows: &[i8], cols: &[i8]) -> ScaleOffsets {
         let shift = self.fields.mantissa_bits - self.unit_log2();
-        ScaleOffsets { columns: self.columns, shift, rows: rows.to_vec(), cols: cols.to_vec() }
+        ScaleOffsets {
+            columns: self.columns,
+            shift,
+            rows: rows.to_vec(),
+            cols: cols.to_vec(),
+        }
     }
 
     /// Fits both axes.
@@ -88,8 +93,14 @@ impl Matrix<'_> {
                 *count += 1;
             }
         }
-        let scaled: Vec<u64> = sums.iter().map(|&(scaled, _, count)| mean(scaled, count)).collect();
-        let plain: Vec<u64> = sums.iter().map(|&(_, plain, count)| mean(plain, count)).collect();
+        let scaled: Vec<u64> = sums
+            .iter()
+            .map(|&(scaled, _, count)| mean(scaled, count))
+            .collect();
+        let plain: Vec<u64> = sums
+            .iter()
+            .map(|&(_, plain, count)| mean(plain, count))
+            .collect();
         AxisFit {
             rows: rows_fit,
             cols: self.to_offsets(&scaled),
@@ -106,7 +117,11 @@ impl Matrix<'_> {
 
     /// Exponent and mantissa with its implicit bit.
     fn parts(&self, element: usize) -> (u64, u64) {
-        let FloatFields { exponent_bits, mantissa_bits, .. } = self.fields;
+        let FloatFields {
+            exponent_bits,
+            mantissa_bits,
+            ..
+        } = self.fields;
         let word = self.word(element);
         let exponent = word >> mantissa_bits & low_mask(exponent_bits);
         let mantissa = word & low_mask(mantissa_bits);
@@ -130,8 +145,16 @@ impl Matrix<'_> {
     fn fixed_point(&self, element: usize, top: u64) -> u64 {
         let (exponent, mantissa) = self.parts(element);
         let leading = self.fields.mantissa_bits;
-        let aligned = if leading <= 31 { mantissa << (31 - leading) } else { mantissa >> (leading - 31) };
-        if exponent > top { 0 } else { aligned.checked_shr((top - exponent) as u32).unwrap_or(0) }
+        let aligned = if leading <= 31 {
+            mantissa << (31 - leading)
+        } else {
+            mantissa >> (leading - 31)
+        };
+        if exponent > top {
+            0
+        } else {
+            aligned.checked_shr((top - exponent) as u32).unwrap_or(0)
+        }
     }
 
     /// `value` divided by `2^(offset / 2^unit_log2)`.
@@ -152,8 +175,12 @@ impl Matrix<'_> {
     /// Logarithms of the means less their median, in units of the offsets.
     fn to_offsets(&self, means: &[u64]) -> Vec<i8> {
         let logs: Vec<i64> = means.iter().map(|&mean| log2(mean) as i64).collect();
-        let mut known: Vec<i64> =
-            logs.iter().zip(means).filter(|&(_, &mean)| mean > 0).map(|(&log, _)| log).collect();
+        let mut known: Vec<i64> = logs
+            .iter()
+            .zip(means)
+            .filter(|&(_, &mean)| mean > 0)
+            .map(|(&log, _)| log)
+            .collect();
         if known.is_empty() {
             return vec![0; means.len()];
         }
@@ -165,7 +192,11 @@ impl Matrix<'_> {
             .zip(means)
             .map(|(&log, &mean)| {
                 let offset = (log - median + half) >> unit_log2;
-                if mean == 0 { 0 } else { offset.clamp(-127, 127) as i8 }
+                if mean == 0 {
+                    0
+                } else {
+                    offset.clamp(-127, 127) as i8
+                }
             })
             .collect()
     }
@@ -173,7 +204,9 @@ impl Matrix<'_> {
 
 /// The mean with eight fraction bits, which the logarithm of small means needs.
 fn mean(sum: u64, count: u64) -> u64 {
-    (u128::from(sum) << 8).checked_div(u128::from(count)).unwrap_or(0) as u64
+    (u128::from(sum) << 8)
+        .checked_div(u128::from(count))
+        .unwrap_or(0) as u64
 }
 
 #[cfg(test)]
@@ -194,23 +227,48 @@ mod tests {
             })
             .collect();
         let fields = Dtype::Float32.float_fields().unwrap();
-        let fit = Matrix { bytes: &bytes, fields, columns }.fit();
+        let fit = Matrix {
+            bytes: &bytes,
+            fields,
+            columns,
+        }
+        .fit();
         for r in 0..rows {
             let expected = 8.0 * (row_scale(r) - row_scale(2));
             assert!((f32::from(fit.rows[r]) - expected).abs() <= 1.0, "row {r}");
         }
         for c in 0..columns {
             let expected = 8.0 * (col_scale(c) - col_scale(1));
-            assert!((f32::from(fit.cols[c]) - expected).abs() <= 1.0, "column {c}");
+            assert!(
+                (f32::from(fit.cols[c]) - expected).abs() <= 1.0,
+                "column {c}"
+            );
         }
     }
 
     #[test]
     fn zeros_infinities_and_nans_do_no_harm() {
-        let values = [0.0, f32::INFINITY, f32::NAN, -0.0, f32::MIN_POSITIVE, f32::MAX];
-        let bytes: Vec<u8> = values.iter().cycle().take(600).flat_map(|v| v.to_le_bytes()).collect();
+        let values = [
+            0.0,
+            f32::INFINITY,
+            f32::NAN,
+            -0.0,
+            f32::MIN_POSITIVE,
+            f32::MAX,
+        ];
+        let bytes: Vec<u8> = values
+            .iter()
+            .cycle()
+            .take(600)
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
         let fields = Dtype::Float32.float_fields().unwrap();
-        let fit = Matrix { bytes: &bytes, fields, columns: 6 }.fit();
+        let fit = Matrix {
+            bytes: &bytes,
+            fields,
+            columns: 6,
+        }
+        .fit();
         assert_eq!(fit.cols_alone.len(), 6);
     }
 }

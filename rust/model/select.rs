@@ -94,7 +94,11 @@ fn select_scale(input: &Input<'_>, layout: FloatLayout, shape: &[u64]) -> Option
     };
     let mut best = (size(None), None);
     for columns in views(shape, elements) {
-        let matrix = Matrix { bytes: input.bytes, fields: layout.fields, columns };
+        let matrix = Matrix {
+            bytes: input.bytes,
+            fields: layout.fields,
+            columns,
+        };
         let axes = matrix.fit();
         for offsets in [
             matrix.offsets(&axes.rows, &axes.cols),
@@ -128,11 +132,18 @@ fn float_candidate(
     scale: Option<&ScaleOffsets>,
     blocks: usize,
 ) -> Option<Candidate> {
-    let FloatFields { element_bits, exponent_bits, mantissa_bits } = layout.fields;
-    let joint_limit = if input.level == Level::Fast { 0 } else { mantissa_bits.min(2) };
+    let FloatFields {
+        element_bits,
+        exponent_bits,
+        mantissa_bits,
+    } = layout.fields;
+    let joint_limit = if input.level == Level::Fast {
+        0
+    } else {
+        mantissa_bits.min(2)
+    };
     let sample = input.sample(element_bits as usize / 8, layout.phase, blocks);
-    let histogram =
-        FloatHistogram::new(&sample, scale, exponent_bits + joint_limit, mantissa_bits);
+    let histogram = FloatHistogram::new(&sample, scale, exponent_bits + joint_limit, mantissa_bits);
     let sign = if histogram.constant_sign().is_some() && all_signs_equal(&sample) {
         histogram.constant_sign()
     } else {
@@ -142,7 +153,12 @@ fn float_candidate(
         .flat_map(|joint| [(joint, false), (joint, true)])
         .filter(|&(_, in_symbol)| !(in_symbol && (sign.is_some() || input.level == Level::Fast)))
         .filter_map(|(joint, in_symbol)| {
-            let cut = FloatCut { layout, joint, in_symbol, constant_sign: sign };
+            let cut = FloatCut {
+                layout,
+                joint,
+                in_symbol,
+                constant_sign: sign,
+            };
             cut.candidate(input, &sample, &histogram, scale.is_some())
         })
         .min_by_key(|candidate| candidate.bytes)
@@ -152,7 +168,9 @@ fn float_candidate(
 fn all_signs_equal(sample: &Sample<'_>) -> bool {
     fn check<W: Word>(sample: &Sample<'_>) -> bool {
         let elements = sample.bytes.get(sample.phase..).unwrap_or_default();
-        let mut signs = elements.chunks_exact(W::BYTES).map(|element| element[W::BYTES - 1] >> 7);
+        let mut signs = elements
+            .chunks_exact(W::BYTES)
+            .map(|element| element[W::BYTES - 1] >> 7);
         let first = signs.next();
         signs.all(|sign| Some(sign) == first)
     }
@@ -177,7 +195,11 @@ impl FloatCut {
         histogram: &FloatHistogram,
         scaled: bool,
     ) -> Option<Candidate> {
-        let FloatFields { element_bits, exponent_bits, mantissa_bits } = self.layout.fields;
+        let FloatFields {
+            element_bits,
+            exponent_bits,
+            mantissa_bits,
+        } = self.layout.fields;
         let top_bits = exponent_bits + self.joint;
         let symbol_bits = top_bits + u32::from(self.in_symbol);
         if symbol_bits > MAX_CODED_BITS {
@@ -219,7 +241,11 @@ impl FloatCut {
             scaled,
             planes,
         };
-        finish(input, model, Input::total(cost, histogram.total, sample.elements()))
+        finish(
+            input,
+            model,
+            Input::total(cost, histogram.total, sample.elements()),
+        )
     }
 }
 
@@ -236,12 +262,19 @@ fn finish(input: &Input<'_>, model: Model, bytes: u64) -> Option<Candidate> {
     let mut wire = Vec::new();
     model.write_to(&mut wire);
     let overhead = input.plane_overhead() * model.tables().count() as u64;
-    Some(Candidate { model, bytes: bytes + overhead + wire.len() as u64 })
+    Some(Candidate {
+        model,
+        bytes: bytes + overhead + wire.len() as u64,
+    })
 }
 
 /// Types that the generic mode looks for in raw bytes and in integers of the same width.
-const GENERIC_FLOATS: [Dtype; 4] =
-    [Dtype::Bfloat16, Dtype::Float16, Dtype::Float32, Dtype::Float64];
+const GENERIC_FLOATS: [Dtype; 4] = [
+    Dtype::Bfloat16,
+    Dtype::Float16,
+    Dtype::Float32,
+    Dtype::Float64,
+];
 
 /// The best model for integers, or for bytes that may hold anything; `None` when raw is no larger.
 ///
@@ -254,7 +287,9 @@ pub(crate) fn select_generic(
     let widths = width.map_or(vec![1, 2, 4, 8], |width| vec![width]);
     let mut layouts: Vec<FloatLayout> = Vec::new();
     for dtype in hint.iter().chain(&GENERIC_FLOATS) {
-        let Some(fields) = dtype.float_fields() else { continue };
+        let Some(fields) = dtype.float_fields() else {
+            continue;
+        };
         let bytes = fields.element_bits as usize / 8;
         if width.is_some_and(|width| width != bytes) {
             continue;
@@ -292,11 +327,20 @@ fn byte_candidate(input: &Input<'_>, width: usize, blocks: usize) -> Option<Cand
     let mut cost = 0;
     let mut planes = Vec::new();
     for counts in byte_histograms(&sample) {
-        let overhead = input.plane_overhead() * 8 * ONE_BIT * counted / sample.elements().max(1) as u64;
+        let overhead =
+            input.plane_overhead() * 8 * ONE_BIT * counted / sample.elements().max(1) as u64;
         let coded = (4..=8).rev().filter_map(|bits| {
             let fit = fit(&leading_bits(&counts, bits), bits, sample.is_exact())?;
-            let states = if matches!(fit, Fit::Constant(_)) { 0 } else { overhead };
-            Some((fit.cost() + counted * u64::from(8 - bits) * ONE_BIT + states, bits, fit))
+            let states = if matches!(fit, Fit::Constant(_)) {
+                0
+            } else {
+                overhead
+            };
+            Some((
+                fit.cost() + counted * u64::from(8 - bits) * ONE_BIT + states,
+                bits,
+                fit,
+            ))
         });
         let (size, bits, fit) = coded.min_by_key(|&(size, ..)| size)?;
         let raw = counted * 8 * ONE_BIT;
@@ -311,7 +355,10 @@ fn byte_candidate(input: &Input<'_>, width: usize, blocks: usize) -> Option<Cand
             planes.push(Plane::raw(8));
         }
     }
-    if planes.iter().all(|plane| plane.mode == super::PlaneMode::Raw) {
+    if planes
+        .iter()
+        .all(|plane| plane.mode == super::PlaneMode::Raw)
+    {
         return None;
     }
     let element_bits = width as u32 * 8;
@@ -330,5 +377,8 @@ fn byte_candidate(input: &Input<'_>, width: usize, blocks: usize) -> Option<Cand
 
 /// Counts of the top `bits` of a byte.
 fn leading_bits(counts: &[u32], bits: u32) -> Vec<u32> {
-    counts.chunks(1 << (8 - bits)).map(|group| group.iter().sum()).collect()
+    counts
+        .chunks(1 << (8 - bits))
+        .map(|group| group.iter().sum())
+        .collect()
 }

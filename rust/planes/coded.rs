@@ -21,7 +21,12 @@ pub(crate) struct PlaneCoder {
 impl PlaneCoder {
     pub(crate) fn new(table: &FrequencyTable) -> Self {
         Self {
-            spec: Spec::new(table.entries().iter().map(|entry| (entry.index, entry.frequency))),
+            spec: Spec::new(
+                table
+                    .entries()
+                    .iter()
+                    .map(|entry| (entry.index, entry.frequency)),
+            ),
             symbol_of: std::array::from_fn(|index| table.symbol(index as u8)),
             table: table.clone(),
         }
@@ -33,14 +38,21 @@ impl PlaneCoder {
 
     /// What the encoder looks symbols up in.
     pub(crate) fn index_table(&self) -> IndexTable {
-        let rare = if self.table.has_escape() { ESCAPE } else { NO_INDEX };
+        let rare = if self.table.has_escape() {
+            ESCAPE
+        } else {
+            NO_INDEX
+        };
         let mut indices = vec![rare; 1 << self.table.bits()];
         for entry in self.table.entries() {
             if !(self.table.has_escape() && entry.index == ESCAPE) {
                 indices[usize::from(self.table.symbol(entry.index))] = entry.index;
             }
         }
-        IndexTable { indices, escape: self.table.has_escape() }
+        IndexTable {
+            indices,
+            escape: self.table.has_escape(),
+        }
     }
 
     /// Appends the byte stream of `indices` to `out` and returns the states.
@@ -59,7 +71,12 @@ impl PlaneCoder {
         escapes: [&'a [u8]; 2],
     ) -> Result<PlaneDecoder<'a>> {
         let decoder = Decoder::new(&self.spec, states, stream)?;
-        Ok(PlaneDecoder { coder: self, decoder, escapes, used: 0 })
+        Ok(PlaneDecoder {
+            coder: self,
+            decoder,
+            escapes,
+            used: 0,
+        })
     }
 }
 
@@ -97,13 +114,18 @@ impl IndexedPlane {
         let symbol = |word: W| field(word).widen() as usize;
         // The mask keeps the symbol inside the table, whose length is a power of two.
         let mask = table.indices.len() - 1;
-        self.indices.extend(words.iter().map(|&word| table.indices[symbol(word) & mask]));
+        self.indices
+            .extend(words.iter().map(|&word| table.indices[symbol(word) & mask]));
         let added = &self.indices[start..];
         if !table.escape {
             return added.iter().all(|&index| index != NO_INDEX);
         }
-        let escaped = words.iter().zip(added).filter(|&(_, &index)| index == ESCAPE);
-        self.escapes.extend(escaped.map(|(&word, _)| symbol(word) as u16));
+        let escaped = words
+            .iter()
+            .zip(added)
+            .filter(|&(_, &index)| index == ESCAPE);
+        self.escapes
+            .extend(escaped.map(|(&word, _)| symbol(word) as u16));
         true
     }
 }
@@ -131,7 +153,11 @@ impl PlaneDecoder<'_> {
             *word = word.make_room(bits) | W::truncate(u64::from(symbol));
         }
         if self.coder.table.has_escape() {
-            for (word, _) in words.iter_mut().zip(indices).filter(|(_, index)| **index == ESCAPE) {
+            for (word, _) in words
+                .iter_mut()
+                .zip(indices)
+                .filter(|(_, index)| **index == ESCAPE)
+            {
                 let symbol = self.next_escape()?;
                 *word = (*word & !W::mask(bits)) | W::truncate(u64::from(symbol));
             }
@@ -141,7 +167,9 @@ impl PlaneDecoder<'_> {
 
     fn next_escape(&mut self) -> Result<u16> {
         let [low, high] = self.escapes;
-        let low = *low.get(self.used).ok_or_else(|| Error::corrupt("too few escapes"))?;
+        let low = *low
+            .get(self.used)
+            .ok_or_else(|| Error::corrupt("too few escapes"))?;
         let high = high.get(self.used).copied().unwrap_or(0);
         self.used += 1;
         let symbol = u16::from_le_bytes([low, high]);

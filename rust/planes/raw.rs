@@ -16,7 +16,11 @@ pub(crate) const fn raw_len(count: usize, bits: u32) -> usize {
 pub(crate) fn pack<W: Word>(fields: &[W], bits: u32, out: &mut Vec<u8>) {
     let whole = bits / 8;
     for byte in 0..whole {
-        out.extend(fields.iter().map(|&field| (field >> (8 * byte)).widen() as u8));
+        out.extend(
+            fields
+                .iter()
+                .map(|&field| (field >> (8 * byte)).widen() as u8),
+        );
     }
     let rest = bits % 8;
     if rest == 0 {
@@ -90,7 +94,9 @@ impl TrailingZeros {
     pub(crate) fn count<W: Word>(self, fields: &[W]) -> u32 {
         let sign_bits = u32::from(self.sign_is_last);
         let any = fields.iter().fold(W::default(), |any, &field| any | field);
-        ((any.widen() & low_mask(self.bits)) >> sign_bits).trailing_zeros().min(self.limit())
+        ((any.widen() & low_mask(self.bits)) >> sign_bits)
+            .trailing_zeros()
+            .min(self.limit())
     }
 
     /// Takes `zeros` zero bits out of every field.

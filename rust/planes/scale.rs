@@ -71,18 +71,29 @@ impl ScaleOffsets {
         if columns == 0 || columns > elements {
             return Err(fail("the number of columns is out of range"));
         }
-        let head = bytes.get(*position..*position + 2).ok_or_else(|| fail("cut off"))?;
+        let head = bytes
+            .get(*position..*position + 2)
+            .ok_or_else(|| fail("cut off"))?;
         *position += 2;
         let (axes, shift) = (head[0], u32::from(head[1]));
         if axes == 0 || axes > HAS_ROWS | HAS_COLS || shift >= 64 {
             return Err(fail("axes or unit out of range"));
         }
         let mut axis = |flag: u8, count: u64| {
-            if axes & flag == 0 { Ok(Vec::new()) } else { read_axis(bytes, position, count) }
+            if axes & flag == 0 {
+                Ok(Vec::new())
+            } else {
+                read_axis(bytes, position, count)
+            }
         };
         let rows = axis(HAS_ROWS, elements.div_ceil(columns))?;
         let cols = axis(HAS_COLS, columns)?;
-        Ok(Self { columns: columns as usize, shift, rows, cols })
+        Ok(Self {
+            columns: columns as usize,
+            shift,
+            rows,
+            cols,
+        })
     }
 
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
@@ -109,10 +120,17 @@ impl ScaleOffsets {
 /// little-endian bit string.
 fn write_axis(axis: &[i8], out: &mut Vec<u8>) {
     let low = axis.iter().copied().min().unwrap_or(0);
-    let span = axis.iter().map(|&offset| offset.wrapping_sub(low) as u8).max().unwrap_or(0);
+    let span = axis
+        .iter()
+        .map(|&offset| offset.wrapping_sub(low) as u8)
+        .max()
+        .unwrap_or(0);
     let width = u8::BITS - span.leading_zeros();
     out.extend([low as u8, width as u8]);
-    let fields: Vec<u8> = axis.iter().map(|&offset| offset.wrapping_sub(low) as u8).collect();
+    let fields: Vec<u8> = axis
+        .iter()
+        .map(|&offset| offset.wrapping_sub(low) as u8)
+        .collect();
     super::raw::pack(&fields, width, out);
 }
 
@@ -126,14 +144,19 @@ fn read_axis(bytes: &[u8], position: &mut usize, count: u64) -> Result<Vec<i8>> 
     // Each offset takes up input unless all are the same: bound the allocation by the input.
     let count = usize::try_from(count).map_err(|_| cut())?;
     if width == 0 && count > bytes.len().saturating_mul(64) {
-        return Err(Error::corrupt("scale offsets: more than the stream can have"));
+        return Err(Error::corrupt(
+            "scale offsets: more than the stream can have",
+        ));
     }
     let start = *position + 2;
     let len = (count / 8)
         .checked_mul(width as usize)
         .map(|groups| groups + super::raw::raw_len(count % 8, width))
         .ok_or_else(cut)?;
-    let packed = start.checked_add(len).and_then(|end| bytes.get(start..end)).ok_or_else(cut)?;
+    let packed = start
+        .checked_add(len)
+        .and_then(|end| bytes.get(start..end))
+        .ok_or_else(cut)?;
     *position = start + len;
     let mut fields = vec![0_u8; count];
     super::raw::unpack(packed, width, &mut fields)?;

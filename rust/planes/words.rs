@@ -102,7 +102,11 @@ pub(crate) use with_word;
 
 /// A mask of the low `bits` bits, for `bits` up to 64.
 pub(crate) const fn low_mask(bits: u32) -> u64 {
-    if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
+    if bits >= 64 {
+        u64::MAX
+    } else {
+        (1 << bits) - 1
+    }
 }
 
 /// Moves the top bit down to `position`; the bits it passes go up by one.

@@ -46,7 +46,10 @@ impl Bytes {
         unsafe { std::slice::from_raw_parts(pointer, len) }
     }
 
-    #[expect(clippy::mut_from_ref, reason = "the exclusive access is the Python caller's promise")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the exclusive access is the Python caller's promise"
+    )]
     pub(super) fn as_mut_slice(&self) -> &mut [u8] {
         let (pointer, len) = (self.buffer.buf_ptr().cast::<u8>(), self.buffer.len_bytes());
         if len == 0 {

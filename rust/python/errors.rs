@@ -10,7 +10,8 @@ use pyo3::types::PyType;
 use crate::error::Error;
 
 fn class(py: Python<'_>, name: &str, cell: &PyOnceLock<Py<PyType>>) -> PyResult<Py<PyType>> {
-    cell.import(py, "neuzip_rs._errors", name).map(|class| class.clone().unbind())
+    cell.import(py, "neuzip_rs._errors", name)
+        .map(|class| class.clone().unbind())
 }
 
 fn package_error(name: &str, cell: &'static PyOnceLock<Py<PyType>>, message: String) -> PyErr {

@@ -3,8 +3,8 @@
 use std::ffi::{c_int, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use pyo3::exceptions::PyBufferError;
 use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -45,7 +45,13 @@ impl CompressedTensor {
         let stream = Stream::parse(bytes).map_err(to_py)?;
         let (dtype, original_nbytes) = (stream.dtype(), stream.original_len());
         let shape = stream.shape().to_vec();
-        Ok(Self { storage, framework, dtype, shape, original_nbytes })
+        Ok(Self {
+            storage,
+            framework,
+            dtype,
+            shape,
+            original_nbytes,
+        })
     }
 
     pub(super) fn as_slice<'a>(&'a self, py: Python<'a>) -> &'a [u8] {
@@ -106,7 +112,9 @@ impl CompressedTensor {
 
     fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
         let py = other.py();
-        other.cast::<Self>().is_ok_and(|other| self.as_slice(py) == other.get().as_slice(py))
+        other
+            .cast::<Self>()
+            .is_ok_and(|other| self.as_slice(py) == other.get().as_slice(py))
     }
 
     fn __hash__(&self, py: Python<'_>) -> u64 {
@@ -117,8 +125,11 @@ impl CompressedTensor {
 
     fn __repr__(&self, py: Python<'_>) -> String {
         let shape: Vec<String> = self.shape.iter().map(u64::to_string).collect();
-        let framework =
-            self.framework.as_ref().map(|name| format!(", {name}")).unwrap_or_default();
+        let framework = self
+            .framework
+            .as_ref()
+            .map(|name| format!(", {name}"))
+            .unwrap_or_default();
         format!(
             "CompressedTensor({}[{}], {} of {} bytes{framework})",
             self.dtype.name(),
@@ -154,7 +165,9 @@ impl CompressedTensor {
         slf: &Bound<'py, Self>,
         rows: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        slf.py().import("neuzip_rs._tensor")?.call_method1("decode_rows", (slf, rows))
+        slf.py()
+            .import("neuzip_rs._tensor")?
+            .call_method1("decode_rows", (slf, rows))
     }
 
     #[allow(unsafe_code, reason = "the buffer protocol is a C interface")]
@@ -181,7 +194,11 @@ impl CompressedTensor {
                 flags,
             )
         };
-        if result == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(slf.py()))
+        }
     }
 }
 
@@ -226,7 +243,24 @@ fn compress(
         .map_err(to_py)?;
     let original_nbytes = bytes.as_slice().len() as u64;
     let storage = Storage::Owned(stream);
-    Ok(CompressedTensor { storage, framework, dtype, shape, original_nbytes })
+    Ok(CompressedTensor {
+        storage,
+        framework,
+        dtype,
+        shape,
+        original_nbytes,
+    })
+}
+
+/// Element type, shape and decoded bytes of the stream in a buffer, checked but not copied.
+#[pyfunction]
+fn stream_header<'py>(
+    data: &Bound<'py, PyAny>,
+) -> PyResult<(&'static str, Bound<'py, PyTuple>, u64)> {
+    let bytes = Bytes::new(data)?;
+    let stream = Stream::parse(bytes.as_slice()).map_err(to_py)?;
+    let shape = PyTuple::new(data.py(), stream.shape())?;
+    Ok((stream.dtype().name(), shape, stream.original_len()))
 }
 
 /// Decodes original bytes `start..start + len(out)` of a stream into a writable buffer.
@@ -242,8 +276,10 @@ fn decompress_into(
 ) -> PyResult<()> {
     let source = Bytes::new(source)?;
     let out = Bytes::writable(out)?;
-    let options =
-        DecompressOptions { verify, threads: threads.map_or(Threads::auto(), Threads::new) };
+    let options = DecompressOptions {
+        verify,
+        threads: threads.map_or(Threads::auto(), Threads::new),
+    };
     py.detach(|| {
         if overlap(source.as_slice(), out.as_slice()) {
             let what = "the output buffer shares memory with the compressed data";
@@ -257,5 +293,6 @@ fn decompress_into(
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<CompressedTensor>()?;
     m.add_function(wrap_pyfunction!(compress, m)?)?;
+    m.add_function(wrap_pyfunction!(stream_header, m)?)?;
     m.add_function(wrap_pyfunction!(decompress_into, m)?)
 }

@@ -23,13 +23,21 @@ pub(crate) struct Decoder<'a> {
 impl<'a> Decoder<'a> {
     /// # Errors
     /// [`Error::Corrupt`] for a state below 256.
-    pub(crate) fn new(spec: &'a Spec, states: &[u8; STATES_BYTES], stream: &'a [u8]) -> Result<Self> {
+    pub(crate) fn new(
+        spec: &'a Spec,
+        states: &[u8; STATES_BYTES],
+        stream: &'a [u8],
+    ) -> Result<Self> {
         let states =
             std::array::from_fn(|lane| u16::from_le_bytes([states[lane], states[LANES + lane]]));
         if states.iter().any(|&state| state < STATE_LOW) {
             return Err(Error::corrupt("a coder state is out of range"));
         }
-        Ok(Self { slots: &spec.slots, states, rest: stream })
+        Ok(Self {
+            slots: &spec.slots,
+            states,
+            rest: stream,
+        })
     }
 
     /// Decodes the next symbols; all calls but the last take a multiple of 64.
@@ -39,7 +47,10 @@ impl<'a> Decoder<'a> {
     pub(crate) fn fill(&mut self, indices: &mut [u8]) -> Result<()> {
         for group in indices.chunks_mut(LANES) {
             // Whole groups with bytes to spare need no check per symbol.
-            match (self.rest.first_chunk::<LANES>(), group.as_mut_array::<LANES>()) {
+            match (
+                self.rest.first_chunk::<LANES>(),
+                group.as_mut_array::<LANES>(),
+            ) {
                 (Some(ahead), Some(group)) => {
                     let used = step_group(self.slots, &mut self.states, ahead, group);
                     self.rest = &self.rest[used..];

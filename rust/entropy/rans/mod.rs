@@ -33,21 +33,30 @@ mod tests {
         (2_usize..=64, any::<u64>(), 0_usize..3000, 0_u32..4).prop_map(|(count, seed, n, skew)| {
             let mut random = seed | 1;
             let mut next = move || {
-                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
                 (random >> 33) as usize
             };
             let mut frequencies = vec![1_usize; count];
             let favourite = next() % count;
             for _ in count..256 {
-                let pick = if next() % 4 < skew as usize { favourite } else { next() % count };
+                let pick = if next() % 4 < skew as usize {
+                    favourite
+                } else {
+                    next() % count
+                };
                 frequencies[pick] += usize::from(frequencies[pick] < 255);
             }
             while frequencies.iter().sum::<usize>() < 256 {
                 let pick = next() % count;
                 frequencies[pick] += usize::from(frequencies[pick] < 255);
             }
-            let table: Vec<(u8, u8)> =
-                frequencies.iter().enumerate().map(|(i, &f)| (i as u8, f as u8)).collect();
+            let table: Vec<(u8, u8)> = frequencies
+                .iter()
+                .enumerate()
+                .map(|(i, &f)| (i as u8, f as u8))
+                .collect();
             let indices = (0..n)
                 .map(|_| {
                     let mut slot = next() % 256;
@@ -65,8 +74,9 @@ mod tests {
 
     /// The decoder written as the format describes it: no tables, no fast path.
     fn naive_decode(table: &[(u8, u8)], states: &[u8], stream: &[u8], n: usize) -> Vec<u8> {
-        let mut state: Vec<u32> =
-            (0..64).map(|lane| u32::from(states[lane]) + 256 * u32::from(states[64 + lane])).collect();
+        let mut state: Vec<u32> = (0..64)
+            .map(|lane| u32::from(states[lane]) + 256 * u32::from(states[64 + lane]))
+            .collect();
         let mut bytes = stream.iter();
         let mut decoded = Vec::new();
         for i in 0..n {

@@ -40,13 +40,19 @@ impl Spec {
     /// The caller guarantees distinct indices below 64 and frequencies of 1 to 255 that sum to 256
     /// (`FrequencyTable`, invariants 1 and 2).
     pub(crate) fn new(entries: impl Iterator<Item = (u8, u8)>) -> Self {
-        let mut spec =
-            Self { slots: [Slot::default(); SLOTS], symbols: [Symbol::default(); MAX_SYMBOLS] };
+        let mut spec = Self {
+            slots: [Slot::default(); SLOTS],
+            symbols: [Symbol::default(); MAX_SYMBOLS],
+        };
         let mut start = 0_usize;
         for (index, frequency) in entries {
             let end = start + usize::from(frequency);
             for (offset, slot) in spec.slots[start..end].iter_mut().enumerate() {
-                *slot = Slot { index, frequency, offset: offset as u8 };
+                *slot = Slot {
+                    index,
+                    frequency,
+                    offset: offset as u8,
+                };
             }
             spec.symbols[usize::from(index)] = Symbol {
                 frequency: u16::from(frequency),
