@@ -4,7 +4,7 @@
 //! fork the child makes its own, because threads do not survive a fork.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -14,6 +14,10 @@ use crate::options::Threads;
 
 /// Environment variable with the number of threads for [`Threads::auto`].
 const THREADS_VARIABLE: &str = "NEUZIP_NUM_THREADS";
+
+/// Cores this process may use. Asking takes longer than decoding a small tensor.
+static CORES: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
 
 /// The number of threads to use.
 pub(crate) fn thread_count(threads: Threads) -> Result<usize> {
@@ -30,7 +34,7 @@ pub(crate) fn thread_count(threads: Threads) -> Result<usize> {
                     "{THREADS_VARIABLE} must be a positive number, not {text:?}"
                 ))
             }),
-        _ => Ok(std::thread::available_parallelism().map_or(1, NonZeroUsize::get)),
+        _ => Ok(*CORES),
     }
 }
 
