@@ -18,8 +18,14 @@ pub(crate) struct Sample<'a> {
     pub(crate) element_bytes: usize,
     /// Bytes before the first element.
     pub(crate) phase: usize,
-    /// Every `step`-th sub-block is taken; 1 takes everything.
+    /// One of `step` neighbouring sub-blocks is taken; 1 takes everything.
     pub(crate) step: usize,
+}
+
+/// Which of `step` neighbours number `index` of a sample is: fixed, but without a period that could
+/// meet one of the tensor's.
+pub(crate) fn jitter(index: usize, step: usize) -> usize {
+    ((index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % step
 }
 
 impl<'a> Sample<'a> {
@@ -47,8 +53,10 @@ impl<'a> Sample<'a> {
 
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
         let elements = self.elements();
-        (0..elements)
-            .step_by(SUB_BLOCK * self.step)
+        let step = self.step;
+        (0..elements.div_ceil(SUB_BLOCK).div_ceil(step))
+            .map(move |index| (index * step + jitter(index, step)) * SUB_BLOCK)
+            .filter(move |&start| start < elements)
             .map(move |start| start..elements.min(start + SUB_BLOCK))
     }
 

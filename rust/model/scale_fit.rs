@@ -5,10 +5,11 @@
 //! not depend on their order. Measured in docs/design.md; the mean of `|w|` is near the maximum
 //! likelihood fit, means of `log2 |w|` and root mean squares are worse.
 
+use super::histogram::jitter;
 use super::log2::{LOG2_FRACTION_BITS, log2};
 use crate::dtype::FloatFields;
 use crate::planes::scale::ScaleOffsets;
-use crate::planes::words::low_mask;
+use crate::planes::words::{Word, low_mask, with_word};
 
 /// Offsets are steps of `2^-OCTAVE_LOG2` octaves, fewer where the mantissa has fewer bits.
 const OCTAVE_LOG2: u32 = 3;
@@ -59,35 +60,35 @@ impl Matrix<'_> {
 
     /// Fits both axes.
     pub(crate) fn fit(&self) -> AxisFit {
+        with_word!(self.element_bytes(), W => self.fit_words::<W>())
+    }
+
+    fn fit_words<W: Word>(&self) -> AxisFit {
         let (elements, columns) = (self.elements(), self.columns);
         let rows = elements.div_ceil(columns);
-        let top = self.largest_exponent();
-        let step = columns.div_ceil(LINE_SAMPLE);
+        let top = self.largest_exponent::<W>();
+        let picked = sample_line(columns);
         let mut row_means = Vec::with_capacity(rows);
         for row in 0..rows {
-            let end = elements.min((row + 1) * columns);
-            // A varying start keeps the sample from seeing the same columns in every row.
-            let start = row * columns + row % step;
-            let line = (start..end).step_by(step);
+            let first = row * columns;
             let (mut sum, mut count) = (0_u64, 0_u64);
-            for element in line {
-                sum += self.fixed_point(element, top);
+            for &column in picked.iter().filter(|&&column| first + column < elements) {
+                sum += self.fixed_point::<W>(first + column, top);
                 count += 1;
             }
             row_means.push(mean(sum, count));
         }
         let rows_fit = self.to_offsets(&row_means);
 
-        let step = rows.div_ceil(LINE_SAMPLE);
         let mut sums = vec![(0_u64, 0_u64, 0_u64); columns];
-        for row in (0..rows).step_by(step) {
+        for row in sample_line(rows) {
             let scale = rows_fit[row];
             let first = row * columns;
             for (column, (scaled, plain, count)) in sums.iter_mut().enumerate() {
                 if first + column >= elements {
                     break;
                 }
-                let value = self.fixed_point(first + column, top);
+                let value = self.fixed_point::<W>(first + column, top);
                 *plain += value;
                 *scaled += self.unscale(value, scale);
                 *count += 1;
@@ -108,21 +109,20 @@ impl Matrix<'_> {
         }
     }
 
-    fn word(&self, element: usize) -> u64 {
-        let size = self.element_bytes();
-        let mut word = [0; 8];
-        word[..size].copy_from_slice(&self.bytes[element * size..(element + 1) * size]);
-        u64::from_le_bytes(word)
-    }
-
     /// Exponent and mantissa with its implicit bit.
-    fn parts(&self, element: usize) -> (u64, u64) {
+    #[inline]
+    fn parts<W: Word>(&self, element: usize) -> (u64, u64) {
         let FloatFields {
             exponent_bits,
             mantissa_bits,
             ..
         } = self.fields;
-        let word = self.word(element);
+        let mut word = [W::default()];
+        W::load(
+            &self.bytes[element * W::BYTES..(element + 1) * W::BYTES],
+            &mut word,
+        );
+        let word = word[0].widen();
         let exponent = word >> mantissa_bits & low_mask(exponent_bits);
         let mantissa = word & low_mask(mantissa_bits);
         let implicit = u64::from(exponent > 0) << mantissa_bits;
@@ -130,30 +130,34 @@ impl Matrix<'_> {
     }
 
     /// The largest finite exponent among a sample of elements.
-    fn largest_exponent(&self) -> u64 {
+    fn largest_exponent<W: Word>(&self) -> u64 {
         let infinite = low_mask(self.fields.exponent_bits);
         let step = (self.elements() / 65536).max(1);
-        (0..self.elements())
-            .step_by(step)
-            .map(|element| self.parts(element).0)
+        (0..self.elements() / step)
+            .map(|index| index * step + jitter(index, step))
+            .map(|element| self.parts::<W>(element).0)
             .filter(|&exponent| exponent != infinite)
             .max()
             .unwrap_or(1)
     }
 
     /// The magnitude in fixed point, at most 32 bits and 0 for what is far below `top` or not finite.
-    fn fixed_point(&self, element: usize, top: u64) -> u64 {
-        let (exponent, mantissa) = self.parts(element);
+    #[inline]
+    fn fixed_point<W: Word>(&self, element: usize, top: u64) -> u64 {
+        let (exponent, mantissa) = self.parts::<W>(element);
         let leading = self.fields.mantissa_bits;
         let aligned = if leading <= 31 {
             mantissa << (31 - leading)
         } else {
             mantissa >> (leading - 31)
         };
-        if exponent > top {
+        if exponent <= top {
+            aligned.checked_shr((top - exponent) as u32).unwrap_or(0)
+        } else if exponent == low_mask(self.fields.exponent_bits) {
             0
         } else {
-            aligned.checked_shr((top - exponent) as u32).unwrap_or(0)
+            // Rare: the sample has missed this exponent.
+            aligned << (exponent - top).min(8)
         }
     }
 
@@ -200,6 +204,15 @@ impl Matrix<'_> {
             })
             .collect()
     }
+}
+
+/// At most [`LINE_SAMPLE`] of `count` rows or columns, spread without a period.
+fn sample_line(count: usize) -> Vec<usize> {
+    let step = count.div_ceil(LINE_SAMPLE);
+    (0..count.div_ceil(step))
+        .map(|index| index * step + jitter(index, step))
+        .filter(|&position| position < count)
+        .collect()
 }
 
 /// The mean with eight fraction bits, which the logarithm of small means needs.

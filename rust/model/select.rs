@@ -15,7 +15,7 @@ use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, with_word};
 
 /// Sub-blocks that candidates are compared on, and that the final table is made from.
-const SEARCH_BLOCKS: usize = 32;
+const SEARCH_BLOCKS: usize = 8;
 const TABLE_BLOCKS: usize = 128;
 /// Scale offsets are not tried below this number of elements.
 const MIN_SCALED_ELEMENTS: usize = 4096;

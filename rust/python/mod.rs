@@ -11,6 +11,7 @@
 
 mod buffers;
 mod errors;
+mod files;
 mod tensor;
 
 use pyo3::prelude::*;
@@ -25,5 +26,6 @@ fn simd_tier() -> PyResult<&'static str> {
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add_function(wrap_pyfunction!(simd_tier, m)?)?;
-    tensor::register(m)
+    tensor::register(m)?;
+    files::register(m)
 }

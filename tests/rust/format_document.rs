@@ -6,8 +6,15 @@ use neuzip_rs::{CompressOptions, DecompressOptions, Dtype, Stream, compress};
 fn dump() -> Vec<u8> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/format.md");
     let page = std::fs::read_to_string(path).unwrap();
-    let block = page.split("```hex\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    block.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
+    let block = page
+        .split("```hex\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .unwrap();
+    block
+        .split_whitespace()
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect()
 }
 
 fn tensor() -> Vec<u8> {
@@ -21,7 +28,13 @@ fn tensor() -> Vec<u8> {
 
 #[test]
 fn the_example_is_what_the_encoder_writes() {
-    let stream = compress(&tensor(), Dtype::Int64, &[32, 16], &CompressOptions::default()).unwrap();
+    let stream = compress(
+        &tensor(),
+        Dtype::Int64,
+        &[32, 16],
+        &CompressOptions::default(),
+    )
+    .unwrap();
     assert_eq!(stream, dump());
 }
 
@@ -29,8 +42,13 @@ fn the_example_is_what_the_encoder_writes() {
 fn the_example_decodes() {
     let dump = dump();
     let stream = Stream::parse(&dump).unwrap();
-    assert_eq!((stream.dtype(), stream.shape()), (Dtype::Int64, &[32, 16][..]));
+    assert_eq!(
+        (stream.dtype(), stream.shape()),
+        (Dtype::Int64, &[32, 16][..])
+    );
     let mut out = vec![0; 4096];
-    stream.decode_into(0, &mut out, &DecompressOptions::default()).unwrap();
+    stream
+        .decode_into(0, &mut out, &DecompressOptions::default())
+        .unwrap();
     assert_eq!(out, tensor());
 }

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 fn decompress(stream: &[u8]) -> Vec<u8> {
     let stream = Stream::parse(stream).unwrap();
     let mut out = vec![0xa5; stream.original_len() as usize];
-    stream.decode_into(0, &mut out, &DecompressOptions::default()).unwrap();
+    stream
+        .decode_into(0, &mut out, &DecompressOptions::default())
+        .unwrap();
     out
 }
 
@@ -23,7 +25,10 @@ impl Random {
 
     /// Roughly normal, scale 1.
     fn normal(&mut self) -> f64 {
-        (0..12).map(|_| (self.next() >> 11) as f64 / (1_u64 << 53) as f64).sum::<f64>() - 6.0
+        (0..12)
+            .map(|_| (self.next() >> 11) as f64 / (1_u64 << 53) as f64)
+            .sum::<f64>()
+            - 6.0
     }
 }
 
@@ -82,7 +87,13 @@ fn tensor(dtype: Dtype, content: Content, count: usize, columns: usize, seed: u6
                 }
                 Content::Positive => noise.abs(),
                 Content::Upcast => f64::from(f32::from_bits((noise as f32).to_bits() & !0x1fff)),
-                Content::Sparse => if random.next() % 4 == 0 { noise } else { 0.0 },
+                Content::Sparse => {
+                    if random.next() % 4 == 0 {
+                        noise
+                    } else {
+                        0.0
+                    }
+                }
                 Content::FewValues => [0.5, -0.25, 1.0, 0.0][(random.next() % 4) as usize],
                 Content::Constant => constant,
                 Content::Mixed => match i / 40_000 % 3 {
@@ -180,11 +191,19 @@ proptest! {
 
 #[test]
 fn every_pattern_of_the_small_floats() {
-    for dtype in [Dtype::Bfloat16, Dtype::Float16, Dtype::Float8E4m3fn, Dtype::Float8E5m2] {
+    for dtype in [
+        Dtype::Bfloat16,
+        Dtype::Float16,
+        Dtype::Float8E4m3fn,
+        Dtype::Float8E5m2,
+    ] {
         let data: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
         let count = (data.len() / dtype.itemsize()) as u64;
         for level in [Level::Fast, Level::Default, Level::Max] {
-            let options = CompressOptions { level, ..CompressOptions::default() };
+            let options = CompressOptions {
+                level,
+                ..CompressOptions::default()
+            };
             let stream = compress(&data, dtype, &[count], &options).unwrap();
             assert!(decompress(&stream) == data);
         }
@@ -198,8 +217,13 @@ fn all_patterns_among_skewed_weights() {
     for (i, pattern) in (0..=u16::MAX).enumerate() {
         data[32 * i..32 * i + 2].copy_from_slice(&pattern.to_le_bytes());
     }
-    let stream =
-        compress(&data, Dtype::Bfloat16, &[1024, 1024], &CompressOptions::default()).unwrap();
+    let stream = compress(
+        &data,
+        Dtype::Bfloat16,
+        &[1024, 1024],
+        &CompressOptions::default(),
+    )
+    .unwrap();
     assert!(stream.len() < data.len() * 3 / 4);
     assert!(decompress(&stream) == data);
 }
@@ -209,9 +233,13 @@ fn small_headers() {
     for shape in [[10, 10], [1, 300], [16, 16]] {
         let count = shape.iter().product::<u64>() as usize;
         let data = tensor(Dtype::Float32, Content::Weights, count, 10, 1);
-        let stream =
-            compress(&data, Dtype::Float32, &shape, &CompressOptions::default()).unwrap();
-        assert!(stream.len() <= data.len() + 32, "{} {}", stream.len(), data.len());
+        let stream = compress(&data, Dtype::Float32, &shape, &CompressOptions::default()).unwrap();
+        assert!(
+            stream.len() <= data.len() + 32,
+            "{} {}",
+            stream.len(),
+            data.len()
+        );
     }
 }
 
@@ -222,7 +250,10 @@ fn wrong_arguments() {
     assert!(compress(&[0; 8], Dtype::Float32, &[3], &options).is_err());
     assert!(compress(&[0; 8], Dtype::Float32, &[u64::MAX, 2], &options).is_err());
     for chunk_bytes in [0, 1, 2048, 5000, 1 << 27] {
-        let options = CompressOptions { chunk_bytes: Some(chunk_bytes), ..options.clone() };
+        let options = CompressOptions {
+            chunk_bytes: Some(chunk_bytes),
+            ..options.clone()
+        };
         assert!(compress(&[0, 1, 2, 3], Dtype::Uint8, &[4], &options).is_err());
     }
 }
