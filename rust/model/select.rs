@@ -269,11 +269,13 @@ fn finish(input: &Input<'_>, model: Model, bytes: u64) -> Option<Candidate> {
 }
 
 /// Types that the generic mode looks for in raw bytes and in integers of the same width.
-const GENERIC_FLOATS: [Dtype; 4] = [
+const GENERIC_FLOATS: [Dtype; 6] = [
     Dtype::Bfloat16,
     Dtype::Float16,
     Dtype::Float32,
     Dtype::Float64,
+    Dtype::Float8E4m3fn,
+    Dtype::Float8E5m2,
 ];
 
 /// The best model for integers, or for bytes that may hold anything; `None` when raw is no larger.

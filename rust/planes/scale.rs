@@ -26,6 +26,8 @@ pub(crate) struct ScaleOffsets {
 
 const HAS_ROWS: u8 = 1;
 const HAS_COLS: u8 = 2;
+/// Offsets in a list of width 0, which takes up no input.
+const MAX_UNIFORM: usize = 1 << 16;
 
 impl ScaleOffsets {
     /// Subtracts the offsets from elements `first..first + words.len()`.
@@ -125,7 +127,8 @@ fn write_axis(axis: &[i8], out: &mut Vec<u8>) {
         .map(|&offset| offset.wrapping_sub(low) as u8)
         .max()
         .unwrap_or(0);
-    let width = u8::BITS - span.leading_zeros();
+    let least = u32::from(axis.len() > MAX_UNIFORM);
+    let width = (u8::BITS - span.leading_zeros()).max(least);
     out.extend([low as u8, width as u8]);
     let fields: Vec<u8> = axis
         .iter()
@@ -141,12 +144,10 @@ fn read_axis(bytes: &[u8], position: &mut usize, count: u64) -> Result<Vec<i8>> 
     if width > 8 {
         return Err(Error::corrupt("scale offsets: a width is above 8 bits"));
     }
-    // Each offset takes up input unless all are the same: bound the allocation by the input.
     let count = usize::try_from(count).map_err(|_| cut())?;
-    if width == 0 && count > bytes.len().saturating_mul(64) {
-        return Err(Error::corrupt(
-            "scale offsets: more than the stream can have",
-        ));
+    // Every other list takes up input, which bounds the allocation.
+    if width == 0 && count > MAX_UNIFORM {
+        return Err(Error::corrupt("scale offsets: a list of width 0 is too long"));
     }
     let start = *position + 2;
     let len = (count / 8)

@@ -38,8 +38,11 @@ fn os_error(error: &PathError) -> PyErr {
         io::ErrorKind::NotFound => Some(2),
         io::ErrorKind::PermissionDenied => Some(13),
         io::ErrorKind::AlreadyExists => Some(17),
+        io::ErrorKind::NotADirectory => Some(20),
         io::ErrorKind::IsADirectory => Some(21),
         io::ErrorKind::InvalidInput => Some(22),
+        io::ErrorKind::StorageFull => Some(28),
+        io::ErrorKind::ReadOnlyFilesystem => Some(30),
         _ => None,
     });
     match errno {
@@ -54,7 +57,7 @@ fn os_error(error: &PathError) -> PyErr {
                 .ok()
                 .filter(|_| !own_words)
                 .unwrap_or_else(|| source.to_string());
-            PyOSError::new_err((errno, text, path.clone()))
+            PyOSError::new_err((errno, text, path.as_os_str().to_owned()))
         }
         None => PyOSError::new_err(error.to_string()),
     }
