@@ -10,7 +10,7 @@ use std::io::{Cursor, Seek, Write};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::container::prelude::{Body, TensorType, write_prelude};
-use crate::container::stream::{StreamWriter, constant_element};
+use crate::container::writer::{StreamWriter, constant_element};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::options::CompressOptions;

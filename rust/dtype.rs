@@ -13,6 +13,10 @@ pub struct FloatFields {
     pub mantissa_bits: u32,
 }
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the table below has None for integers"
+)]
 const fn fields(element_bits: u32, exponent_bits: u32) -> Option<FloatFields> {
     let mantissa_bits = element_bits - 1 - exponent_bits;
     Some(FloatFields {

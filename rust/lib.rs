@@ -31,7 +31,8 @@ pub mod safetensors;
 mod simd;
 
 pub use codec::{compress, compress_to, content_hash, write_reference};
-pub use container::stream::{Reference, Stream, StreamInfo};
+pub use container::info::StreamInfo;
+pub use container::stream::{Reference, Stream};
 pub use dtype::{Dtype, FloatFields};
 pub use error::{Error, Result};
 pub use options::{CompressOptions, DecompressOptions, Level, Threads};

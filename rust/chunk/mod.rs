@@ -271,9 +271,9 @@ impl ModelCoder<'_> {
                 match plane.mode {
                     PlaneMode::Constant(value) => {
                         let value = W::truncate(value);
-                        words
-                            .iter_mut()
-                            .for_each(|w| *w = w.make_room(plane.bits) | value);
+                        for word in words.iter_mut() {
+                            *word = word.make_room(plane.bits) | value;
+                        }
                     }
                     PlaneMode::Coded(_) => {
                         coded.next().map_or(Ok(()), |plane| plane.append(words))?;

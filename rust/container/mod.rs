@@ -3,9 +3,11 @@
 pub(crate) mod atomic;
 pub(crate) mod file;
 pub(crate) mod index;
+pub(crate) mod info;
 pub(crate) mod kind;
 pub(crate) mod mapped;
 pub(crate) mod pieces;
 pub(crate) mod prelude;
 pub(crate) mod stream;
 pub(crate) mod varint;
+pub(crate) mod writer;

@@ -1,154 +1,21 @@
-//! Tensor streams: written in order with bounded memory, read in place and in parallel.
+//! Reading a tensor stream: in place, in parallel, whole or in part.
 //!
 //! ```text
 //! [prelude] | zero padding to 16 | [payload of chunk 0] [payload of chunk 1] ...
 //! ```
 //! A stream of one raw or constant chunk has no padding. Place in docs/format.md: "Tensor stream".
 
-use std::io::{Seek, SeekFrom, Write};
 use std::sync::OnceLock;
 
-use super::index::{ChunkEntry, Index, Storage, is_packed};
-use super::prelude::{Body, Chunked, Prelude, TensorType, feature, prelude_len, write_prelude};
-use crate::chunk::{
-    ModelCoder, ModelEncoder, chunk_hash, constant_pattern, decode_constant, decode_raw,
-    fill_pattern,
-};
-use crate::constants::{ALIGNMENT, BATCH_BYTES};
+use super::index::{Index, Storage, is_packed};
+use super::prelude::{Body, Chunked, Prelude};
+use crate::chunk::{ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern};
+use crate::constants::ALIGNMENT;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, try_zeroed};
-use crate::model::histogram::table_entropy;
-use crate::model::{Model, PlaneMode};
-use crate::options::{DecompressOptions, Threads};
+use crate::options::DecompressOptions;
 use crate::parallel;
-use crate::plan::Plan;
 use crate::simd::simd_tier;
-
-/// The element that `data` repeats, if it repeats one.
-pub(crate) fn constant_element(data: &[u8], itemsize: usize) -> Option<&[u8]> {
-    let element = data.get(..itemsize)?;
-    (data[itemsize..] == data[..data.len() - itemsize]).then_some(element)
-}
-
-/// A tensor about to be written.
-pub(crate) struct StreamWriter<'a> {
-    pub(crate) tensor: &'a TensorType,
-    pub(crate) data: &'a [u8],
-    pub(crate) plan: &'a Plan,
-    pub(crate) threads: Threads,
-}
-
-impl StreamWriter<'_> {
-    fn chunk_bytes(&self) -> usize {
-        1 << self.plan.chunked.chunk_log2
-    }
-
-    /// Writes the stream at the current position of `out` and returns its length.
-    pub(crate) fn write<W: Write + Seek>(
-        &self,
-        out: &mut W,
-        progress: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<u64> {
-        let chunked = &self.plan.chunked;
-        let body = Body::Chunked(chunked.clone());
-        let coders: Vec<ModelEncoder<'_>> = chunked
-            .models
-            .iter()
-            .map(|model| ModelEncoder::new(model, chunked.scale.as_ref()))
-            .collect();
-        let chunks = self.data.len().div_ceil(self.chunk_bytes());
-        if chunks <= 1 {
-            return self.write_single(out, &body, &coders, progress);
-        }
-
-        let begin = out.stream_position()?;
-        let head = prelude_len(self.tensor, &body, chunks)?.next_multiple_of(ALIGNMENT);
-        out.seek(SeekFrom::Start(begin + head as u64))?;
-        let mut entries = Vec::with_capacity(chunks);
-        let batch = (BATCH_BYTES / self.chunk_bytes()).max(1);
-        for first in (0..chunks).step_by(batch) {
-            let count = batch.min(chunks - first);
-            let encoded = parallel::map(self.threads, count, |offset| {
-                self.encode_chunk(&coders, first + offset, true)
-            })?;
-            for (entry, payload) in encoded {
-                out.write_all(&payload)?;
-                entries.push(entry);
-            }
-            progress(self.data.len().min((first + count) * self.chunk_bytes()) as u64)?;
-        }
-        let end = out.stream_position()?;
-        let mut prelude = write_prelude(self.tensor, &body, &entries);
-        prelude.resize(head, 0);
-        out.seek(SeekFrom::Start(begin))?;
-        out.write_all(&prelude)?;
-        out.seek(SeekFrom::Start(end))?;
-        Ok(end - begin)
-    }
-
-    /// Streams of at most one chunk need no second visit to their prelude.
-    fn write_single<W: Write>(
-        &self,
-        out: &mut W,
-        body: &Body,
-        coders: &[ModelEncoder<'_>],
-        progress: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<u64> {
-        let mut entries = Vec::new();
-        let mut payload = Vec::new();
-        if !self.data.is_empty() {
-            let (entry, bytes) = self.encode_chunk(coders, 0, false);
-            entries.push(entry);
-            payload = bytes;
-        }
-        let packed = entries
-            .first()
-            .is_none_or(|entry| is_packed(1, entry.storage));
-        // A model that was not used after all need not be stored.
-        let unused = Body::Chunked(Chunked {
-            chunk_log2: self.plan.chunked.chunk_log2,
-            models: Vec::new(),
-            scale: None,
-        });
-        let mut stream = write_prelude(self.tensor, if packed { &unused } else { body }, &entries);
-        if !packed {
-            stream.resize(stream.len().next_multiple_of(ALIGNMENT), 0);
-        }
-        stream.append(&mut payload);
-        out.write_all(&stream)?;
-        progress(self.data.len() as u64)?;
-        Ok(stream.len() as u64)
-    }
-
-    /// Encodes one chunk; `align` pads raw payloads.
-    fn encode_chunk(
-        &self,
-        coders: &[ModelEncoder<'_>],
-        number: usize,
-        align: bool,
-    ) -> (ChunkEntry, Vec<u8>) {
-        let start = number * self.chunk_bytes();
-        let chunk = &self.data[start..self.data.len().min(start + self.chunk_bytes())];
-        let mut payload = Vec::new();
-        let mut storage = Storage::Raw;
-        if let Some(pattern) = constant_pattern(chunk) {
-            storage = Storage::Constant;
-            payload.extend_from_slice(&pattern);
-        } else if let Some(model) = self.plan.model_of(number) {
-            let first = start / self.plan.chunked.models[model].element_bytes;
-            if coders[model].encode(chunk, first, &mut payload) {
-                storage = Storage::Model(model);
-            }
-        }
-        if storage == Storage::Raw {
-            payload.extend_from_slice(chunk);
-            if align {
-                payload.resize(payload.len().next_multiple_of(ALIGNMENT), 0);
-            }
-        }
-        (ChunkEntry::new(chunk, storage, payload.len()), payload)
-    }
-}
 
 /// Another tensor that a stream stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,31 +26,14 @@ pub struct Reference<'a> {
     pub content_hash: u128,
 }
 
-/// Facts about a stream, for people.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StreamInfo {
-    /// `chunked`, `constant` or `reference`.
-    pub body: &'static str,
-    /// Number of chunks.
-    pub chunks: usize,
-    /// Original bytes per chunk.
-    pub chunk_bytes: usize,
-    /// How the chunks are stored: `raw`, `constant`, and a description of each model in use.
-    pub modes: Vec<String>,
-    /// Entropy of the first coded plane's table in bits per symbol.
-    pub entropy_bits: Option<f64>,
-    /// Names of the features a reader needs.
-    pub features: Vec<&'static str>,
-}
-
 /// A verified view of a tensor stream.
 ///
 /// The checksum of the header has been verified and every size checked against the input; payloads are
 /// verified when they are decoded.
 #[derive(Clone, Debug)]
 pub struct Stream<'a> {
-    prelude: Prelude<'a>,
-    index: Index<'a>,
+    pub(super) prelude: Prelude<'a>,
+    pub(super) index: Index<'a>,
     payloads: &'a [u8],
 }
 
@@ -348,73 +198,6 @@ impl<'a> Stream<'a> {
         }
         pieces
     }
-
-    /// Facts about the stream, for people.
-    #[must_use]
-    pub fn info(&self) -> StreamInfo {
-        let features = feature::NAMES
-            .iter()
-            .enumerate()
-            .filter(|(bit, _)| self.prelude.features >> bit & 1 == 1)
-            .map(|(_, &name)| name)
-            .collect();
-        let mut info = StreamInfo {
-            body: "chunked",
-            chunks: self.index.len(),
-            chunk_bytes: self.chunk_bytes(),
-            modes: Vec::new(),
-            entropy_bits: None,
-            features,
-        };
-        match &self.prelude.body {
-            Body::Constant(_) => {
-                info.body = "constant";
-                info.modes.push("constant".to_owned());
-            }
-            Body::Reference { .. } => {
-                info.body = "reference";
-                info.modes.push("reference".to_owned());
-            }
-            Body::Chunked(chunked) => {
-                let tables = chunked.models.iter().flat_map(Model::tables);
-                info.entropy_bits = tables
-                    .map(|t| table_entropy(t.entries().iter().map(|e| e.frequency)))
-                    .next();
-                for chunk in 0..self.index.len() {
-                    let mode = match self.index.storage(chunk) {
-                        Storage::Raw => "raw".to_owned(),
-                        Storage::Constant => "constant".to_owned(),
-                        Storage::Model(model) => describe(&chunked.models[model]),
-                    };
-                    if !info.modes.contains(&mode) {
-                        info.modes.push(mode);
-                    }
-                }
-            }
-        }
-        info
-    }
-}
-
-/// `rans8+raw8 scaled`: the planes from the top bits down, then what is done before them.
-fn describe(model: &Model) -> String {
-    let planes: Vec<String> = model
-        .planes
-        .iter()
-        .map(|plane| match plane.mode {
-            PlaneMode::Raw => format!("raw{}", plane.bits),
-            PlaneMode::Constant(_) => format!("const{}", plane.bits),
-            PlaneMode::Coded(_) => format!("rans{}", plane.bits),
-        })
-        .collect();
-    let mut text = planes.join("+");
-    if model.scaled {
-        text += " scaled";
-    }
-    if model.trailing_zeros {
-        text += " zeros";
-    }
-    text
 }
 
 struct Piece<'o> {

@@ -162,7 +162,8 @@ mod tests {
 
     #[test]
     fn illegal_tables_are_rejected() {
-        let illegal: [(u32, u64, bool, &[(u8, u8)]); 9] = [
+        type Case = (u32, u64, bool, &'static [(u8, u8)]);
+        let illegal: [Case; 9] = [
             (8, 0, false, &[(0, 255)]),
             (8, 0, false, &[(0, 200), (1, 55)]),
             (8, 0, false, &[(0, 200), (0, 56)]),

@@ -41,7 +41,7 @@ pub(crate) fn log2(x: u64) -> u64 {
         return 0;
     }
     let exponent = x.ilog2();
-    let mantissa = (x << (63 - exponent)) as u128 as u64; // leading one at bit 63
+    let mantissa = x << (63 - exponent); // leading one at bit 63
     let index = ((mantissa >> 55) & 0xff) as usize;
     let fraction = u64::from((mantissa >> 39) as u16);
     let (low, high) = (

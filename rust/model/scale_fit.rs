@@ -78,7 +78,7 @@ impl Matrix<'_> {
             }
             row_means.push(mean(sum, count));
         }
-        let rows_fit = self.to_offsets(&row_means);
+        let rows_fit = self.offsets_of(&row_means);
 
         let mut sums = vec![(0_u64, 0_u64, 0_u64); columns];
         for row in sample_line(rows) {
@@ -104,8 +104,8 @@ impl Matrix<'_> {
             .collect();
         AxisFit {
             rows: rows_fit,
-            cols: self.to_offsets(&scaled),
-            cols_alone: self.to_offsets(&plain),
+            cols: self.offsets_of(&scaled),
+            cols_alone: self.offsets_of(&plain),
         }
     }
 
@@ -177,7 +177,7 @@ impl Matrix<'_> {
     }
 
     /// Logarithms of the means less their median, in units of the offsets.
-    fn to_offsets(&self, means: &[u64]) -> Vec<i8> {
+    fn offsets_of(&self, means: &[u64]) -> Vec<i8> {
         let logs: Vec<i64> = means.iter().map(|&mean| log2(mean) as i64).collect();
         let mut known: Vec<i64> = logs
             .iter()

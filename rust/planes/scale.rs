@@ -55,7 +55,9 @@ impl ScaleOffsets {
             let row_offset = self.rows.get(row).map_or(0, |&offset| i64::from(offset));
             let row_offset = W::truncate(row_offset as u64);
             if self.cols.is_empty() {
-                line.iter_mut().for_each(|word| shift_one(word, row_offset));
+                for word in line {
+                    shift_one(word, row_offset);
+                }
             } else {
                 for (word, &offset) in line.iter_mut().zip(&self.cols[column..]) {
                     let offset = W::truncate(i64::from(offset) as u64);
@@ -81,15 +83,15 @@ impl ScaleOffsets {
         if axes == 0 || axes > HAS_ROWS | HAS_COLS || shift >= 64 {
             return Err(fail("axes or unit out of range"));
         }
-        let mut axis = |flag: u8, count: u64| {
+        let mut list = |flag: u8, count: u64| {
             if axes & flag == 0 {
                 Ok(Vec::new())
             } else {
                 read_axis(bytes, position, count)
             }
         };
-        let rows = axis(HAS_ROWS, elements.div_ceil(columns))?;
-        let cols = axis(HAS_COLS, columns)?;
+        let rows = list(HAS_ROWS, elements.div_ceil(columns))?;
+        let cols = list(HAS_COLS, columns)?;
         Ok(Self {
             columns: columns as usize,
             shift,
@@ -147,7 +149,9 @@ fn read_axis(bytes: &[u8], position: &mut usize, count: u64) -> Result<Vec<i8>> 
     let count = usize::try_from(count).map_err(|_| cut())?;
     // Every other list takes up input, which bounds the allocation.
     if width == 0 && count > MAX_UNIFORM {
-        return Err(Error::corrupt("scale offsets: a list of width 0 is too long"));
+        return Err(Error::corrupt(
+            "scale offsets: a list of width 0 is too long",
+        ));
     }
     let start = *position + 2;
     let len = (count / 8)

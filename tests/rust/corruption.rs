@@ -1,5 +1,14 @@
 //! Damaged streams of every mode: an error, never a panic, never other data.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::unwrap_used,
+    reason = "generated data is cut to size on purpose, and a failed unwrap is a failed test"
+)]
+
 use std::sync::LazyLock;
 
 use neuzip_rs::{

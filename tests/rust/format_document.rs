@@ -1,5 +1,14 @@
 //! The worked example of docs/format.md is what the encoder writes.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::unwrap_used,
+    reason = "generated data is cut to size on purpose, and a failed unwrap is a failed test"
+)]
+
 use neuzip_rs::{CompressOptions, DecompressOptions, Dtype, Stream, compress};
 
 /// The first `hex` block of the page.

@@ -1,5 +1,14 @@
 //! Whatever goes in comes out, bit for bit, for every dtype, length, level and chunk size.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::unwrap_used,
+    reason = "generated data is cut to size on purpose, and a failed unwrap is a failed test"
+)]
+
 use neuzip_rs::{CompressOptions, DecompressOptions, Dtype, Level, Stream, Threads, compress};
 use proptest::prelude::*;
 
@@ -68,7 +77,7 @@ fn element(dtype: Dtype, value: f64, random: &mut Random) -> Vec<u8> {
 fn half(value: f32) -> u16 {
     let bits = value.to_bits();
     let exponent = ((bits >> 23 & 0xff) as i32 - 112).clamp(0, 30) as u16;
-    (bits >> 31) as u16 * 0x8000 | exponent << 10 | (bits >> 13 & 0x3ff) as u16
+    ((bits >> 31) as u16 * 0x8000) | (exponent << 10) | (bits >> 13 & 0x3ff) as u16
 }
 
 fn tensor(dtype: Dtype, content: Content, count: usize, columns: usize, seed: u64) -> Vec<u8> {
@@ -88,7 +97,7 @@ fn tensor(dtype: Dtype, content: Content, count: usize, columns: usize, seed: u6
                 Content::Positive => noise.abs(),
                 Content::Upcast => f64::from(f32::from_bits((noise as f32).to_bits() & !0x1fff)),
                 Content::Sparse => {
-                    if random.next() % 4 == 0 {
+                    if random.next().is_multiple_of(4) {
                         noise
                     } else {
                         0.0

@@ -49,7 +49,7 @@ impl<'a> Decoder<'a> {
             // Whole groups with bytes to spare need no check per symbol.
             match (
                 self.rest.first_chunk::<LANES>(),
-                group.as_mut_array::<LANES>(),
+                group.first_chunk_mut::<LANES>(),
             ) {
                 (Some(ahead), Some(group)) => {
                     let used = step_group(self.slots, &mut self.states, ahead, group);
