@@ -1,0 +1,203 @@
+//! Whole files: what a file is decides how it is compressed, and results appear whole or not at all.
+//!
+//! ```text
+//! .safetensors ──▶ compressed .safetensors      anything else ──▶ .nz
+//! ```
+//!
+//! Inputs are mapped, outputs are written in large pieces, so memory stays bounded whatever the size of
+//! a file. Invariants: a destination is untouched until its new content is complete and on the disk;
+//! the result does not depend on names, times or the number of threads.
+//!
+//! Place in docs/format-files.md: "Telling files apart".
+
+use std::io::Write;
+use std::path::Path;
+
+pub use crate::container::file::{StreamCompressor, StreamDecompressor};
+pub use crate::container::kind::{ContentKind, content_kind};
+
+use crate::container::atomic::write_atomically;
+use crate::container::file::{compress_frames, decode_frames, scan_frames};
+use crate::container::mapped::Mapped;
+use crate::container::pieces::Pieces;
+use crate::error::{Error, Result};
+use crate::safetensors::{Header, SafetensorsFile, compress_map};
+use crate::{CompressOptions, DecompressOptions, Stream};
+
+/// Told the original bytes that are done, and how many there are; an error from it stops the work and
+/// is handed to the caller, with nothing left behind.
+pub type Progress<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
+
+/// Compresses `src` to `dst`; returns the original and the compressed length.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if `src` is compressed already, [`Error::Io`] naming the file (of kind
+/// `AlreadyExists` if there is a `dst` and `overwrite` is false), whatever `progress` returns.
+pub fn compress_file(
+    src: &Path,
+    dst: &Path,
+    options: &CompressOptions,
+    overwrite: bool,
+    progress: &mut Progress<'_>,
+) -> Result<(u64, u64)> {
+    let map = Mapped::open(src)?;
+    let original = map.bytes().len() as u64;
+    let kind = ContentKind::of(map.bytes());
+    if kind.is_compressed() {
+        return Err(Error::InvalidArgument(format!(
+            "{} is already compressed",
+            src.display()
+        )));
+    }
+    write_atomically(dst, overwrite, |out| {
+        progress(0, original)?;
+        let compressed = if kind == ContentKind::Safetensors {
+            compress_map(out, &map, options, progress)?
+        } else {
+            let mut sweep = map.sweep();
+            compress_frames(out, map.bytes(), options, &mut |done| {
+                sweep.passed(done as usize);
+                progress(done, original)
+            })?
+        };
+        map.unchanged()?;
+        Ok((original, compressed))
+    })
+}
+
+/// Restores the original of `src` as `dst`, byte for byte; returns the compressed and the original
+/// length.
+///
+/// # Errors
+/// [`Error::Corrupt`] if `src` is damaged or not compressed, [`Error::OutputTooLarge`] before anything
+/// is written if the original has more than `max_output_bytes`, [`Error::Io`] as [`compress_file`].
+pub fn decompress_file(
+    src: &Path,
+    dst: &Path,
+    options: &DecompressOptions,
+    overwrite: bool,
+    max_output_bytes: Option<u64>,
+    progress: &mut Progress<'_>,
+) -> Result<(u64, u64)> {
+    let source = CompressedFile::open(src)?;
+    let original = source.original_bytes()?;
+    if let Some(limit) = max_output_bytes.filter(|&limit| original > limit) {
+        return Err(Error::OutputTooLarge {
+            needed: original,
+            limit,
+        });
+    }
+    write_atomically(dst, overwrite, |out| {
+        source.decode(original, options, progress, &mut |piece| {
+            Ok(out.write_all(piece)?)
+        })
+    })
+}
+
+/// Decodes all of `src` and writes nothing; returns the compressed and the original length.
+///
+/// # Errors
+/// As [`decompress_file`].
+pub fn verify_file(
+    src: &Path,
+    options: &DecompressOptions,
+    progress: &mut Progress<'_>,
+) -> Result<(u64, u64)> {
+    let source = CompressedFile::open(src)?;
+    source.decode(source.original_bytes()?, options, progress, &mut |_| Ok(()))
+}
+
+/// A compressed file of any kind, mapped.
+enum CompressedFile {
+    Safetensors(Box<SafetensorsFile>),
+    Frames(Mapped),
+    Tensor(Mapped),
+}
+
+impl CompressedFile {
+    fn open(path: &Path) -> Result<Self> {
+        let named = |error: Error| error.within(&path.display().to_string());
+        let map = Mapped::open(path)?;
+        match ContentKind::of(map.bytes()) {
+            ContentKind::NeuzipSafetensors => {
+                let file = SafetensorsFile::of_map(map).map_err(named)?;
+                Ok(Self::Safetensors(Box::new(file)))
+            }
+            ContentKind::NeuzipFile => Ok(Self::Frames(map)),
+            ContentKind::NeuzipTensor => Ok(Self::Tensor(map)),
+            ContentKind::Safetensors | ContentKind::Other => Err(named(not_compressed(&map))),
+        }
+    }
+
+    fn map(&self) -> &Mapped {
+        match self {
+            Self::Safetensors(file) => file.map(),
+            Self::Frames(map) | Self::Tensor(map) => map,
+        }
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.within(&self.map().path().display().to_string())
+    }
+
+    /// Checks the structure and says how long the original is.
+    fn original_bytes(&self) -> Result<u64> {
+        let bytes = match self {
+            Self::Safetensors(file) => Ok(file.original_bytes()),
+            Self::Frames(map) => scan_frames(map.bytes()),
+            Self::Tensor(map) => Stream::parse(map.bytes()).map(|stream| stream.original_len()),
+        };
+        bytes.map_err(|error| self.named(error))
+    }
+
+    fn decode(
+        &self,
+        original: u64,
+        options: &DecompressOptions,
+        progress: &mut Progress<'_>,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<(u64, u64)> {
+        progress(0, original)?;
+        let mut done = 0;
+        let mut sink = |piece: &[u8]| {
+            sink(piece)?;
+            done += piece.len() as u64;
+            progress(done, original)
+        };
+        let decoded = match self {
+            Self::Safetensors(file) => file.decode_file(options, &mut sink),
+            Self::Frames(map) => {
+                let mut sweep = map.sweep();
+                decode_frames(map.bytes(), options, &mut |piece, read| {
+                    sweep.passed(read);
+                    sink(piece)
+                })
+            }
+            Self::Tensor(map) => decode_tensor(map.bytes(), options, &mut sink),
+        };
+        decoded.map_err(|error| self.named(error))?;
+        Ok((self.map().bytes().len() as u64, original))
+    }
+}
+
+fn decode_tensor(
+    bytes: &[u8],
+    options: &DecompressOptions,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let stream = Stream::parse(bytes)?;
+    let mut pieces = Pieces::new(stream.original_len(), sink)?;
+    pieces.decode(&stream, options, &mut |_| ())?;
+    pieces.finish()
+}
+
+/// Says why a file is not one of ours; a damaged one may look like a `.safetensors` still.
+fn not_compressed(map: &Mapped) -> Error {
+    let file = map.bytes();
+    match Header::of_file(file) {
+        Err(Error::Corrupt(reason)) if file.get(8) == Some(&b'{') => Error::Corrupt(format!(
+            "not a compressed file, or a damaged one ({reason})"
+        )),
+        _ => Error::corrupt("not a compressed file"),
+    }
+}

@@ -1,0 +1,342 @@
+//! Reading plain and compressed `.safetensors` through a memory map.
+//!
+//! Opening a compressed file checks its outer header against the embedded original one: same names in
+//! the same order, same metadata, every tensor U8. Streams are parsed when they are used, and a partial
+//! read decodes only the chunks it touches. Invariants: whatever is flipped in a compressed file, each
+//! call gives an error or what the original held; a reference leads to a stream that holds bytes itself,
+//! so it is resolved in one step.
+//!
+//! Place in docs/format-files.md: "Compressed .safetensors" and "Repeated tensors".
+
+use std::path::Path;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::dtype::ElementType;
+use super::embedded::{HEADER_KEY, is_compressed, read_embedded};
+use super::header::{Header, LENGTH_BYTES};
+use super::parse::json_of_file;
+use super::writer::stream_form;
+use crate::container::mapped::Mapped;
+use crate::container::pieces::{Pieces, piece_end};
+use crate::error::{Error, Result};
+use crate::{DecompressOptions, Dtype, Stream, StreamInfo, content_hash};
+
+/// A memory-mapped `.safetensors` file, plain or compressed.
+pub struct SafetensorsFile {
+    map: Mapped,
+    /// Where the data section begins in the map.
+    data_at: usize,
+    /// The original header.
+    header: Header,
+    /// What a compressed file has besides.
+    compressed: Option<Compressed>,
+}
+
+struct Compressed {
+    /// Where the streams lie.
+    outer: Header,
+    /// The original header's JSON with its padding.
+    json: Vec<u8>,
+}
+
+impl SafetensorsFile {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file, [`Error::Corrupt`] if it is no valid `.safetensors`.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::of_map(Mapped::open(path)?)
+    }
+
+    pub(crate) fn of_map(map: Mapped) -> Result<Self> {
+        let (outer, data_at) = Header::of_file(map.bytes())?;
+        if !is_compressed(&outer) {
+            return Ok(Self {
+                map,
+                data_at,
+                header: outer,
+                compressed: None,
+            });
+        }
+        let embedded = outer
+            .metadata_value(HEADER_KEY)
+            .ok_or_else(|| Error::corrupt(format!("the metadata key {HEADER_KEY:?} is damaged")))?;
+        let json = read_embedded(embedded)?;
+        let header = Header::parse(&json).map_err(|error| error.within("embedded header"))?;
+        check_agreement(&outer, &header)?;
+        Ok(Self {
+            map,
+            data_at,
+            header,
+            compressed: Some(Compressed { outer, json }),
+        })
+    }
+
+    /// Whether the tensors are stored as streams.
+    #[must_use]
+    pub fn is_compressed(&self) -> bool {
+        self.compressed.is_some()
+    }
+
+    /// The original header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Bytes of the original file.
+    #[must_use]
+    pub fn original_bytes(&self) -> u64 {
+        let json = self.json().map_or(0, <[u8]>::len);
+        (LENGTH_BYTES as u64 + json as u64).saturating_add(self.header.data_bytes())
+    }
+
+    /// Bytes that tensor `index` takes in this file.
+    #[must_use]
+    pub fn stored_bytes(&self, index: usize) -> u64 {
+        self.stored_header().tensor_bytes(index)
+    }
+
+    pub(crate) fn map(&self) -> &Mapped {
+        &self.map
+    }
+
+    /// The header that says where things lie in this file.
+    fn stored_header(&self) -> &Header {
+        self.compressed
+            .as_ref()
+            .map_or(&self.header, |file| &file.outer)
+    }
+
+    fn json(&self) -> Result<&[u8]> {
+        match &self.compressed {
+            Some(file) => Ok(&file.json),
+            None => json_of_file(self.map.bytes()),
+        }
+    }
+
+    /// The bytes that stand in this file for tensor `index`.
+    fn stored(&self, index: usize) -> Result<&[u8]> {
+        let offsets = self.stored_header().offsets(index);
+        // The header was checked against the file's length when it was opened.
+        usize::try_from(offsets.start)
+            .ok()
+            .zip(usize::try_from(offsets.end).ok())
+            .and_then(|(begin, end)| {
+                self.map
+                    .bytes()
+                    .get(self.data_at + begin..self.data_at + end)
+            })
+            .ok_or_else(|| Error::corrupt("a tensor lies outside the file"))
+    }
+
+    /// The stream of tensor `index` of a compressed file, checked against the original header.
+    pub(crate) fn stream(&self, index: usize) -> Result<Stream<'_>> {
+        let place = || format!("tensor {:?}", self.header.name(index));
+        let stream = Stream::parse(self.stored(index)?).map_err(|error| error.within(&place()))?;
+        if self.form_fits(index, &stream) {
+            return Ok(stream);
+        }
+        Err(
+            Error::corrupt("the stream is not that of the header's dtype and shape")
+                .within(&place()),
+        )
+    }
+
+    fn form_fits(&self, index: usize, stream: &Stream<'_>) -> bool {
+        let element = self.header.element(index);
+        let bytes = self.header.tensor_bytes(index);
+        if stream.original_len() != bytes {
+            return false;
+        }
+        let (dtype, shape) = stream_form(element, &self.header.shape(index), bytes);
+        // Bytes may hold elements of a type that safetensors lacks.
+        let stands_for_bytes = || element == ElementType::U8 && stream.dtype() != Dtype::Uint8;
+        (stream.dtype() == dtype && stream.shape() == shape) || stands_for_bytes()
+    }
+
+    /// The stream that holds the bytes of tensor `index`, and their hash if it is another tensor's.
+    fn content(&self, index: usize) -> Result<(Stream<'_>, Option<u128>)> {
+        let stream = self.stream(index)?;
+        let Some(reference) = stream.reference() else {
+            return Ok((stream, None));
+        };
+        let place = format!("tensor {:?}", self.header.name(index));
+        let mismatch = |what: &str| {
+            Error::BaseMismatch(format!("it repeats {:?}, {what}", reference.name)).within(&place)
+        };
+        let target = self
+            .header
+            .find(reference.name)
+            .ok_or_else(|| mismatch("which is not in the file"))?;
+        let target = self.stream(target)?;
+        if target.reference().is_some() {
+            return Err(mismatch("which is a repeat itself"));
+        }
+        if target.dtype() != stream.dtype() || target.shape() != stream.shape() {
+            return Err(mismatch("which has another dtype or shape"));
+        }
+        Ok((target, Some(reference.content_hash)))
+    }
+
+    /// What is known about the stream of tensor `index`; `None` for a plain file.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the stream is damaged.
+    pub fn info(&self, index: usize) -> Result<Option<StreamInfo>> {
+        if !self.is_compressed() {
+            return Ok(None);
+        }
+        self.stream(index).map(|stream| Some(stream.info()))
+    }
+
+    /// The name of the tensor that tensor `index` is stored as a repeat of.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the stream is damaged.
+    pub fn repeats(&self, index: usize) -> Result<Option<String>> {
+        if !self.is_compressed() {
+            return Ok(None);
+        }
+        let stream = self.stream(index)?;
+        Ok(stream
+            .reference()
+            .map(|reference| reference.name.to_owned()))
+    }
+
+    /// Reads the original bytes of tensor `index` from `start` on into `out`.
+    ///
+    /// `progress` is told the bytes that are done, now and then.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] outside the tensor, [`Error::Corrupt`] and [`Error::BaseMismatch`]
+    /// for damage, whatever `progress` returns.
+    pub fn read_into(
+        &self,
+        index: usize,
+        start: u64,
+        out: &mut [u8],
+        options: &DecompressOptions,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
+        let bytes = self.header.tensor_bytes(index);
+        let end = start
+            .checked_add(out.len() as u64)
+            .filter(|&end| end <= bytes);
+        let Some(end) = end else {
+            return Err(Error::InvalidArgument(format!(
+                "{} bytes from {start} on are not inside tensor {:?} of {bytes} bytes",
+                out.len(),
+                self.header.name(index)
+            )));
+        };
+        if !self.is_compressed() {
+            let first = start as usize;
+            out.copy_from_slice(&self.stored(index)?[first..first + out.len()]);
+            return progress(end - start);
+        }
+        let (stream, repeated_hash) = self.content(index)?;
+        let place = |error: Error| error.within(&format!("tensor {:?}", self.header.name(index)));
+        let mut position = start;
+        while position < end {
+            let stop = piece_end(&stream, position).min(end);
+            let piece = &mut out[(position - start) as usize..(stop - start) as usize];
+            stream
+                .decode_into(position, piece, options)
+                .map_err(place)?;
+            position = stop;
+            progress(position - start)?;
+        }
+        // A part has no hash of its own: its chunks' hashes vouch for it.
+        match repeated_hash {
+            Some(hash) if options.verify && out.len() as u64 == bytes => {
+                if content_hash(out) == hash {
+                    Ok(())
+                } else {
+                    Err(place(other_content()))
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the original file to `sink`, piece by piece.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and [`Error::BaseMismatch`] for damage, whatever `sink` returns.
+    pub(crate) fn decode_file(
+        &self,
+        options: &DecompressOptions,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let json = self.json()?;
+        let mut pieces = Pieces::new(self.original_bytes(), sink)?;
+        pieces.append(&(json.len() as u64).to_le_bytes())?;
+        pieces.append(json)?;
+        let (stored, mut sweep) = (self.stored_header(), self.map.sweep());
+        for index in 0..self.header.len() {
+            let place =
+                |error: Error| error.within(&format!("tensor {:?}", self.header.name(index)));
+            let (stream, repeated_hash) = self.content(index)?;
+            let mut hasher = repeated_hash
+                .filter(|_| options.verify)
+                .map(|_| Xxh3::new());
+            pieces
+                .decode(&stream, options, &mut |piece| {
+                    if let Some(hasher) = &mut hasher {
+                        hasher.update(piece);
+                    }
+                })
+                .map_err(place)?;
+            if let Some(hasher) = hasher
+                && Some(hasher.digest128()) != repeated_hash
+            {
+                return Err(place(other_content()));
+            }
+            sweep.passed(self.data_at + stored.offsets(index).end as usize);
+        }
+        pieces.finish()
+    }
+}
+
+fn other_content() -> Error {
+    Error::BaseMismatch("it repeats another tensor whose content is not what it was".into())
+}
+
+/// Checks that the outer header of a compressed file is the one that `inner` would have been given.
+fn check_agreement(outer: &Header, inner: &Header) -> Result<()> {
+    if outer.len() != inner.len() {
+        return Err(Error::corrupt(format!(
+            "the header lists {} tensors, the original had {}",
+            outer.len(),
+            inner.len()
+        )));
+    }
+    for index in 0..outer.len() {
+        let (name, original) = (outer.name(index), inner.name(index));
+        if name != original {
+            return Err(Error::corrupt(format!(
+                "tensor {original:?} is listed as {name:?}"
+            )));
+        }
+        if outer.element(index) != ElementType::U8 || outer.shape(index).len() != 1 {
+            return Err(Error::corrupt(format!(
+                "tensor {name:?} is not stored as bytes"
+            )));
+        }
+    }
+    let kept = outer.metadata().filter(|&(key, _)| key != HEADER_KEY);
+    // Keys are unique on both sides, so equal numbers and one inclusion make them equal.
+    let same_number = outer.metadata().count() == inner.metadata().count() + 1;
+    let mut differing = kept.filter(|&(key, value)| inner.metadata_value(key) != Some(value));
+    match differing.next() {
+        None if same_number => Ok(()),
+        None => Err(Error::corrupt(
+            "the metadata lacks entries that the original had",
+        )),
+        Some((key, _)) => Err(Error::corrupt(format!(
+            "the metadata entry {key:?} is not the original one"
+        ))),
+    }
+}
