@@ -1,0 +1,67 @@
+"""Lossless compression of neural network weights: one format for disk, memory and GPU.
+
+    import neuzip_rs as nz
+
+    c = nz.compress(tensor)         # torch, numpy, cupy, DLPack, bytes
+    same = nz.decompress(c)         # every bit of it
+
+Importing neuzip_rs imports no array framework; `nz.safetensors`, `nz.save` and `nz.load` are
+loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from neuzip_rs._errors import (
+    BaseMismatchError,
+    CorruptDataError,
+    NeuzipError,
+    OutputTooLargeError,
+    UnsupportedVersionError,
+)
+from neuzip_rs._native import CompressedTensor, __version__, simd_tier
+from neuzip_rs._tensor import compress, decompress
+
+if TYPE_CHECKING:
+    import neuzip_rs.safetensors as safetensors
+    from neuzip_rs.state import load, save
+
+__all__ = [
+    "BaseMismatchError",
+    "CompressedTensor",
+    "CorruptDataError",
+    "NeuzipError",
+    "OutputTooLargeError",
+    "UnsupportedVersionError",
+    "__version__",
+    "compress",
+    "decompress",
+    "load",
+    "safetensors",
+    "save",
+    "simd_tier",
+]
+
+# Name -> (module, attribute of it; None for the module itself).
+_LAZY: Final[dict[str, tuple[str, str | None]]] = {
+    "load": ("neuzip_rs.state", "load"),
+    "safetensors": ("neuzip_rs.safetensors", None),
+    "save": ("neuzip_rs.state", "save"),
+    "state": ("neuzip_rs.state", None),
+}
+
+
+def __getattr__(name: str) -> object:
+    try:
+        module_name, attribute = _LAZY[name]
+    except KeyError:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message) from None
+    module = import_module(module_name)
+    value: object = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

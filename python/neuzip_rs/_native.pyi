@@ -1,0 +1,157 @@
+# The Rust core, as Python sees it. Private: the public names are in `neuzip_rs`.
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self, SupportsIndex, TypeAlias, final
+
+from typing_extensions import Buffer
+
+__all__ = [
+    "CompressedTensor",
+    "SafetensorsFile",
+    "StreamCompressor",
+    "StreamDecompressor",
+    "__version__",
+    "compress",
+    "compress_file",
+    "content_kind",
+    "decompress_file",
+    "decompress_into",
+    "simd_tier",
+    "stream_header",
+    "verify_file",
+    "write_safetensors",
+]
+
+_Any: TypeAlias = Any  # an index of any framework, and what comes of it
+
+__version__: Final[str]
+
+class _Buffer:
+    # Not in CompressedTensor itself: Python shows the method from 3.12 on only.
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class CompressedTensor(_Buffer):
+    @property
+    def framework(self) -> str | None: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def original_nbytes(self) -> int: ...
+    @property
+    def ratio(self) -> float: ...
+    @staticmethod
+    def from_bytes(data: Buffer, /, *, framework: str | None = None) -> CompressedTensor: ...
+    def info(self) -> dict[str, Any]: ...
+    def __bytes__(self) -> bytes: ...
+    def __getitem__(self, key: _Any, /) -> _Any: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __copy__(self) -> Self: ...
+    def __deepcopy__(self, memo: _Any, /) -> Self: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
+def compress(
+    data: Buffer,
+    dtype: str,
+    shape: Sequence[SupportsIndex],
+    *,
+    level: str = "default",
+    chunk_bytes: int | None = None,
+    threads: int | None = None,
+    framework: str | None = None,
+    hint: str | None = None,
+) -> CompressedTensor: ...
+def decompress_into(
+    source: Buffer | CompressedTensor,
+    out: Buffer,
+    *,
+    start: int = 0,
+    verify: bool = True,
+    threads: int | None = None,
+) -> None: ...
+def stream_header(data: Buffer) -> tuple[str, tuple[int, ...], int]: ...
+def simd_tier() -> str: ...
+def content_kind(path: str) -> str: ...
+def compress_file(
+    src: str,
+    dst: str,
+    *,
+    level: str = "default",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[int, int]: ...
+def decompress_file(
+    src: str,
+    dst: str,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    max_output_size: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[int, int]: ...
+def verify_file(
+    src: str,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[int, int]: ...
+
+@final
+class StreamCompressor:
+    def __new__(cls, *, level: str = "default", threads: int | None = None) -> Self: ...
+    def feed(self, data: Buffer) -> bytes: ...
+    def finish(self) -> bytes: ...
+
+@final
+class StreamDecompressor:
+    def __new__(
+        cls,
+        *,
+        threads: int | None = None,
+        verify: bool = True,
+        max_output_size: int | None = None,
+    ) -> Self: ...
+    def feed(self, data: Buffer) -> bytes: ...
+    def finish(self) -> None: ...
+
+@final
+class SafetensorsFile:
+    def __new__(cls, path: str) -> Self: ...
+    @property
+    def compressed(self) -> bool: ...
+    @property
+    def metadata(self) -> dict[str, str] | None: ...
+    def keys(self) -> list[str]: ...
+    def dtype(self, name: str) -> str: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def nbytes(self, name: str) -> int: ...
+    def stored_nbytes(self, name: str) -> int: ...
+    def info(self, name: str) -> dict[str, Any] | None: ...
+    def read_into(
+        self,
+        name: str,
+        out: Buffer,
+        *,
+        start: int = 0,
+        verify: bool = True,
+        threads: int | None = None,
+    ) -> None: ...
+    def close(self) -> None: ...
+
+def write_safetensors(
+    dst: str | None,
+    tensors: Sequence[tuple[str, str, Sequence[int], Buffer, str]],
+    metadata: dict[str, str] | None,
+    *,
+    level: str = "default",
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> bytes | None: ...

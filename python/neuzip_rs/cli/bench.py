@@ -1,0 +1,72 @@
+"""`neuzip bench`."""
+
+from pathlib import Path
+from typing import Any
+
+from neuzip_rs.cli import options
+from neuzip_rs.cli.places import SourceKind, located, source_kind
+from neuzip_rs.cli.report import percent, print_table, printable, size
+from neuzip_rs.cli.session import Session, UsageError
+
+
+def bench(
+    paths: options.Paths,
+    level: options.LevelOption = options.Level.DEFAULT,
+    threads: options.Threads = 0,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Measure how fast and how well files compress on this machine, in memory.
+
+    With one thread and with -T N (by default every core), next to memcpy and, if the zstandard
+    package is installed, zstd. Medians; every codec has given back equal bytes before.
+
+    --json prints: path, kind, file_bytes, bytes (of these how many were measured), tensors,
+    memcpy_gbps, and rows, each with name, threads, compressed_bytes, ratio (compressed /
+    original), compress_gbps, decompress_gbps (10^9 original bytes per second) and runs, or
+    name and missing. After an error: path and error.
+    """
+    session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
+    count = options.thread_count(threads)
+    session.run(paths, lambda path: _bench(session, path, level.value, count))
+
+
+def _bench(session: Session, path: str, level: str, threads: int | None) -> None:
+    # Here: only this command needs it.
+    from neuzip_rs.cli.measure import measure
+
+    kind = source_kind(path)
+    if kind is SourceKind.STREAM:
+        message = f"{path}: only files and directories can be measured"
+        raise UsageError(message)
+    place = located(path) if kind is SourceKind.FOLDER else Path(path)
+    with session.progress(f"measuring {path}") as progress:
+        facts: dict[str, Any] = {"path": path, **measure(place, level, threads, progress)}
+    if not session.as_json:
+        _print(facts)
+    session.result(facts)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    measured, file_bytes = facts["bytes"], facts["file_bytes"]
+    part = "" if measured >= file_bytes else f", the first {size(measured)} of them"
+    print(printable(f"{facts['path']}: {facts['kind']}, {size(file_bytes)}{part}"))
+    rows = [_row(row, measured) for row in facts["rows"]]
+    memcpy = f"{facts['memcpy_gbps']:.2f}"
+    rows.append(["memcpy", "1", "", "", memcpy, memcpy])
+    headings = ("", "threads", "compressed", "ratio", "compress GB/s", "decompress GB/s")
+    print_table(headings, rows, right=(1, 2, 3, 4, 5))
+
+
+def _row(row: dict[str, Any], measured: int) -> list[str]:
+    if "missing" in row:
+        return [row["name"], "", row["missing"], "", "", ""]
+    return [
+        row["name"],
+        str(row["threads"]),
+        size(row["compressed_bytes"]),
+        percent(row["compressed_bytes"], measured),
+        f"{row['compress_gbps']:.2f}",
+        f"{row['decompress_gbps']:.2f}",
+    ]

@@ -1,0 +1,189 @@
+"""`neuzip compress`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from neuzip_rs import _native
+from neuzip_rs.cli import options
+from neuzip_rs.cli.places import (
+    Places,
+    SourceKind,
+    compressed_name,
+    is_device,
+    located,
+    source_kind,
+)
+from neuzip_rs.cli.removal import check_restorable, remove_source
+from neuzip_rs.cli.report import change, ratio
+from neuzip_rs.cli.session import Session, UsageError
+from neuzip_rs.cli.streams import compress_stream, compress_to_stream, open_source, open_target
+from neuzip_rs.directory.check import verify_directory
+from neuzip_rs.directory.content import COMPRESSED_KINDS
+from neuzip_rs.directory.pack import compress_directory
+from neuzip_rs.directory.transfer import DirectoryResult
+from neuzip_rs.directory.tree import keep_attributes
+
+
+def compress(
+    paths: options.Paths,
+    output: options.Output = None,
+    force: options.Force = False,
+    remove: options.Remove = False,
+    level: options.LevelOption = options.Level.DEFAULT,
+    threads: options.Threads = 0,
+    base: options.Base = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Compress files and model directories; what a file is, is decided by its content.
+
+    X.safetensors becomes X.nz.safetensors, any other Y becomes Y.nz, and DIR becomes DIR-nz, in
+    which all files have the names they had. The source is kept unless --rm is given.
+
+    --json prints: path, output (null: standard output), kind, original_bytes, compressed_bytes,
+    ratio (compressed / original), seconds; for a directory also files and compressed_files; after
+    an error only path and error.
+    """
+    session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
+    places = Places(output, force, several=len(paths) > 1)
+    count = options.thread_count(threads)
+    try:
+        places.check(paths, remove=remove, as_json=as_json)
+    except UsageError as error:
+        session.refuse(str(error))
+    work = _Compression(session, places, level.value, count, remove, base)
+    session.run(paths, work.path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compression:
+    session: Session
+    places: Places
+    level: str
+    threads: int | None
+    remove: bool
+    base: str | None
+
+    def path(self, path: str) -> None:
+        """Compresses one PATH."""
+        self._look_at_base()
+        kind = source_kind(path)
+        if kind is SourceKind.FOLDER:
+            self._folder(path)
+        elif kind is SourceKind.FILE:
+            self._file(path)
+        else:
+            self._stream(path)
+
+    def _look_at_base(self) -> None:
+        if self.base is not None:
+            Path(self.base).stat()
+            message = f"{self.base}: differences would not be smaller; stored without a base"
+            self.session.note(message)
+
+    def _folder(self, path: str) -> None:
+        source = located(path)
+        name = compressed_name(source.name, SourceKind.FOLDER, "")
+        target = self.places.folder_target(path, name)
+        started = perf_counter()
+        with (
+            self.session.resumable(target),
+            self.session.progress(f"compressing {path}") as progress,
+        ):
+            result = compress_directory(
+                source,
+                target,
+                level=self.level,
+                threads=self.threads,
+                overwrite=self.places.force,
+                progress=progress,
+                note=self.session.note,
+            )
+        if self.remove:
+            with self.session.progress(f"checking {target}") as progress:
+                verify_directory(target, original=source, threads=self.threads, progress=progress)
+            remove_source(source)
+        self._report(path, target, "directory", _sizes(result), started, _counts(result))
+
+    def _file(self, path: str) -> None:
+        source = Path(path)
+        content = _native.content_kind(path)
+        if content in COMPRESSED_KINDS:
+            message = f"{path} is already compressed"
+            raise ValueError(message)
+        name = compressed_name(source.name, SourceKind.FILE, content)
+        target = self.places.target(path, name)
+        started = perf_counter()
+        with self.session.progress(f"compressing {path}") as progress:
+            if target is None or is_device(target):
+                with open_target(target, overwrite=True) as write:
+                    sizes = compress_to_stream(
+                        source, write, level=self.level, threads=self.threads, progress=progress
+                    )
+            else:
+                sizes = _native.compress_file(
+                    path,
+                    str(target),
+                    level=self.level,
+                    threads=self.threads,
+                    overwrite=self.places.force,
+                    progress=progress,
+                )
+                keep_attributes(source, target)
+        if self.remove and target is not None:
+            with self.session.progress(f"checking {target}") as progress:
+                check_restorable(target, source, self.threads, progress)
+            remove_source(source)
+        self._report(path, target, content, sizes, started, {})
+
+    def _stream(self, path: str) -> None:
+        if self.remove:
+            message = f"{path}: --rm needs files: streams cannot be read again"
+            raise UsageError(message)
+        target = self.places.target(path, None)
+        started = perf_counter()
+        with (
+            open_source(path) as source,
+            open_target(target, overwrite=self.places.force) as write,
+            self.session.progress(f"compressing {path}") as progress,
+        ):
+            sizes = compress_stream(
+                source, write, level=self.level, threads=self.threads, progress=progress
+            )
+        self._report(path, target, "stream", sizes, started, {})
+
+    def _report(
+        self,
+        path: str,
+        target: Path | None,
+        kind: str,
+        sizes: tuple[int, int],
+        started: float,
+        more: dict[str, Any],
+    ) -> None:
+        original, compressed = sizes
+        seconds = perf_counter() - started
+        facts = {
+            "path": path,
+            "output": None if target is None else str(target),
+            "kind": kind,
+            "original_bytes": original,
+            "compressed_bytes": compressed,
+            "ratio": ratio(compressed, original),
+            "seconds": round(seconds, 6),
+        }
+        shown = "standard output" if target is None else str(target)
+        sentence = change(path, shown, original, compressed, original, seconds)
+        aside = target is None or is_device(target)
+        self.session.result(facts | more, sentence, aside=aside)
+
+
+def _sizes(result: DirectoryResult) -> tuple[int, int]:
+    return result.original_bytes, result.stored_bytes
+
+
+def _counts(result: DirectoryResult) -> dict[str, Any]:
+    return {"files": result.files, "compressed_files": result.compressed_files}

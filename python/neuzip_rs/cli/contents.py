@@ -1,0 +1,162 @@
+"""What `neuzip info` knows about a file or directory, as JSON objects."""
+
+import mmap
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from neuzip_rs import _native
+from neuzip_rs._errors import CorruptDataError
+from neuzip_rs._spelling import NAMES
+from neuzip_rs.cli.report import ratio
+from neuzip_rs.directory.content import original_size, read_varint
+from neuzip_rs.directory.tree import scan
+
+# The .nz file around the frames (docs/format.md): magic; after them a zero, size and checksum.
+_MAGIC_BYTES: Final = 8
+_END_BYTES: Final = 17
+
+
+def describe_directory(directory: Path) -> dict[str, Any]:
+    """All files of a directory.
+
+    Raises:
+        CorruptDataError: One is damaged.
+    """
+    files = [{"path": file.name, **describe_file(file.path)} for file in scan(directory).files]
+    original = sum(file["original_bytes"] for file in files)
+    is_compressed = any(file["compressed_bytes"] is not None for file in files)
+    compressed = sum(_stored(file) for file in files) if is_compressed else None
+    return {
+        "kind": "directory",
+        "original_bytes": original,
+        "compressed_bytes": compressed,
+        "ratio": ratio(compressed, original),
+        "files": files,
+    }
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """A file and the tensors in it.
+
+    Raises:
+        CorruptDataError: It is damaged.
+    """
+    kind = _native.content_kind(str(path))
+    size = path.stat().st_size
+    tensors: list[dict[str, Any]] = []
+    more: dict[str, Any] = {}
+    original, compressed = size, None if kind in ("other", "safetensors") else size
+    if kind in ("safetensors", "neuzip-safetensors"):
+        with closing(_native.SafetensorsFile(str(path))) as file:
+            tensors = [_tensor_in(file, name) for name in file.keys()]  # noqa: SIM118 - no dict
+            more = {"metadata": file.metadata}
+            original = original_size(path, file) if file.compressed else size
+    elif kind == "neuzip-tensor":
+        tensor = _native.CompressedTensor.from_bytes(path.read_bytes())
+        tensors = [_tensor(path.name, tensor)]
+        original = tensor.original_nbytes
+    elif kind == "neuzip-file":
+        frames = list(_frames(path))
+        original = sum(frame["original_bytes"] for frame in frames)
+        tensors = [_merged(path.name.removesuffix(".nz"), frames, original, size)]
+        more = {"frames": len(frames)}
+    return {
+        "kind": kind,
+        "original_bytes": original,
+        "compressed_bytes": compressed,
+        "ratio": ratio(compressed, original),
+        **more,
+        "tensors": tensors,
+    }
+
+
+def _stored(file: dict[str, Any]) -> int:
+    compressed, original = file["compressed_bytes"], file["original_bytes"]
+    size: int = original if compressed is None else compressed
+    return size
+
+
+def _tensor_in(file: _native.SafetensorsFile, name: str) -> dict[str, Any]:
+    dtype = file.dtype(name)
+    original = file.nbytes(name)
+    compressed = file.stored_nbytes(name) if file.compressed else None
+    return _facts(
+        name,
+        NAMES.get(dtype, dtype),
+        file.shape(name),
+        original,
+        compressed,
+        file.info(name) or {},
+    )
+
+
+def _tensor(name: str, tensor: _native.CompressedTensor) -> dict[str, Any]:
+    return _facts(
+        name, tensor.dtype, tensor.shape, tensor.original_nbytes, tensor.nbytes, tensor.info()
+    )
+
+
+def _facts(
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    original: int,
+    compressed: int | None,
+    info: dict[str, Any],
+) -> dict[str, Any]:
+    known = ("body", "modes", "features", "entropy_bits", "chunks", "chunk_bytes")
+    return {
+        "name": name,
+        "dtype": dtype,
+        "shape": list(shape),
+        "original_bytes": original,
+        "compressed_bytes": compressed,
+        "ratio": ratio(compressed, original),
+        **{key: info.get(key) for key in known},
+    }
+
+
+def _frames(path: Path) -> Iterator[dict[str, Any]]:
+    """The frames of a .nz file, whose checksums `neuzip verify` checks."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        data = memoryview(mapped)
+        try:
+            position = _MAGIC_BYTES
+            total = 0
+            while True:
+                length, start = read_varint(data, position)
+                if length == 0:
+                    break
+                if start + length > len(data):
+                    message = f"{path}: the frame at byte {position} does not end"
+                    raise CorruptDataError(message)
+                frame = data[start : start + length].tobytes()
+                facts = _tensor("", _native.CompressedTensor.from_bytes(frame))
+                total += facts["original_bytes"]
+                position = start + length
+                yield facts
+            stated = int.from_bytes(data[start : start + 8], "little")
+            if position + _END_BYTES != len(data) or stated != total:
+                message = f"{path}: damaged at its end, byte {position}"
+                raise CorruptDataError(message)
+        finally:
+            data.release()
+
+
+def _merged(
+    name: str, frames: list[dict[str, Any]], original: int, compressed: int
+) -> dict[str, Any]:
+    """All frames as the one array of bytes that they are."""
+    info: dict[str, Any] = {"body": "frames"}
+    info["modes"] = sorted({mode for frame in frames for mode in frame["modes"]})
+    info["features"] = sorted({item for frame in frames for item in frame["features"]})
+    info["chunks"] = sum(frame["chunks"] for frame in frames)
+    info["chunk_bytes"] = max((frame["chunk_bytes"] for frame in frames), default=None)
+    coded = [frame for frame in frames if frame["entropy_bits"] is not None]
+    weight = sum(frame["original_bytes"] for frame in coded)
+    if weight:
+        bits = sum(frame["entropy_bits"] * frame["original_bytes"] for frame in coded)
+        info["entropy_bits"] = bits / weight
+    return _facts(name, "uint8", (original,), original, compressed, info)

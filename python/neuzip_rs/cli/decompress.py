@@ -1,0 +1,193 @@
+"""`neuzip decompress`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from neuzip_rs import _native
+from neuzip_rs._errors import CorruptDataError
+from neuzip_rs.cli import options
+from neuzip_rs.cli.places import Places, SourceKind, is_device, located, original_name, source_kind
+from neuzip_rs.cli.removal import check_restorable, remove_source
+from neuzip_rs.cli.report import change, ratio
+from neuzip_rs.cli.session import Session, UsageError
+from neuzip_rs.cli.streams import decompress_stream, decompress_to_stream, open_source, open_target
+from neuzip_rs.directory.content import COMPRESSED_KINDS
+from neuzip_rs.directory.manifest import Manifest
+from neuzip_rs.directory.restore import decompress_directory
+from neuzip_rs.directory.tree import keep_attributes
+
+
+def decompress(
+    paths: options.Paths,
+    output: options.Output = None,
+    force: options.Force = False,
+    remove: options.Remove = False,
+    max_output_size: options.MaxOutputSize = None,
+    threads: options.Threads = 0,
+    base: options.Base = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+    no_progress: options.NoProgress = False,
+) -> None:
+    """Restore files and model directories, byte for byte.
+
+    X.nz.safetensors becomes X.safetensors, Y.nz becomes Y, and DIR-nz becomes DIR; other names
+    need -o. The source is kept unless --rm is given.
+
+    --json prints: path, output (null: standard output), kind, compressed_bytes, original_bytes,
+    ratio (compressed / original), seconds; for a directory also files and compressed_files; after
+    an error only path and error.
+    """
+    session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
+    places = Places(output, force, several=len(paths) > 1)
+    count = options.thread_count(threads)
+    try:
+        places.check(paths, remove=remove, as_json=as_json)
+        limit = options.size_limit(max_output_size)
+    except UsageError as error:
+        session.refuse(str(error))
+    work = _Decompression(session, places, count, remove, limit, base)
+    session.run(paths, work.path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decompression:
+    session: Session
+    places: Places
+    threads: int | None
+    remove: bool
+    limit: int | None
+    base: str | None
+
+    def path(self, path: str) -> None:
+        """Restores one PATH."""
+        if self.base is not None:
+            # This release writes no file that needs a base, but a wrong name is a mistake.
+            Path(self.base).stat()
+        kind = source_kind(path)
+        if kind is SourceKind.FOLDER:
+            self._folder(path)
+        elif kind is SourceKind.FILE:
+            self._file(path)
+        else:
+            self._stream(path)
+
+    def _folder(self, path: str) -> None:
+        source = located(path)
+        # What is wrong with the folder counts for more than what is wrong with its name.
+        Manifest.read_from(source)
+        name = self._name(source, SourceKind.FOLDER)
+        target = self.places.folder_target(path, name)
+        started = perf_counter()
+        with (
+            self.session.resumable(target),
+            self.session.progress(f"decompressing {path}") as progress,
+        ):
+            result = decompress_directory(
+                source,
+                target,
+                threads=self.threads,
+                overwrite=self.places.force,
+                max_output_size=self.limit,
+                progress=progress,
+                note=self.session.note,
+            )
+        if self.remove:
+            if result.changed:
+                message = f"{path}: not removed, because files in it were changed"
+                raise CorruptDataError(message)
+            # Every restored file has been read again and had the hash of the original.
+            remove_source(source)
+        sizes = result.stored_bytes, result.original_bytes
+        counts = {"files": result.files, "compressed_files": result.compressed_files}
+        self._report(path, target, "directory", sizes, started, counts)
+
+    def _file(self, path: str) -> None:
+        source = Path(path)
+        content = _native.content_kind(path)
+        if content not in COMPRESSED_KINDS:
+            message = f"{path}: this is no file that neuzip compressed"
+            raise CorruptDataError(message)
+        name = self._name(source, SourceKind.FILE)
+        target = self.places.target(path, name)
+        started = perf_counter()
+        with self.session.progress(f"decompressing {path}") as progress:
+            if target is None or is_device(target):
+                with open_target(target, overwrite=True) as write:
+                    sizes = decompress_to_stream(
+                        source,
+                        write,
+                        threads=self.threads,
+                        max_output_size=self.limit,
+                        progress=progress,
+                    )
+            else:
+                sizes = _native.decompress_file(
+                    path,
+                    str(target),
+                    threads=self.threads,
+                    overwrite=self.places.force,
+                    max_output_size=self.limit,
+                    progress=progress,
+                )
+                keep_attributes(source, target)
+        if self.remove and target is not None:
+            with self.session.progress(f"checking {target}") as progress:
+                check_restorable(source, target, self.threads, progress)
+            remove_source(source)
+        self._report(path, target, content, sizes, started, {})
+
+    def _stream(self, path: str) -> None:
+        if self.remove:
+            message = f"{path}: --rm needs files: streams cannot be read again"
+            raise UsageError(message)
+        target = self.places.target(path, None)
+        started = perf_counter()
+        with (
+            open_source(path) as source,
+            open_target(target, overwrite=self.places.force) as write,
+            self.session.progress(f"decompressing {path}") as progress,
+        ):
+            sizes = decompress_stream(
+                source,
+                write,
+                threads=self.threads,
+                max_output_size=self.limit,
+                progress=progress,
+            )
+        self._report(path, target, "stream", sizes, started, {})
+
+    def _name(self, source: Path, kind: SourceKind) -> str | None:
+        """The name of the result, None if -o names it."""
+        output = self.places.output
+        named = output is not None and (output == "-" or not Path(output).is_dir())
+        if named or (kind is SourceKind.FOLDER and output is not None and not self.places.several):
+            return None
+        return original_name(source.name, kind)
+
+    def _report(
+        self,
+        path: str,
+        target: Path | None,
+        kind: str,
+        sizes: tuple[int, int],
+        started: float,
+        more: dict[str, Any],
+    ) -> None:
+        compressed, original = sizes
+        seconds = perf_counter() - started
+        facts = {
+            "path": path,
+            "output": None if target is None else str(target),
+            "kind": kind,
+            "compressed_bytes": compressed,
+            "original_bytes": original,
+            "ratio": ratio(compressed, original),
+            "seconds": round(seconds, 6),
+        }
+        shown = "standard output" if target is None else str(target)
+        sentence = change(path, shown, compressed, original, original, seconds)
+        aside = target is None or is_device(target)
+        self.session.result(facts | more, sentence, aside=aside)

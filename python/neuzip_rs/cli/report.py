@@ -1,0 +1,80 @@
+"""Numbers and names as people read them."""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
+# A table for a file or a pipe is as wide as it needs to be.
+_WIDE = 10_000
+
+
+def printable(text: str) -> str:
+    """The text without what would control a terminal: names come from files of strangers."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def size(count: int) -> str:
+    """A number of bytes, in decimal units."""
+    value = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 999.5:
+            return f"{count} B" if unit == "B" else f"{value:.{_decimals(value)}f} {unit}"
+        value /= 1000
+    return f"{value:.{_decimals(value)}f} TB"
+
+
+def percent(part: int, whole: int) -> str:
+    """A part of a whole."""
+    return f"{100 * part / whole:.2f} %" if whole else "-"
+
+
+def ratio(compressed: int | None, original: int) -> float | None:
+    """Compressed size over original size, as everywhere in neuzip_rs; 1 for nothing."""
+    if compressed is None:
+        return None
+    return round(compressed / original, 6) if original else 1.0
+
+
+def change(source: str, output: str, before: int, after: int, whole: int, seconds: float) -> str:
+    """What was done to a file or directory: sizes, and the speed in original bytes."""
+    part = percent(min(before, after), whole)
+    speed = f", {size(int(whole / seconds))}/s" if seconds > 0 else ""
+    return f"{source} -> {output}: {size(before)} -> {size(after)} ({part}), {seconds:.2f} s{speed}"
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()
+) -> None:
+    """Prints a table.
+
+    Args:
+        headings: The first line.
+        rows: The other ones.
+        right: Columns aligned to the right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, heading in enumerate(headings):
+        justify: JustifyMethod = "right" if index in right else "left"
+        # Text: a tensor called [red] is no markup.
+        table.add_column(Text(heading), justify=justify, no_wrap=index > 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console.print(table, highlight=False)
+
+
+def _decimals(value: float) -> int:
+    return max(0, 2 - int(math.log10(value))) if value >= 1 else 2

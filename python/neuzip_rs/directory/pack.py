@@ -1,0 +1,214 @@
+"""Compressing a model directory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from neuzip_rs import _native
+from neuzip_rs._errors import NeuzipError
+from neuzip_rs.directory.config import loader_kind, mark_config
+from neuzip_rs.directory.content import Progress, file_pieces, sha256
+from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Kind, Manifest
+from neuzip_rs.directory.places import check_places
+from neuzip_rs.directory.transfer import (
+    DirectoryResult,
+    Meter,
+    Note,
+    copy_file,
+    hash_meanwhile,
+    listed,
+    write_file,
+)
+from neuzip_rs.directory.tree import Tree, TreeFile, keep_attributes, scan, stamp_of
+from neuzip_rs.directory.workspace import Workspace
+
+# Weights in other formats stay as large as they are, which nobody expects: they are named.
+_WEIGHT_SUFFIXES: Final = (
+    *(".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".npy", ".npz"),
+    *(".onnx", ".pt", ".pth", ".safetensors"),
+)
+_NOTED_BYTES: Final = 1 << 20
+
+
+def compress_directory(
+    source: Path,
+    destination: Path,
+    *,
+    level: str = "default",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    note: Note | None = None,
+) -> DirectoryResult:
+    """Writes a compressed copy of a model directory, all names kept.
+
+    Args:
+        source: The model directory.
+        destination: Where to write; appears only when it is complete.
+        level: "fast", "default" or "max".
+        threads: How many threads may work, by default all.
+        overwrite: Whether to replace `destination` if it is there.
+        progress: Called with the bytes done and the bytes in all.
+        note: Called with sentences the user should see.
+
+    Returns:
+        What was done.
+
+    Raises:
+        NeuzipError: There are no .safetensors files in it, or it is compressed already.
+        FileExistsError: `destination` is there, and not to be overwritten.
+        PlaceError: One of the two directories is in the other.
+    """
+    check_places(source, destination, overwrite=overwrite)
+    tree = scan(source)
+    kinds = _kinds(tree)
+    with Workspace(destination, {"verb": "compress", "level": level}) as work:
+        packer = _Packer(work, level, threads, Meter(progress, _total(tree)), note)
+        entries = {file.name: packer.pack(file, kinds[file.name]) for file in tree.files}
+        packer.name_large_copies(entries)
+        manifest = Manifest(entries, tuple(tree.empty_folders())).to_bytes()
+        write_file(work.target(MANIFEST_NAME), manifest)
+        work.record(MANIFEST_NAME, {})
+        for name in tree.folders:
+            work.make_folder(name)
+        work.publish({name: source / name for name in ("", *tree.folders)}, overwrite=overwrite)
+    return result_of(entries, len(manifest))
+
+
+def result_of(entries: Mapping[str, Entry], manifest_bytes: int) -> DirectoryResult:
+    """The result for these files."""
+    return DirectoryResult(
+        files=len(entries),
+        compressed_files=sum(entry.kind is Kind.SAFETENSORS for entry in entries.values()),
+        original_bytes=sum(entry.size for entry in entries.values()),
+        stored_bytes=sum(entry.stored_size for entry in entries.values()) + manifest_bytes,
+    )
+
+
+def _total(tree: Tree) -> int:
+    return sum(file.size for file in tree.files)
+
+
+def _kinds(tree: Tree) -> dict[str, Kind]:
+    if any(file.name == MANIFEST_NAME for file in tree.files):
+        message = f"{tree.root} is already compressed: it has a {MANIFEST_NAME}"
+        raise NeuzipError(message)
+    kinds: dict[str, Kind] = {}
+    already = None
+    for file in tree.files:
+        found = "other" if _in_repository(file.name) else _native.content_kind(str(file.path))
+        if found == "safetensors":
+            kinds[file.name] = Kind.SAFETENSORS
+        else:
+            kinds[file.name] = loader_kind(file.name, file.size) or Kind.COPY
+            already = already or (file.name if found == "neuzip-safetensors" else None)
+    if Kind.SAFETENSORS not in kinds.values():
+        if already is not None:
+            message = f"{tree.root / already} is already compressed"
+            raise NeuzipError(message)
+        message = (
+            f"{tree.root}: no .safetensors file in it, so this is no model directory; "
+            "other files are compressed one by one"
+        )
+        raise NeuzipError(message)
+    return kinds
+
+
+def _in_repository(name: str) -> bool:
+    # The objects of a git repository are known by their hash, and must stay what they are.
+    return ".git" in name.split("/")
+
+
+class _Packer:
+    def __init__(
+        self, work: Workspace, level: str, threads: int | None, meter: Meter, note: Note | None
+    ) -> None:
+        self._work = work
+        self._level = level
+        self._threads = threads
+        self._meter = meter
+        self._note = note or (lambda _: None)
+
+    def pack(self, file: TreeFile, kind: Kind) -> Entry:
+        """Writes one file into the workspace, or finds it finished there."""
+        entry = self._reuse(file, kind)
+        if entry is None:
+            if kind is Kind.SAFETENSORS:
+                entry = self._compress(file)
+            elif kind is Kind.COPY:
+                digest, size = copy_file(file.path, self._work.target(file.name), self._meter)
+                entry = Entry(Kind.COPY, size, digest, size)
+            else:
+                entry = self._write_for_loaders(file, kind)
+            if stamp_of(file.path) != file.stamp:
+                message = f"{file.path} changed while it was read"
+                raise NeuzipError(message)
+            keep_attributes(file.path, self._work.target(file.name))
+        self._work.record(file.name, {"stamp": list(file.stamp), "entry": entry.to_json()})
+        return entry
+
+    def name_large_copies(self, entries: Mapping[str, Entry]) -> None:
+        """Tells the user which weights were not compressed."""
+        names = [
+            name
+            for name, entry in entries.items()
+            if entry.kind is Kind.COPY
+            and entry.size >= _NOTED_BYTES
+            and name.lower().endswith(_WEIGHT_SUFFIXES)
+            and not _in_repository(name)
+        ]
+        if names:
+            self._note(f"copied as they are, being no plain .safetensors files: {listed(names)}")
+
+    def _compress(self, file: TreeFile) -> Entry:
+        target = self._work.target(file.name)
+        with (
+            hash_meanwhile(file.path, self._threads) as digest,
+            self._meter.part(file.size) as progress,
+        ):
+            size, stored_size = _native.compress_file(
+                str(file.path),
+                str(target),
+                level=self._level,
+                threads=self._threads,
+                overwrite=True,
+                progress=progress,
+            )
+            return Entry(Kind.SAFETENSORS, size, digest(), stored_size)
+
+    def _write_for_loaders(self, file: TreeFile, kind: Kind) -> Entry:
+        original = file.path.read_bytes()
+        stored, remark = mark_config(original) if kind is Kind.CONFIG else (original, None)
+        if remark is not None:
+            self._note(remark)
+        write_file(self._work.target(file.name), stored)
+        self._meter.add(len(original))
+        digest, size = sha256([memoryview(original)])
+        stored_digest, stored_size = sha256([memoryview(stored)])
+        return Entry(kind, size, digest, stored_size, stored_digest, original)
+
+    def _reuse(self, file: TreeFile, kind: Kind) -> Entry | None:
+        facts: dict[str, Any] | None = self._work.finished(file.name)
+        if facts is None or kind in (Kind.CONFIG, Kind.INDEX):
+            return None
+        target = self._work.target(file.name)
+        if facts["stamp"] != list(file.stamp) or not target.is_file():
+            return None
+        entry = Entry.from_json(file.name, facts["entry"])
+        if entry.kind is not kind or target.stat().st_size != entry.stored_size:
+            return None
+        if kind is Kind.COPY:
+            sound = sha256(file_pieces(target))[0] == entry.sha256
+        else:
+            sound = self._is_sound(target)
+        if not sound:
+            return None
+        self._meter.add(file.size)
+        return entry
+
+    def _is_sound(self, target: Path) -> bool:
+        try:
+            _native.verify_file(str(target), threads=self._threads, progress=lambda *_: None)
+        except NeuzipError:
+            return False
+        return True

@@ -1,0 +1,45 @@
+"""Where a directory may be written."""
+
+import errno
+import os
+from pathlib import Path
+
+
+class PlaceError(ValueError):
+    """The output may not be where it was asked to be."""
+
+
+def check_places(source: Path, destination: Path, *, overwrite: bool) -> None:
+    """Refuses outputs that would destroy something.
+
+    Raises:
+        PlaceError: One of the two is in the other, or the output is a folder that nobody means.
+        FileExistsError: Something has the name, and is not to be overwritten.
+        FileNotFoundError: There is no folder to put it in.
+    """
+    origin = source.resolve()
+    target = destination.resolve()
+    if target == origin or origin in target.parents:
+        message = f"the output {destination} is in {source}"
+        raise PlaceError(message)
+    if target in origin.parents:
+        message = f"{source} is in the output {destination}"
+        raise PlaceError(message)
+    if not destination.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(destination.parent))
+    if destination.is_symlink() and not destination.exists():
+        raise FileExistsError(errno.EEXIST, "is a link that leads nowhere", str(destination))
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise FileExistsError(errno.EEXIST, "exists and is no folder", str(destination))
+    if not any(destination.iterdir()):
+        return
+    if not overwrite:
+        message = "exists already; -f replaces it"
+        raise FileExistsError(errno.EEXIST, message, str(destination))
+    here, home = Path.cwd(), Path.home()
+    inhabited = target in {here, home} or target in here.parents or target in home.parents
+    if inhabited or os.path.ismount(target):
+        message = f"{destination} is too much to replace"
+        raise PlaceError(message)

@@ -1,0 +1,383 @@
+"""Compressed .safetensors files, with the functions of the safetensors package.
+
+    nz.safetensors.save_file(tensors, "model.safetensors")
+    tensors = nz.safetensors.load_file("model.safetensors")
+
+A compressed file is itself a valid .safetensors file, in which every tensor has its own name and
+holds its compressed bytes. Everything that reads here takes plain files too, and
+`decompress_file` gives back the very file that the safetensors package would have written.
+
+Paths: bytes on disk are read through a memory map and written under a temporary name, which
+replaces the target only when everything is on the disk.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
+
+from neuzip_rs import _native, _rows
+from neuzip_rs._arguments import check_level, check_limit, check_threads
+from neuzip_rs._arrays import Array, Device, adapter_for, allocate
+from neuzip_rs._entries import check_layouts, check_text, entry
+from neuzip_rs._spelling import F4_PAIR, NAMES
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = [
+    "compress_file",
+    "decompress_file",
+    "load_file",
+    "safe_open",
+    "save_file",
+    "verify_file",
+]
+
+_BACKENDS: Final = ("mmap", "pread")
+
+FilePath: TypeAlias = str | os.PathLike[str]
+Progress: TypeAlias = Callable[[int, int], object]
+"""Called now and then with the bytes done and the bytes in all; what it raises stops the work."""
+
+_FRAMEWORKS: Final = {
+    "pt": "torch",
+    "torch": "torch",
+    "pytorch": "torch",
+    "np": "numpy",
+    "numpy": "numpy",
+}
+
+
+def save_file(
+    tensors: Mapping[str, Array],
+    filename: FilePath,
+    metadata: dict[str, str] | None = None,
+    *,
+    level: str = "default",
+    threads: int | None = None,
+) -> None:
+    """Writes tensors to a compressed .safetensors file, replacing one that is there.
+
+    Args:
+        tensors: torch tensors or numpy arrays by name. Like in the safetensors package, torch
+            tensors must be contiguous and must not share memory.
+        filename: The file to write.
+        metadata: Text to keep in the file's header.
+        level: "fast", "default" or "max".
+        threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
+
+    Raises:
+        RuntimeError: If tensors share memory; the message names them.
+        ValueError: If a value is not a tensor, is sparse or not contiguous, or has a type that
+            .safetensors files cannot hold.
+        TypeError: If a name or the metadata is not text.
+    """
+    check_level(level)
+    check_threads(threads)
+    check_text(tensors, metadata)
+    check_layouts(tensors)
+    entries = [entry(name, tensor) for name, tensor in tensors.items()]
+    _native.write_safetensors(
+        os.fsdecode(filename), entries, metadata, level=level, threads=threads
+    )
+
+
+def load_file(
+    filename: FilePath,
+    device: Device = "cpu",
+    *,
+    backend: str = "mmap",
+    framework: str | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+) -> dict[str, Array]:
+    """Reads every tensor of a compressed or plain .safetensors file.
+
+    Args:
+        filename: The file to read.
+        device: Where to put torch tensors.
+        backend: "mmap" or "pread", as in the safetensors package; files are mapped in any case.
+        framework: "pt" or "np"; by default torch tensors if torch is installed.
+        threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
+        verify: Check the hash of everything decoded.
+
+    Returns:
+        The tensors by name, in the order they have in the file.
+
+    Raises:
+        CorruptDataError: If the file is damaged or no .safetensors file.
+    """
+    if framework is None:
+        framework = "pt" if find_spec("torch") is not None else "np"
+    with safe_open(
+        filename, framework, device, backend=backend, threads=threads, verify=verify
+    ) as file:
+        return file.get_tensors()
+
+
+class safe_open:
+    """Opens a compressed or plain .safetensors file; tensors are decoded when they are asked for.
+
+    Usable as a context manager. Slices decode only the rows they touch.
+    """
+
+    def __init__(
+        self,
+        filename: FilePath,
+        framework: str,
+        device: Device = "cpu",
+        *,
+        backend: str = "mmap",
+        threads: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        """Opens the file and checks its header.
+
+        Args:
+            filename: The file to read.
+            framework: "pt" (also "torch", "pytorch") or "np" (also "numpy").
+            device: Where to put torch tensors.
+            backend: "mmap" or "pread", as in the safetensors package; files are mapped in any case.
+            threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
+            verify: Check the hash of everything decoded.
+
+        Raises:
+            CorruptDataError: If the header is damaged or the file is no .safetensors file.
+            ValueError: If the framework or the device is unknown.
+        """
+        check_threads(threads)
+        adapter_name = _FRAMEWORKS.get(framework)
+        if adapter_name is None:
+            message = f"framework must be 'pt' or 'np', not {framework!r}"
+            raise ValueError(message)
+        if backend not in _BACKENDS:
+            message = f"backend must be 'mmap' or 'pread', not {backend!r}"
+            raise ValueError(message)
+        self._adapter = adapter_for(adapter_name)
+        self._device = self._adapter.check_device(device)
+        self._framework = adapter_name
+        self._threads = threads
+        self._verify = verify
+        self._open_file: _native.SafetensorsFile | None = _native.SafetensorsFile(
+            os.fsdecode(filename)
+        )
+        self._names = frozenset(self._open_file.keys())
+
+    def __enter__(self) -> Self:
+        """Returns the open file."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the file; tensors that were read stay valid."""
+        if self._open_file is not None:
+            self._open_file.close()
+            self._open_file = None
+
+    def keys(self) -> list[str]:
+        """The names of the tensors, sorted."""
+        return sorted(self._file.keys())
+
+    def offset_keys(self) -> list[str]:
+        """The names of the tensors in the order of their data."""
+        return self._file.keys()
+
+    def metadata(self) -> dict[str, str] | None:
+        """The text in the header, as the original file had it."""
+        return self._file.metadata
+
+    def get_tensor(self, name: str) -> Array:
+        """Decodes one tensor.
+
+        Raises:
+            KeyError: If there is none of that name.
+        """
+        dtype, shape = self._layout(name)
+        result, buffer = allocate(self._adapter, dtype, shape)
+        self._read(name, buffer, 0)
+        return self._adapter.finish(result, self._device)
+
+    def get_tensors(self) -> dict[str, Array]:
+        """Decodes every tensor, in the order of the data."""
+        return {name: self.get_tensor(name) for name in self.offset_keys()}
+
+    def get_slice(self, name: str) -> "SafeSlice":
+        """A tensor that is decoded as far as it is indexed.
+
+        Raises:
+            KeyError: If there is none of that name.
+        """
+        dtype, shape = self._layout(name)
+
+        def decode_rows(key: _rows.Key) -> Array:
+            read = partial(self._read, name)
+            part = _rows.decode_rows(self._adapter, dtype, shape, key, read)
+            if self._framework == "numpy":
+                # The safetensors package never gives scalars.
+                return _as_numpy_array(part)
+            return self._adapter.finish(part, self._device)
+
+        return SafeSlice(self._file.dtype(name), self._file.shape(name), decode_rows)
+
+    def _layout(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """The element type and the shape a tensor gets in the framework."""
+        file = self._file
+        if name not in self._names:
+            message = f"the file has no tensor {name!r}"
+            raise KeyError(message)
+        spelling, shape = file.dtype(name), file.shape(name)
+        if spelling in NAMES:
+            return NAMES[spelling], shape
+        if spelling == "F4" and shape and shape[-1] % 2 == 0:
+            # torch has a type for two values in a byte, numpy has not.
+            pairs = (*shape[:-1], shape[-1] // 2)
+            return (F4_PAIR if self._framework == "torch" else "uint8"), pairs
+        # Values that straddle bytes: no framework has them.
+        return "uint8", (file.nbytes(name),)
+
+    def _read(self, name: str, buffer: "Buffer", start: int) -> None:
+        self._file.read_into(name, buffer, start=start, verify=self._verify, threads=self._threads)
+
+    @property
+    def _file(self) -> _native.SafetensorsFile:
+        if self._open_file is None:
+            message = "the file is closed"
+            raise ValueError(message)
+        return self._open_file
+
+
+class SafeSlice:
+    """A tensor in a file that is decoded as far as it is indexed."""
+
+    def __init__(
+        self, dtype: str, shape: tuple[int, ...], decode_rows: Callable[[_rows.Key], Array]
+    ) -> None:
+        """Made by `safe_open.get_slice`."""
+        self._dtype = dtype
+        self._shape = shape
+        self._decode_rows = decode_rows
+
+    def get_shape(self) -> list[int]:
+        """The tensor's shape in the header."""
+        return list(self._shape)
+
+    def get_dtype(self) -> str:
+        """The tensor's type in the header, such as "BF16"."""
+        return self._dtype
+
+    def __getitem__(self, key: _rows.Key) -> Array:
+        """Decodes the rows that `key` touches and indexes them."""
+        return self._decode_rows(key)
+
+
+def compress_file(
+    src: FilePath,
+    dst: FilePath,
+    *,
+    level: str = "default",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Compresses a .safetensors file so that `decompress_file` restores it byte for byte.
+
+    Args:
+        src: The file to compress; one of another kind becomes a .nz file.
+        dst: The file to write.
+        level: "fast", "default" or "max".
+        threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
+        overwrite: Replace `dst` if it is there.
+        progress: Called now and then with the bytes done and the bytes in all.
+
+    Returns:
+        The sizes of the original and the compressed file.
+
+    Raises:
+        FileExistsError: If `dst` is there and may not be replaced.
+        ValueError: If `src` is compressed already.
+    """
+    check_level(level)
+    check_threads(threads)
+    return _native.compress_file(
+        os.fsdecode(src),
+        os.fsdecode(dst),
+        level=level,
+        threads=threads,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def decompress_file(
+    src: FilePath,
+    dst: FilePath,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    max_output_size: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Restores the file that was compressed, byte for byte.
+
+    Args:
+        src: The file to restore from.
+        dst: The file to write.
+        threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
+        overwrite: Replace `dst` if it is there.
+        verify: Check the hash of everything decoded.
+        max_output_size: The most bytes the restored file may have.
+        progress: Called now and then with the bytes done and the bytes in all.
+
+    Returns:
+        The sizes of the compressed and the restored file.
+
+    Raises:
+        CorruptDataError: If `src` is damaged or not compressed; nothing is written then.
+        OutputTooLargeError: If the restored file would exceed `max_output_size`.
+        FileExistsError: If `dst` is there and may not be replaced.
+    """
+    check_threads(threads)
+    check_limit(max_output_size)
+    return _native.decompress_file(
+        os.fsdecode(src),
+        os.fsdecode(dst),
+        threads=threads,
+        overwrite=overwrite,
+        verify=verify,
+        max_output_size=max_output_size,
+        progress=progress,
+    )
+
+
+def verify_file(
+    src: FilePath, *, threads: int | None = None, progress: Progress | None = None
+) -> tuple[int, int]:
+    """Decodes everything in a compressed file without writing anything.
+
+    Args:
+        src: The file to check.
+        threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
+        progress: Called now and then with the bytes done and the bytes in all.
+
+    Returns:
+        The sizes of the compressed file and of the file it restores to.
+
+    Raises:
+        CorruptDataError: If the file is damaged or not compressed.
+    """
+    check_threads(threads)
+    return _native.verify_file(os.fsdecode(src), threads=threads, progress=progress)
+
+
+def _as_numpy_array(value: Array) -> Array:
+    from neuzip_rs._numpy import as_array
+
+    return as_array(value)

@@ -1,0 +1,400 @@
+"""A second decoder of the tensor stream, written from docs/format.md alone.
+
+It shares no code with the package and takes no shortcuts, so that the tests can tell whether the
+page is complete and the package does what it says. It says why it rejects a stream, and is slow.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+import xxhash
+
+MAGIC, VERSION = b"\x89NZ", 1
+SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE = 1, 2, 4, 8  # features
+# Bytes per element, by dtype code: bool and integers, floats, what has one byte, bcomplex32.
+ITEMSIZE: Final = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 4, 8, 16, *(1,) * 18, 4)
+CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY = range(3)
+RAW_CHUNK, CONSTANT_CHUNK, FIRST_MODEL = range(3)  # storages
+RAW, CONSTANT, CODED = range(3)  # plane modes
+ROWS, COLUMNS = 1, 2  # bits of the axes
+SUB_BLOCK, LANES, ESCAPE = 4096, 64, 63
+
+
+class CorruptError(ValueError):
+    """The stream breaks a rule of the page."""
+
+
+class UnsupportedError(ValueError):
+    """The stream uses what the page says is unsupported."""
+
+
+def require(legal: bool, rule: str, error: type[ValueError] = CorruptError) -> None:
+    if not legal:
+        raise error(rule)
+
+
+class Reader:
+    """Takes fields off the front of some bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        require(count <= len(self.data) - self.at, "the input does not end early")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, nbytes: int) -> int:
+        return int.from_bytes(self.take(nbytes), "little")
+
+    def varint(self) -> int:
+        groups = [self.number(1)]
+        while groups[-1] >= 128:
+            require(len(groups) < 10, "a varint is below 2^64")
+            groups.append(self.number(1))
+        require(len(groups) == 1 or groups[-1] > 0, "a varint is as short as it can be")
+        value = sum((group & 127) << 7 * i for i, group in enumerate(groups))
+        require(value < 1 << 64, "a varint is below 2^64")
+        return value
+
+    def sub_block(self, count: int, width: int) -> list[int]:
+        """Fields of a raw plane: byte planes, then a bit string of what is left of each field."""
+        fields = [0] * count
+        for b in range(width // 8):
+            fields = [x | byte << 8 * b for x, byte in zip(fields, self.take(count), strict=True)]
+        low, rest = width // 8 * 8, width % 8
+        bits = self.number((count * rest + 7) // 8)
+        require(bits >> count * rest == 0, "unused bits are zero")
+        return [x | (bits >> i * rest & (1 << rest) - 1) << low for i, x in enumerate(fields)]
+
+    def align(self) -> None:
+        """Skips zero bytes up to a multiple of 16."""
+        require(not any(self.take(-self.at % 16)), "padding is zero")
+
+    def finish(self) -> None:
+        require(self.at == len(self.data), "no bytes are left over")
+
+
+@dataclass
+class Table:
+    """Frequencies of the symbols of a coded plane; index 63 is the escape if there is one."""
+
+    base: int
+    escape: bool
+    entries: list[tuple[int, int]]
+
+
+@dataclass
+class Plane:
+    mode: int
+    width: int
+    value: int = 0
+    table: Table | None = None
+
+
+@dataclass
+class Model:
+    """How the elements of a chunk are taken apart."""
+
+    log2_size: int
+    planes: list[Plane]
+    sign: int
+    phase: int = 0
+    trailing_zeros: bool = False
+    scaled: bool = False
+
+    @property
+    def size(self) -> int:
+        return 1 << self.log2_size
+
+    def of_mode(self, mode: int) -> list[int]:
+        return [i for i, plane in enumerate(self.planes) if plane.mode == mode]
+
+
+@dataclass
+class OffsetList:
+    """Scale offsets: the lowest one, and by how much each exceeds it."""
+
+    lowest: int = 0
+    width: int = 0
+    excess: list[int] = field(default_factory=list)
+
+    def __getitem__(self, i: int) -> int:
+        return self.lowest + (self.excess[i] if self.excess else 0)
+
+
+@dataclass
+class ScaleOffsets:
+    """By which powers of two the rows and columns differ."""
+
+    columns: int
+    axes: int
+    shift: int
+    by_row: OffsetList = field(default_factory=OffsetList)
+    by_column: OffsetList = field(default_factory=OffsetList)
+
+    def of_element(self, i: int) -> int:
+        """What was subtracted from the magnitude of element `i` of the tensor."""
+        row, column = divmod(i, self.columns)
+        return (self.by_row[row] + self.by_column[column]) << self.shift
+
+
+@dataclass
+class Stream:
+    """A tensor stream whose chunks are not yet decoded."""
+
+    features: int
+    dtype: int
+    shape: list[int]
+    body: int
+    element: bytes = b""
+    original_hash: int = 0
+    name: str = ""
+    chunk_bytes: int = 0
+    models: list[Model] = field(default_factory=list)
+    offsets: ScaleOffsets | None = None
+    storages: list[int] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    payloads: list[bytes] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        return ITEMSIZE[self.dtype] * math.prod(self.shape)
+
+
+def read_table(reader: Reader, width: int) -> Table:
+    base, head = reader.varint(), reader.number(1)
+    require(base < 1 << width, "the base is below 2^width")
+    require(2 <= head & 127 <= 64, "there are 2 to 64 entries")
+    entries = [(reader.number(1), reader.number(1)) for _ in range(head & 127)]
+    table = Table(base, head >= 128, entries)
+    indices = {index for index, _ in table.entries}
+    require(len(indices) == len(table.entries), "indices are distinct")
+    require(max(indices) < 64, "indices are below 64")
+    require(ESCAPE in indices or not table.escape, "an escape has index 63")
+    ordinary = indices - {ESCAPE} if table.escape else indices
+    require(max(ordinary) < 1 << width, "indices are below 2^width")
+    require(all(f > 0 for _, f in table.entries), "frequencies are 1 to 255")
+    require(sum(f for _, f in table.entries) == 256, "frequencies sum to 256")
+    return table
+
+
+def read_model(reader: Reader) -> Model:
+    flags, sign, count = reader.number(1), reader.number(1), reader.number(1)
+    require(flags < 128, "bit 7 is reserved")
+    model = Model(flags & 3, [], sign, flags >> 2 & 7, bool(flags & 32), bool(flags & 64))
+    require(model.phase < model.size, "the phase is below the element size")
+    require(model.phase == 0 or not model.scaled, "a scaled model has phase 0")
+    require(sign < 8 * model.size, "the sign position is below the element's bits")
+    require(1 <= count <= 16, "there are 1 to 16 planes")
+    for _ in range(count):
+        plane = Plane(reader.number(1), reader.number(1))
+        require(plane.mode <= CODED, "plane modes are known", UnsupportedError)
+        require(1 <= plane.width <= (16 if plane.mode == CODED else 64), "widths are in range")
+        if plane.mode == CONSTANT:
+            plane.value = reader.varint()
+            require(plane.value < 1 << plane.width, "the value is below 2^width")
+        elif plane.mode == CODED:
+            plane.table = read_table(reader, plane.width)
+        model.planes.append(plane)
+    bits = sum(plane.width for plane in model.planes)
+    require(bits == 8 * model.size, "the widths sum to the bits of the element")
+    zeros_fit = not model.trailing_zeros or model.planes[-1].mode == RAW
+    require(zeros_fit, "with trailing zeros the last plane is raw")
+    return model
+
+
+def read_scale_offsets(reader: Reader, elements: int) -> ScaleOffsets:
+    def read_list(count: int) -> OffsetList:
+        lowest, width = int.from_bytes(reader.take(1), signed=True), reader.number(1)
+        require(width <= 8, "the width is 0 to 8")
+        require(width > 0 or count <= 65536, "a list of width 0 has at most 65536 offsets")
+        excess = reader.sub_block(count, width)
+        require(lowest + max(excess) <= 127, "no offset exceeds 127")
+        return OffsetList(lowest, width, excess)
+
+    offsets = ScaleOffsets(reader.varint(), reader.number(1), reader.number(1))
+    require(1 <= offsets.columns <= elements, "columns are 1 to the number of elements")
+    require(1 <= offsets.axes <= 3, "axes are 1, 2 or 3")
+    require(offsets.shift < 64, "the shift is below 64")
+    if offsets.axes & ROWS:
+        offsets.by_row = read_list(-(-elements // offsets.columns))
+    if offsets.axes & COLUMNS:
+        offsets.by_column = read_list(offsets.columns)
+    return offsets
+
+
+def read_chunked_body(reader: Reader, stream: Stream) -> list[int]:
+    """Returns the payload lengths, none if there is one chunk."""
+    log2_chunk, count = reader.number(1), reader.varint()
+    require(12 <= log2_chunk <= 26, "the chunk size is 2^12 to 2^26")
+    stream.chunk_bytes = 1 << log2_chunk
+    require(count <= 4096, "there are at most 4096 models")
+    stream.models = [read_model(reader) for _ in range(count)]
+    scaled = {model.size for model in stream.models if model.scaled}
+    require(len(scaled) <= 1, "all scaled models have the same element size")
+    for size in scaled:
+        stream.offsets = read_scale_offsets(reader, stream.nbytes // size)
+    chunks = -(-stream.nbytes // stream.chunk_bytes)
+    lengths = [reader.number(4) for _ in range(chunks if chunks > 1 else 0)]
+    require(all(length % 16 == 0 for length in lengths), "payload lengths are multiples of 16")
+    stream.storages = [reader.number(2 if count > 254 else 1) for _ in range(chunks)]
+    require(all(s < FIRST_MODEL + count for s in stream.storages), "models exist")
+    stream.hashes = [reader.number(8) for _ in range(chunks)]
+    return lengths
+
+
+def parse(data: bytes) -> Stream:
+    """Takes a stream apart without decoding its chunks."""
+    whole = Reader(data)
+    require(whole.take(3) == MAGIC, "the magic is there")
+    require(whole.number(1) == VERSION, "the version is known", UnsupportedError)
+    length = whole.varint()
+    require(whole.at + 4 <= length <= len(data), "the prelude lies within the input")
+    reader = Reader(data[: length - 4])
+    checksum = xxhash.xxh3_64_intdigest(reader.data) % (1 << 32)
+    require(
+        checksum == int.from_bytes(data[length - 4 : length], "little"), "the checksum is right"
+    )
+
+    reader.at, whole.at = whole.at, length
+    features, dtype = reader.varint(), reader.number(1)
+    require(features < 16, "features are known", UnsupportedError)
+    require(dtype < len(ITEMSIZE), "the dtype is known", UnsupportedError)
+    shape = [reader.varint() for _ in range(reader.number(1))]
+    stream = Stream(features, dtype, shape, reader.number(1))
+    require(stream.nbytes < 1 << 63, "the tensor has less than 2^63 bytes")
+    require(stream.body <= REFERENCE_BODY, "the body is known", UnsupportedError)
+    lengths: list[int] = []
+    if stream.body == CHUNKED_BODY:
+        lengths = read_chunked_body(reader, stream)
+    elif stream.body == CONSTANT_BODY:
+        stream.element = reader.take(ITEMSIZE[dtype])
+    else:
+        stream.original_hash = reader.number(16)
+        name = reader.take(reader.varint())
+        stream.name = name.decode(errors="replace")
+        require(stream.name.encode() == name, "the name is UTF-8")
+    reader.finish()
+
+    wide = any(p.mode == CODED and p.width > 8 for m in stream.models for p in m.planes)
+    used = SCALE_OFFSETS * (stream.offsets is not None) + WIDE_SYMBOLS * wide
+    used += TRAILING_ZEROS * any(model.trailing_zeros for model in stream.models)
+    used += REFERENCE * (stream.body == REFERENCE_BODY)
+    require(features == used, "the features are those of what the stream uses")
+    if len(stream.storages) > 1 or any(s >= FIRST_MODEL for s in stream.storages):
+        whole.align()
+    if len(stream.storages) == 1:
+        lengths = [len(data) - whole.at]
+    stream.payloads = [whole.take(n) for n in lengths]
+    whole.finish()
+    return stream
+
+
+def decode_plane(
+    plane: Plane, n: int, states: list[int], code: Reader, escaped: list[int]
+) -> list[int]:
+    slots: list[tuple[int, int, int]] = []
+    assert plane.table
+    for index, frequency in plane.table.entries:
+        slots += [(index, frequency, len(slots))] * frequency
+    escape, symbols = ESCAPE if plane.table.escape else -1, []
+    require(max(escaped, default=0) < 1 << plane.width, "escaped values are below 2^width")
+    for i in range(n):
+        x = states[i % LANES]
+        index, frequency, first = slots[x % 256]
+        x = frequency * (x // 256) + x % 256 - first
+        if x < 256:
+            x = 256 * x + code.number(1)
+        states[i % LANES] = x
+        require(index != escape or len(escaped) > 0, "there are enough escaped values")
+        ordinary = (plane.table.base + index) % (1 << plane.width)
+        symbols.append(escaped.pop(0) if index == escape else ordinary)
+    code.finish()
+    require(not escaped, "all escaped values are used")
+    require(states == [256] * LANES, "all states end at 256")
+    return symbols
+
+
+def decode_model_chunk(stream: Stream, model: Model, chunk: int, length: int) -> bytes:
+    reader = Reader(stream.payloads[chunk])
+    n = max(0, length - model.phase) // model.size
+    counts = [min(SUB_BLOCK, n - at) for at in range(0, n, SUB_BLOCK)]
+    coded, last = model.of_mode(CODED), len(model.planes) - 1
+    sizes = [(reader.number(4), reader.number(4)) for _ in coded]
+    zeros = reader.take(len(counts)) if model.trailing_zeros else bytes(len(counts))
+    before = reader.take(min(length, model.phase))
+    after = reader.take(length - len(before) - n * model.size)
+    reader.align()
+    low_and_high = [(reader.take(LANES), reader.take(LANES)) for _ in coded]
+    columns = {i: [model.planes[i].value] * n for i in model.of_mode(CONSTANT)}
+    for i in model.of_mode(RAW):
+        columns[i], width = [], model.planes[i].width
+        for count, z in zip(counts, zeros if i == last else bytes(len(zeros)), strict=True):
+            kept = 1 if z and model.sign == 0 else 0  # the sign, below the zeros
+            require(z + kept <= width, "no more trailing zeros than bits")
+            for stored in reader.sub_block(count, width - z):
+                columns[i].append(stored >> kept << z + kept | stored & kept)
+        reader.align()
+    for i, (stream_bytes, escapes), (low, high) in zip(coded, sizes, low_and_high, strict=True):
+        states = [a | b << 8 for a, b in zip(low, high, strict=True)]
+        require(min(states) >= 256, "states are from 256 on")
+        code = Reader(reader.take(stream_bytes))
+        reader.align()
+        escaped = list(reader.take(escapes))
+        reader.align()
+        if model.planes[i].width > 8:
+            escaped = [a | b << 8 for a, b in zip(escaped, reader.take(escapes), strict=True)]
+            reader.align()
+        columns[i] = decode_plane(model.planes[i], n, states, code, escaped)
+    reader.finish()
+
+    joined = [0] * n
+    for i, plane in enumerate(model.planes):
+        joined = [y << plane.width | x for y, x in zip(joined, columns[i], strict=True)]
+    first = chunk * stream.chunk_bytes // model.size
+    p, top, elements = model.sign, 8 * model.size - 1, bytearray()
+    for i, y in enumerate(joined):
+        v = y >> p + 1 << p | y & (1 << p) - 1
+        if model.scaled and stream.offsets:
+            v = (v + stream.offsets.of_element(first + i)) % (1 << top)
+        elements += ((y >> p & 1) << top | v).to_bytes(model.size, "little")
+    return before + bytes(elements) + after
+
+
+def decode_chunk(stream: Stream, chunk: int) -> bytes:
+    """The original bytes of a chunk, their hash not yet looked at."""
+    storage, reader = stream.storages[chunk], Reader(stream.payloads[chunk])
+    length = min(stream.chunk_bytes, stream.nbytes - chunk * stream.chunk_bytes)
+    if storage >= FIRST_MODEL:
+        return decode_model_chunk(stream, stream.models[storage - FIRST_MODEL], chunk, length)
+    original = reader.take(16 if storage == CONSTANT_CHUNK else length)
+    if len(stream.storages) > 1:
+        reader.align()
+    reader.finish()
+    return original if storage == RAW_CHUNK else (original * (length // 16 + 1))[:length]
+
+
+def chunk_hash(original: bytes) -> int:
+    """The hash that guards the original bytes of a chunk."""
+    products, total = 0, len(original)
+    for i in range(-(-len(original) // 8)):
+        w = int.from_bytes(original[8 * i : 8 * i + 8], "little")
+        a = (w % (1 << 32) + 0x9E3779B9 + i * 0xC2B2AE35) % (1 << 32)
+        b = ((w >> 32) + 0x85EBCA6B + i * 0x27D4EB2F) % (1 << 32)
+        products += a * b
+        total += a + (b << 32)
+    return (products + 0x9FB21C641E98DF25 * total) % (1 << 64)
+
+
+def decode(data: bytes, *, verify: bool = True) -> bytes:
+    """The original bytes of a stream that is not a reference."""
+    stream = parse(data)
+    require(stream.body != REFERENCE_BODY, "the original bytes are in the stream")
+    if stream.body == CONSTANT_BODY:
+        return stream.element * (stream.nbytes // len(stream.element))
+    chunks = [decode_chunk(stream, i) for i in range(len(stream.storages))]
+    hashes = [chunk_hash(original) for original in chunks] if verify else stream.hashes
+    require(hashes == stream.hashes, "the chunk hashes are right")
+    return b"".join(chunks)

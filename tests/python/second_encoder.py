@@ -1,0 +1,329 @@
+"""Writes tensor streams by hand, as docs/format.md describes them or with chosen fields changed."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import xxhash
+
+from tests.python import second_decoder as page
+from tests.python.second_decoder import Model, OffsetList, ScaleOffsets, Table
+
+NO_CHANGES: Final[Mapping[str, bytes]] = {}
+
+
+@dataclass
+class Plan:
+    """What `encode` is to write; a storage is raw, constant, or 2 + the number of a model."""
+
+    data: bytes
+    dtype: int = 1
+    shape: tuple[int, ...] | None = None
+    models: Sequence[Model] = ()
+    storages: Sequence[int] = ()
+    offsets: ScaleOffsets | None = None
+    log2_chunk: int = 12
+    most_zeros: int = 64
+
+
+@dataclass
+class Fields:
+    """Fields in storage order; `changes` replaces some of them, by name, as they are written."""
+
+    changes: dict[str, bytes]
+    written: bytearray = field(default_factory=bytearray)
+
+    def put(self, name: str, value: bytes) -> None:
+        self.written += self.changes.pop(name, value)
+
+    def number(self, name: str, value: int, nbytes: int = 1) -> None:
+        self.put(name, value.to_bytes(nbytes, "little"))
+
+    def align(self, name: str) -> None:
+        self.put(f"{name} padding", bytes(-len(self.written) % 16))
+
+
+def varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 128:
+        encoded.append(value % 128 + 128)
+        value //= 128
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def checksum(prelude: bytes) -> bytes:
+    return (xxhash.xxh3_64_intdigest(prelude) % (1 << 32)).to_bytes(4, "little")
+
+
+def fit_table(symbols: Sequence[int], width: int, base: int = 0, *, escape: bool = False) -> Table:
+    """A table for these symbols, rarest first; those too far above the base are escaped."""
+    counts = Counter((x - base) % (1 << width) for x in symbols)
+    limit = 63 if escape else 64
+    kept = {i: n for i, n in counts.items() if i < limit}
+    escaped = counts.total() - sum(kept.values())
+    assert escape or not escaped
+    if escape:
+        kept[page.ESCAPE] = escaped
+    for spare in (0, 1):  # there are at least two entries
+        if len(kept) < 2:
+            kept.setdefault(spare, 0)
+    total = max(1, counts.total())
+    shares = {i: 1 + n * (256 - len(kept)) // total for i, n in kept.items()}
+    rising = sorted(shares.items(), key=lambda entry: (entry[1], -entry[0]))
+    index, frequency = rising.pop()
+    return Table(base, escape, [*rising, (index, frequency + 256 - sum(shares.values()))])
+
+
+def take_apart(model: Model, x: int, offset: int) -> int:
+    """The element with its offset gone and its sign moved."""
+    top, p = 8 * model.size - 1, model.sign
+    s, v = x >> top, (x - offset) % (1 << top)
+    return (v >> p << p + 1) + (s << p) + v % (1 << p)
+
+
+def elements_of(model: Model, chunk: bytes) -> list[int]:
+    """The chunk's elements, without its edge bytes."""
+    n, size = max(0, len(chunk) - model.phase) // model.size, model.size
+    starts = range(model.phase, model.phase + n * size, size)
+    return [int.from_bytes(chunk[at : at + size], "little") for at in starts]
+
+
+def fields_of(plan: Plan, model: Model, chunk: int) -> list[list[int]]:
+    """The fields of the chunk's elements, plane by plane."""
+    chunk_bytes = 1 << plan.log2_chunk
+    start = chunk * chunk_bytes
+    joined = []
+    for i, x in enumerate(elements_of(model, plan.data[start : start + chunk_bytes])):
+        element = start // model.size + i
+        offset = plan.offsets.of_element(element) if model.scaled and plan.offsets else 0
+        joined.append(take_apart(model, x, offset))
+    columns, low = [], 8 * model.size
+    for plane in model.planes:
+        low -= plane.width
+        columns.append([(y >> low) % (1 << plane.width) for y in joined])
+    return columns
+
+
+def sub_block(values: Sequence[int], width: int) -> bytes:
+    """Fields of a raw plane: whole byte planes, then a bit string."""
+    packed = b"".join(bytes(x >> 8 * b & 255 for x in values) for b in range(width // 8))
+    rest = width % 8
+    bits = sum((x >> width - rest) << i * rest for i, x in enumerate(values))
+    return packed + bits.to_bytes((len(values) * rest + 7) // 8, "little")
+
+
+def trailing_zeros(values: Sequence[int], width: int, most: int, *, sign_is_last: bool) -> int:
+    """How many bits above the sign, if that is the last, are zero in all of these fields."""
+    union, skip = 0, int(sign_is_last)
+    for x in values:
+        union |= x >> skip
+    free = width - skip
+    return min(most, free if union == 0 else (union & -union).bit_length() - 1)
+
+
+def code(symbols: Sequence[int], table: Table, width: int) -> tuple[bytes, bytes, list[int]]:
+    """The states, the stream and the escaped values of a coded plane."""
+    slots: dict[int, tuple[int, int]] = {}
+    first = 0
+    for index, frequency in table.entries:
+        is_escape = table.escape and index == page.ESCAPE
+        slots[-1 if is_escape else (table.base + index) % (1 << width)] = (frequency, first)
+        first += frequency
+    states, backwards = [256] * page.LANES, bytearray()
+    for i in reversed(range(len(symbols))):
+        frequency, first = slots[symbols[i] if symbols[i] in slots else -1]
+        x = states[i % page.LANES]
+        if x >= 256 * frequency:
+            backwards.append(x % 256)
+            x //= 256
+        states[i % page.LANES] = x // frequency * 256 + first + x % frequency
+    escaped = [x for x in symbols if x not in slots]
+    stored = bytes(x % 256 for x in states) + bytes(x // 256 for x in states)
+    return stored, bytes(reversed(backwards)), escaped
+
+
+def model_payload(plan: Plan, model: Model, chunk: int, out: Fields) -> None:
+    where = f"chunk {chunk}"
+    columns = fields_of(plan, model, chunk)
+    chunk_bytes = 1 << plan.log2_chunk
+    original = plan.data[chunk * chunk_bytes : (chunk + 1) * chunk_bytes]
+    coded = {}
+    for i in model.of_mode(page.CODED):
+        table = model.planes[i].table
+        assert table
+        states, stream, escaped = code(columns[i], table, model.planes[i].width)
+        coded[i] = (states, stream, escaped)
+        out.number(f"{where} plane {i} stream bytes", len(stream), 4)
+        out.number(f"{where} plane {i} escapes", len(escaped), 4)
+    n, last = len(columns[0]), len(model.planes) - 1
+    starts = range(0, n, page.SUB_BLOCK)
+    zeros = [0] * len(starts)
+    if model.trailing_zeros:
+        for b, at in enumerate(starts):
+            block, width = columns[last][at : at + page.SUB_BLOCK], model.planes[last].width
+            most, sign_is_last = plan.most_zeros, model.sign == 0
+            z = trailing_zeros(block, width, most, sign_is_last=sign_is_last)
+            zeros[b] = z
+            kept = [x >> z + 1 << 1 | x & 1 if sign_is_last else x >> z for x in block]
+            columns[last][at : at + page.SUB_BLOCK] = kept
+        out.put(f"{where} zeros", bytes(zeros))
+    inside = slice(model.phase, model.phase + n * model.size)
+    out.put(f"{where} edge bytes", original[: inside.start] + original[inside.stop :])
+    out.align(f"{where} head")
+    for i, (states, _, _) in coded.items():
+        out.put(f"{where} plane {i} states", states)
+    for i in model.of_mode(page.RAW):
+        for b, at in enumerate(starts):
+            width = model.planes[i].width - (zeros[b] if i == last else 0)
+            packed = sub_block(columns[i][at : at + page.SUB_BLOCK], width)
+            out.put(f"{where} plane {i} sub-block {b}", packed)
+        out.align(f"{where} plane {i}")
+    for i, (_, stream, escaped) in coded.items():
+        out.put(f"{where} plane {i} stream", stream)
+        out.align(f"{where} plane {i} stream")
+        out.put(f"{where} plane {i} low", bytes(x % 256 for x in escaped))
+        out.align(f"{where} plane {i} low")
+        if model.planes[i].width > 8:
+            out.put(f"{where} plane {i} high", bytes(x // 256 for x in escaped))
+            out.align(f"{where} plane {i} high")
+
+
+def payload(plan: Plan, chunk: int, changes: dict[str, bytes]) -> bytes:
+    out = Fields(changes)
+    where, storage = f"chunk {chunk}", plan.storages[chunk]
+    original = plan.data[chunk << plan.log2_chunk : (chunk + 1) << plan.log2_chunk]
+    if storage == page.RAW_CHUNK:
+        out.put(f"{where} original", original)
+        if len(plan.storages) > 1:
+            out.align(f"{where} original")
+    elif storage == page.CONSTANT_CHUNK:
+        assert original == (original[:16] * len(original))[: len(original)]
+        out.put(f"{where} constant", original[:16].ljust(16, b"\0"))
+    else:
+        model_payload(plan, plan.models[storage - page.FIRST_MODEL], chunk, out)
+    out.put(f"{where} end", b"")
+    return bytes(out.written)
+
+
+def put_model(out: Fields, model: Model, name: str) -> None:
+    flags = model.log2_size | model.phase << 2 | model.trailing_zeros << 5 | model.scaled << 6
+    out.number(f"{name} flags", flags)
+    out.number(f"{name} sign", model.sign)
+    out.number(f"{name} planes", len(model.planes))
+    for i, plane in enumerate(model.planes):
+        where = f"{name} plane {i}"
+        out.number(f"{where} mode", plane.mode)
+        out.number(f"{where} width", plane.width)
+        if plane.mode == page.CONSTANT:
+            out.put(f"{where} value", varint(plane.value))
+        if plane.table:
+            out.put(f"{where} base", varint(plane.table.base))
+            out.number(f"{where} entries", len(plane.table.entries) | plane.table.escape << 7)
+            out.put(f"{where} table", bytes(b for entry in plane.table.entries for b in entry))
+
+
+def put_offset_list(out: Fields, offsets: OffsetList, name: str) -> None:
+    out.number(f"{name} lowest", offsets.lowest % 256)
+    out.number(f"{name} width", offsets.width)
+    out.put(f"{name} list", sub_block(offsets.excess, offsets.width))
+
+
+def put_chunked_body(out: Fields, plan: Plan, payloads: Sequence[bytes]) -> None:
+    out.number("log2 chunk", plan.log2_chunk)
+    out.put("models", varint(len(plan.models)))
+    for i, model in enumerate(plan.models):
+        put_model(out, model, f"model {i}")
+    if plan.offsets:
+        out.put("columns", varint(plan.offsets.columns))
+        out.number("axes", plan.offsets.axes)
+        out.number("shift", plan.offsets.shift)
+        if plan.offsets.axes & page.ROWS:
+            put_offset_list(out, plan.offsets.by_row, "row offsets")
+        if plan.offsets.axes & page.COLUMNS:
+            put_offset_list(out, plan.offsets.by_column, "column offsets")
+    if len(payloads) != 1:
+        for i, stored in enumerate(payloads):
+            out.number(f"chunk {i} length", len(stored), 4)
+    for i, storage in enumerate(plan.storages):
+        out.number(f"chunk {i} storage", storage, 2 if len(plan.models) > 254 else 1)
+    chunk_bytes = 1 << plan.log2_chunk
+    for i in range(len(payloads)):
+        original = plan.data[i * chunk_bytes : (i + 1) * chunk_bytes]
+        out.number(f"chunk {i} hash", page.chunk_hash(original), 8)
+
+
+def features_of(plan: Plan) -> int:
+    planes = [plane for model in plan.models for plane in model.planes]
+    wide = any(plane.mode == page.CODED and plane.width > 8 for plane in planes)
+    zeros = any(model.trailing_zeros for model in plan.models)
+    return (
+        (page.SCALE_OFFSETS if plan.offsets else 0)
+        | (page.WIDE_SYMBOLS if wide else 0)
+        | (page.TRAILING_ZEROS if zeros else 0)
+    )
+
+
+def put_head(out: Fields, features: int, dtype: int, shape: Sequence[int], body: int) -> None:
+    out.put("features", varint(features))
+    out.number("dtype", dtype)
+    out.number("dimensions", len(shape))
+    out.put("shape", b"".join(map(varint, shape)))
+    out.number("body", body)
+
+
+def prelude(rest: Fields) -> bytes:
+    """The prelude, given the fields from the features on."""
+    start = Fields(rest.changes)
+    start.put("magic", page.MAGIC)
+    start.number("version", page.VERSION)
+    fixed = len(start.written) + len(rest.written) + 4
+    length = next(n for n in range(fixed + 1, fixed + 11) if n == fixed + len(varint(n)))
+    start.put("length", varint(length))
+    start.put("rest", bytes(rest.written))
+    start.put("checksum", checksum(bytes(start.written)))
+    return bytes(start.written)
+
+
+def encode(plan: Plan, changes: Mapping[str, bytes] = NO_CHANGES) -> bytes:
+    """A stream with a chunked body; the checksum is that of what is written."""
+    pending = dict(changes)
+    shape = plan.shape
+    if shape is None:
+        shape = (len(plan.data) // page.ITEMSIZE[plan.dtype],)
+    payloads = [payload(plan, i, pending) for i in range(len(plan.storages))]
+    rest = Fields(pending)
+    put_head(rest, features_of(plan), plan.dtype, shape, page.CHUNKED_BODY)
+    put_chunked_body(rest, plan, payloads)
+    out = Fields(pending, bytearray(prelude(rest)))
+    if len(payloads) > 1 or any(s >= page.FIRST_MODEL for s in plan.storages):
+        out.align("prelude")
+    for stored in payloads:
+        out.put("", stored)
+    out.put("end", b"")
+    assert not pending, f"no such fields: {sorted(pending)}"
+    return bytes(out.written)
+
+
+def encode_body(
+    body: int,
+    fields: bytes,
+    shape: Sequence[int],
+    *,
+    dtype: int = 1,
+    features: int = 0,
+    changes: Mapping[str, bytes] = NO_CHANGES,
+) -> bytes:
+    """A stream with a constant or reference body of these fields."""
+    rest = Fields(dict(changes))
+    put_head(rest, features, dtype, shape, body)
+    rest.put("fields", fields)
+    stream = prelude(rest) + rest.changes.pop("end", b"")
+    assert not rest.changes, f"no such fields: {sorted(rest.changes)}"
+    return stream
+
+
+def reference_fields(original: bytes, name: bytes) -> bytes:
+    """The fields of a reference body."""
+    return xxhash.xxh3_128_intdigest(original).to_bytes(16, "little") + varint(len(name)) + name
