@@ -13,8 +13,6 @@ use crate::planes::words::{Word, low_mask, with_word};
 
 /// Offsets are steps of `2^-OCTAVE_LOG2` octaves, fewer where the mantissa has fewer bits.
 const OCTAVE_LOG2: u32 = 3;
-/// Elements looked at per row and per column.
-const LINE_SAMPLE: usize = 256;
 
 /// A tensor seen as a matrix: element `i` is in row `i / columns`.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +20,8 @@ pub(crate) struct Matrix<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) fields: FloatFields,
     pub(crate) columns: usize,
+    /// Elements looked at per row and per column.
+    pub(crate) sample: usize,
 }
 
 /// The offsets of both axes; a candidate takes one of them or both.
@@ -67,7 +67,7 @@ impl Matrix<'_> {
         let (elements, columns) = (self.elements(), self.columns);
         let rows = elements.div_ceil(columns);
         let top = self.largest_exponent::<W>();
-        let picked = sample_line(columns);
+        let picked = sample_line(columns, self.sample);
         let mut row_means = Vec::with_capacity(rows);
         for row in 0..rows {
             let first = row * columns;
@@ -81,7 +81,7 @@ impl Matrix<'_> {
         let rows_fit = self.offsets_of(&row_means);
 
         let mut sums = vec![(0_u64, 0_u64, 0_u64); columns];
-        for row in sample_line(rows) {
+        for row in sample_line(rows, self.sample) {
             let scale = rows_fit[row];
             let first = row * columns;
             for (column, (scaled, plain, count)) in sums.iter_mut().enumerate() {
@@ -206,9 +206,9 @@ impl Matrix<'_> {
     }
 }
 
-/// At most [`LINE_SAMPLE`] of `count` rows or columns, spread without a period.
-fn sample_line(count: usize) -> Vec<usize> {
-    let step = count.div_ceil(LINE_SAMPLE);
+/// At most `sample` of `count` rows or columns, spread without a period.
+fn sample_line(count: usize, sample: usize) -> Vec<usize> {
+    let step = count.div_ceil(sample);
     (0..count.div_ceil(step))
         .map(|index| index * step + jitter(index, step))
         .filter(|&position| position < count)
@@ -244,6 +244,7 @@ mod tests {
             bytes: &bytes,
             fields,
             columns,
+            sample: 256,
         }
         .fit();
         for r in 0..rows {
@@ -280,6 +281,7 @@ mod tests {
             bytes: &bytes,
             fields,
             columns: 6,
+            sample: 256,
         }
         .fit();
         assert_eq!(fit.cols_alone.len(), 6);

@@ -17,6 +17,8 @@ use crate::planes::words::{Word, with_word};
 /// Sub-blocks that candidates are compared on, and that the final table is made from.
 const SEARCH_BLOCKS: usize = 8;
 const TABLE_BLOCKS: usize = 128;
+/// Elements per row and per column that scale offsets are fitted on.
+const LINE_SAMPLE: usize = 256;
 /// Scale offsets are not tried below this number of elements.
 const MIN_SCALED_ELEMENTS: usize = 4096;
 /// A model must take less than 99.5 % of the raw size, in 1/1024.
@@ -45,6 +47,15 @@ struct FloatLayout {
 }
 
 impl Input<'_> {
+    /// A size of a sample; the level `max` looks at everything.
+    fn effort(&self, sample: usize) -> usize {
+        if self.level == Level::Max {
+            usize::MAX
+        } else {
+            sample
+        }
+    }
+
     fn sample(&self, element_bytes: usize, phase: usize, blocks: usize) -> Sample<'_> {
         Sample::new(self.bytes, element_bytes, phase, blocks)
     }
@@ -74,7 +85,7 @@ pub(crate) fn select_float(
         Level::Fast => None,
         Level::Default | Level::Max => select_scale(input, layout, shape),
     };
-    let best = float_candidate(input, layout, scale.as_ref(), TABLE_BLOCKS)?;
+    let best = float_candidate(input, layout, scale.as_ref(), input.effort(TABLE_BLOCKS))?;
     is_worthwhile(best.bytes, input).then_some((best.model, scale))
 }
 
@@ -90,7 +101,8 @@ fn select_scale(input: &Input<'_>, layout: FloatLayout, shape: &[u64]) -> Option
         return None;
     }
     let size = |scale: Option<&ScaleOffsets>| {
-        float_candidate(input, layout, scale, SEARCH_BLOCKS).map_or(u64::MAX, |best| best.bytes)
+        float_candidate(input, layout, scale, input.effort(SEARCH_BLOCKS))
+            .map_or(u64::MAX, |best| best.bytes)
     };
     let mut best = (size(None), None);
     for columns in views(shape, elements) {
@@ -98,6 +110,7 @@ fn select_scale(input: &Input<'_>, layout: FloatLayout, shape: &[u64]) -> Option
             bytes: input.bytes,
             fields: layout.fields,
             columns,
+            sample: input.effort(LINE_SAMPLE),
         };
         let axes = matrix.fit();
         for offsets in [

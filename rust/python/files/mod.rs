@@ -1,0 +1,162 @@
+//! Whole files: `compress_file` and its like, and the stream classes.
+
+mod report;
+mod safetensors;
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use self::report::{raise, run};
+use self::safetensors::SafetensorsFile;
+use super::buffers::Bytes;
+use super::errors::to_py;
+use crate::files;
+use crate::{CompressOptions, DecompressOptions, Threads};
+
+fn threads_of(threads: Option<usize>) -> Threads {
+    threads.map_or(Threads::auto(), Threads::new)
+}
+
+fn compress_options(level: &str, threads: Option<usize>) -> PyResult<CompressOptions> {
+    let level = level.parse().map_err(to_py)?;
+    Ok(CompressOptions {
+        level,
+        threads: threads_of(threads),
+        ..CompressOptions::default()
+    })
+}
+
+fn decompress_options(verify: bool, threads: Option<usize>) -> DecompressOptions {
+    DecompressOptions {
+        verify,
+        threads: threads_of(threads),
+    }
+}
+
+/// What a file is, by its content.
+#[pyfunction]
+fn content_kind(py: Python<'_>, path: PathBuf) -> PyResult<&'static str> {
+    py.detach(|| files::content_kind(&path))
+        .map(files::ContentKind::name)
+        .map_err(raise)
+}
+
+/// Compresses a file; returns its original and its compressed length.
+#[pyfunction]
+#[pyo3(signature = (src, dst, *, level = "default", threads = None, overwrite = false, progress = None))]
+fn compress_file(
+    py: Python<'_>,
+    src: PathBuf,
+    dst: PathBuf,
+    level: &str,
+    threads: Option<usize>,
+    overwrite: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(u64, u64)> {
+    let options = compress_options(level, threads)?;
+    run(py, progress, |progress| {
+        files::compress_file(&src, &dst, &options, overwrite, progress)
+    })
+}
+
+/// Restores a compressed file; returns its compressed and its original length.
+#[pyfunction]
+#[pyo3(signature = (src, dst, *, threads = None, overwrite = false, verify = true,
+                    max_output_size = None, progress = None))]
+fn decompress_file(
+    py: Python<'_>,
+    src: PathBuf,
+    dst: PathBuf,
+    threads: Option<usize>,
+    overwrite: bool,
+    verify: bool,
+    max_output_size: Option<u64>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(u64, u64)> {
+    let options = decompress_options(verify, threads);
+    run(py, progress, |progress| {
+        files::decompress_file(&src, &dst, &options, overwrite, max_output_size, progress)
+    })
+}
+
+/// Decodes all of a compressed file; returns its compressed and its original length.
+#[pyfunction]
+#[pyo3(signature = (src, *, threads = None, progress = None))]
+fn verify_file(
+    py: Python<'_>,
+    src: PathBuf,
+    threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(u64, u64)> {
+    let options = decompress_options(true, threads);
+    run(py, progress, |progress| {
+        files::verify_file(&src, &options, progress)
+    })
+}
+
+/// Makes a `.nz` file of bytes that arrive piece by piece.
+#[pyclass(module = "neuzip_rs._native")]
+struct StreamCompressor(files::StreamCompressor);
+
+#[pymethods]
+impl StreamCompressor {
+    #[new]
+    #[pyo3(signature = (*, level = "default", threads = None))]
+    fn new(level: &str, threads: Option<usize>) -> PyResult<Self> {
+        Ok(Self(files::StreamCompressor::new(compress_options(
+            level, threads,
+        )?)))
+    }
+
+    /// Takes the next bytes of the original; returns the next bytes of the file, if any are ready.
+    fn feed<'py>(&mut self, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let (py, bytes) = (data.py(), Bytes::new(data)?);
+        let out = py.detach(|| self.0.feed(bytes.as_slice())).map_err(raise)?;
+        Ok(PyBytes::new(py, &out))
+    }
+
+    /// Ends the file: the last bytes of it.
+    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let out = py.detach(|| self.0.finish()).map_err(raise)?;
+        Ok(PyBytes::new(py, &out))
+    }
+}
+
+/// Restores the original from a `.nz` file that arrives piece by piece.
+#[pyclass(module = "neuzip_rs._native")]
+struct StreamDecompressor(files::StreamDecompressor);
+
+#[pymethods]
+impl StreamDecompressor {
+    #[new]
+    #[pyo3(signature = (*, threads = None, verify = true, max_output_size = None))]
+    fn new(threads: Option<usize>, verify: bool, max_output_size: Option<u64>) -> Self {
+        let options = decompress_options(verify, threads);
+        Self(files::StreamDecompressor::new(options, max_output_size))
+    }
+
+    /// Takes the next bytes of the file; returns the next bytes of the original, if any are ready.
+    fn feed<'py>(&mut self, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let (py, bytes) = (data.py(), Bytes::new(data)?);
+        let out = py.detach(|| self.0.feed(bytes.as_slice())).map_err(raise)?;
+        Ok(PyBytes::new(py, &out))
+    }
+
+    /// Says that the file ends here.
+    fn finish(&mut self) -> PyResult<()> {
+        self.0.finish().map_err(raise)
+    }
+}
+
+pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<StreamCompressor>()?;
+    m.add_class::<StreamDecompressor>()?;
+    m.add_class::<SafetensorsFile>()?;
+    m.add_function(wrap_pyfunction!(content_kind, m)?)?;
+    m.add_function(wrap_pyfunction!(compress_file, m)?)?;
+    m.add_function(wrap_pyfunction!(decompress_file, m)?)?;
+    m.add_function(wrap_pyfunction!(verify_file, m)?)?;
+    m.add_function(wrap_pyfunction!(safetensors::write_safetensors, m)?)
+}

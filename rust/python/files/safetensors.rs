@@ -1,0 +1,202 @@
+//! `SafetensorsFile` and `write_safetensors`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use pyo3::exceptions::{PyKeyError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+
+use super::report::{raise, run};
+use super::{compress_options, decompress_options};
+use crate::python::buffers::Bytes;
+use crate::python::errors::to_py;
+use crate::python::tensor::info_dict;
+use crate::safetensors::{self, ElementType, MemoryTensor};
+use crate::{Dtype, Error};
+
+/// A memory-mapped `.safetensors` file, plain or compressed.
+#[pyclass(module = "neuzip_rs._native", frozen)]
+pub(super) struct SafetensorsFile {
+    // Shared with the calls under way, so that closing never pulls the map from under one.
+    file: RwLock<Option<Arc<safetensors::SafetensorsFile>>>,
+    path: PathBuf,
+}
+
+impl SafetensorsFile {
+    fn file(&self) -> PyResult<Arc<safetensors::SafetensorsFile>> {
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        file.clone()
+            .ok_or_else(|| PyValueError::new_err("the file is closed"))
+    }
+
+    fn tensor(&self, name: &str) -> PyResult<(Arc<safetensors::SafetensorsFile>, usize)> {
+        let file = self.file()?;
+        let index = file.header().find(name);
+        let index = index.ok_or_else(|| PyKeyError::new_err(name.to_owned()))?;
+        Ok((file, index))
+    }
+}
+
+/// Says which file an error is about.
+fn raise_in(path: &Path) -> impl FnOnce(Error) -> PyErr {
+    |error| raise(error.within(&path.display().to_string()))
+}
+
+#[pymethods]
+impl SafetensorsFile {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let file = py
+            .detach(|| safetensors::SafetensorsFile::open(&path))
+            .map_err(raise_in(&path))?;
+        Ok(Self {
+            file: RwLock::new(Some(Arc::new(file))),
+            path,
+        })
+    }
+
+    /// Whether the tensors are stored in compressed form.
+    #[getter]
+    fn compressed(&self) -> PyResult<bool> {
+        Ok(self.file()?.is_compressed())
+    }
+
+    /// The metadata of the original file.
+    #[getter]
+    fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let file = self.file()?;
+        if !file.header().has_metadata() {
+            return Ok(None);
+        }
+        let dict = PyDict::new(py);
+        file.header()
+            .metadata()
+            .try_for_each(|(key, value)| dict.set_item(key, value))?;
+        Ok(Some(dict))
+    }
+
+    /// The names, in the order of the data.
+    fn keys(&self) -> PyResult<Vec<String>> {
+        let file = self.file()?;
+        let header = file.header();
+        Ok((0..header.len())
+            .map(|index| header.name(index).to_owned())
+            .collect())
+    }
+
+    /// The element type of a tensor as the safetensors format spells it.
+    fn dtype(&self, name: &str) -> PyResult<&'static str> {
+        let (file, index) = self.tensor(name)?;
+        Ok(file.header().element(index).name())
+    }
+
+    fn shape<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyTuple>> {
+        let (file, index) = self.tensor(name)?;
+        PyTuple::new(py, file.header().shape(index))
+    }
+
+    /// Original bytes of a tensor.
+    fn nbytes(&self, name: &str) -> PyResult<u64> {
+        let (file, index) = self.tensor(name)?;
+        Ok(file.header().tensor_bytes(index))
+    }
+
+    /// Bytes that a tensor takes in this file.
+    fn stored_nbytes(&self, name: &str) -> PyResult<u64> {
+        let (file, index) = self.tensor(name)?;
+        Ok(file.stored_bytes(index))
+    }
+
+    /// Facts about a tensor's stream; `None` for a plain file.
+    fn info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let (file, index) = self.tensor(name)?;
+        if !file.is_compressed() {
+            return Ok(None);
+        }
+        let stream = file.stream(index).map_err(raise_in(&self.path))?;
+        info_dict(py, &stream).map(Some)
+    }
+
+    /// Reads original bytes `start..start + len(out)` of a tensor into a writable buffer.
+    #[pyo3(signature = (name, out, *, start = 0, verify = true, threads = None))]
+    fn read_into(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        out: &Bound<'_, PyAny>,
+        start: u64,
+        verify: bool,
+        threads: Option<usize>,
+    ) -> PyResult<()> {
+        let (file, index) = self.tensor(name)?;
+        let out = Bytes::writable(out)?;
+        let options = decompress_options(verify, threads);
+        let total = out.as_slice().len() as u64;
+        run(py, None, |progress| {
+            let progress = &mut |done| progress(done, total);
+            file.read_into(index, start, out.as_mut_slice(), &options, progress)
+                .map_err(|error| error.within(&self.path.display().to_string()))
+        })
+    }
+
+    /// Closes the file; calls that are under way end as they would have.
+    fn close(&self) {
+        self.file
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+}
+
+/// Name, element type, shape, bytes, and the element type of the stream.
+type TensorArgument<'py> = (String, String, Vec<u64>, Bound<'py, PyAny>, String);
+
+/// Writes tensors to a compressed `.safetensors` file, or to `bytes`.
+#[pyfunction]
+#[pyo3(signature = (dst, tensors, metadata, *, level = "default", threads = None, progress = None))]
+pub(super) fn write_safetensors<'py>(
+    py: Python<'py>,
+    dst: Option<PathBuf>,
+    tensors: Vec<TensorArgument<'py>>,
+    metadata: Option<HashMap<String, String>>,
+    level: &str,
+    threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let options = compress_options(level, threads)?;
+    let buffers: Vec<Bytes> = tensors
+        .iter()
+        .map(|(_, _, _, data, _)| Bytes::new(data))
+        .collect::<PyResult<_>>()?;
+    let tensors: Vec<MemoryTensor<'_>> = tensors
+        .into_iter()
+        .zip(&buffers)
+        .map(|((name, element, shape, _, dtype), data)| {
+            let element = ElementType::from_name(&element).ok_or_else(|| {
+                PyValueError::new_err(format!("unknown safetensors dtype {element:?}"))
+            })?;
+            let dtype = Dtype::from_name(&dtype).map_err(to_py)?;
+            Ok(MemoryTensor {
+                name,
+                element,
+                shape,
+                data: data.as_slice(),
+                dtype,
+            })
+        })
+        .collect::<PyResult<_>>()?;
+    // The order of the pairs is settled where the header is written.
+    let metadata = metadata.map(|pairs| pairs.into_iter().collect());
+    let Some(path) = dst else {
+        let bytes = run(py, progress, |progress| {
+            safetensors::write_bytes(tensors, metadata, &options, progress)
+        })?;
+        return Ok(Some(PyBytes::new(py, &bytes)));
+    };
+    run(py, progress, |progress| {
+        safetensors::write_file(&path, tensors, metadata, &options, progress)
+    })?;
+    Ok(None)
+}
