@@ -45,16 +45,19 @@ def check_device(device: Device, /) -> Device:
 def allocate(dtype: str, shape: tuple[int, ...], /) -> tuple[Array, "Buffer"]:
     """Makes room for a `bytes` object.
 
-    BytesIO hands out a writable view of its bytes and then those very bytes, so that the result
-    is never copied; `bytes(n)` is zeroed lazily by the operating system.
+    BytesIO hands out a writable view of its bytes and, once that is released, those very bytes, so
+    that the result is never copied; `bytes(n)` is zeroed lazily by the operating system.
     """
     room = io.BytesIO(bytes(element_count(shape) * ITEMSIZE[dtype]))
-    return room, room.getbuffer()
+    view = room.getbuffer()
+    return (room, view), view
 
 
 def finish(result: Array, device: Device, /) -> Array:  # noqa: ARG001 - one signature for all adapters
     """Takes the filled bytes out of their room."""
-    return result.getvalue()
+    room, view = result
+    view.release()
+    return room.getvalue()
 
 
 def writable(

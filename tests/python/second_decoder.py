@@ -60,13 +60,14 @@ class Reader:
 
     def sub_block(self, count: int, width: int) -> list[int]:
         """Fields of a raw plane: byte planes, then a bit string of what is left of each field."""
-        fields = [0] * count
-        for b in range(width // 8):
-            fields = [x | byte << 8 * b for x, byte in zip(fields, self.take(count), strict=True)]
+        byte_planes = [self.take(count) for _ in range(width // 8)]
         low, rest = width // 8 * 8, width % 8
         bits = self.number((count * rest + 7) // 8)
         require(bits >> count * rest == 0, "unused bits are zero")
-        return [x | (bits >> i * rest & (1 << rest) - 1) << low for i, x in enumerate(fields)]
+        fields = [(bits >> i * rest & (1 << rest) - 1) << low for i in range(count)]
+        for b, byte_plane in enumerate(byte_planes):
+            fields = [x | byte << 8 * b for x, byte in zip(fields, byte_plane, strict=True)]
+        return fields
 
     def align(self) -> None:
         """Skips zero bytes up to a multiple of 16."""
@@ -266,12 +267,10 @@ def parse(data: bytes) -> Stream:
     stream = Stream(features, dtype, shape, reader.number(1))
     require(stream.nbytes < 1 << 63, "the tensor has less than 2^63 bytes")
     require(stream.body <= REFERENCE_BODY, "the body is known", UnsupportedError)
-    lengths: list[int] = []
-    if stream.body == CHUNKED_BODY:
-        lengths = read_chunked_body(reader, stream)
-    elif stream.body == CONSTANT_BODY:
+    lengths = read_chunked_body(reader, stream) if stream.body == CHUNKED_BODY else []
+    if stream.body == CONSTANT_BODY:
         stream.element = reader.take(ITEMSIZE[dtype])
-    else:
+    elif stream.body == REFERENCE_BODY:
         stream.original_hash = reader.number(16)
         name = reader.take(reader.varint())
         stream.name = name.decode(errors="replace")

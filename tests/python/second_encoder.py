@@ -1,23 +1,27 @@
 """Writes tensor streams by hand, as docs/format.md describes them or with chosen fields changed."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from random import Random
+from typing import Final, TypeAlias
 
 import xxhash
 
 from tests.python import second_decoder as page
-from tests.python.second_decoder import Model, OffsetList, ScaleOffsets, Table
+from tests.python.second_decoder import Model, OffsetList, Plane, ScaleOffsets, Table
 
-NO_CHANGES: Final[Mapping[str, bytes]] = {}
+Change: TypeAlias = bytes | Callable[[bytes], bytes]
+"""The bytes of a field, or what makes them of those it would have had."""
+Changes: TypeAlias = Mapping[str, Change]
+NO_CHANGES: Final[Changes] = {}
 
 
 @dataclass
 class Plan:
     """What `encode` is to write; a storage is raw, constant, or 2 + the number of a model."""
 
-    data: bytes
+    data: bytes = b""
     dtype: int = 1
     shape: tuple[int, ...] | None = None
     models: Sequence[Model] = ()
@@ -31,11 +35,12 @@ class Plan:
 class Fields:
     """Fields in storage order; `changes` replaces some of them, by name, as they are written."""
 
-    changes: dict[str, bytes]
+    changes: dict[str, Change]
     written: bytearray = field(default_factory=bytearray)
 
     def put(self, name: str, value: bytes) -> None:
-        self.written += self.changes.pop(name, value)
+        change = self.changes.pop(name, value)
+        self.written += change(value) if callable(change) else change
 
     def number(self, name: str, value: int, nbytes: int = 1) -> None:
         self.put(name, value.to_bytes(nbytes, "little"))
@@ -81,6 +86,13 @@ def take_apart(model: Model, x: int, offset: int) -> int:
     top, p = 8 * model.size - 1, model.sign
     s, v = x >> top, (x - offset) % (1 << top)
     return (v >> p << p + 1) + (s << p) + v % (1 << p)
+
+
+def put_together(model: Model, y: int, offset: int) -> int:
+    """What `take_apart` made `y` of."""
+    top, p = 8 * model.size - 1, model.sign
+    v = (y >> p + 1 << p) + y % (1 << p)
+    return ((y >> p) % 2 << top) + (v + offset) % (1 << top)
 
 
 def elements_of(model: Model, chunk: bytes) -> list[int]:
@@ -190,7 +202,7 @@ def model_payload(plan: Plan, model: Model, chunk: int, out: Fields) -> None:
             out.align(f"{where} plane {i} high")
 
 
-def payload(plan: Plan, chunk: int, changes: dict[str, bytes]) -> bytes:
+def payload(plan: Plan, chunk: int, changes: dict[str, Change]) -> bytes:
     out = Fields(changes)
     where, storage = f"chunk {chunk}", plan.storages[chunk]
     original = plan.data[chunk << plan.log2_chunk : (chunk + 1) << plan.log2_chunk]
@@ -286,7 +298,7 @@ def prelude(rest: Fields) -> bytes:
     return bytes(start.written)
 
 
-def encode(plan: Plan, changes: Mapping[str, bytes] = NO_CHANGES) -> bytes:
+def encode(plan: Plan, changes: Changes = NO_CHANGES) -> bytes:
     """A stream with a chunked body; the checksum is that of what is written."""
     pending = dict(changes)
     shape = plan.shape
@@ -299,8 +311,7 @@ def encode(plan: Plan, changes: Mapping[str, bytes] = NO_CHANGES) -> bytes:
     out = Fields(pending, bytearray(prelude(rest)))
     if len(payloads) > 1 or any(s >= page.FIRST_MODEL for s in plan.storages):
         out.align("prelude")
-    for stored in payloads:
-        out.put("", stored)
+    out.put("payloads", b"".join(payloads))
     out.put("end", b"")
     assert not pending, f"no such fields: {sorted(pending)}"
     return bytes(out.written)
@@ -313,17 +324,70 @@ def encode_body(
     *,
     dtype: int = 1,
     features: int = 0,
-    changes: Mapping[str, bytes] = NO_CHANGES,
+    changes: Changes = NO_CHANGES,
 ) -> bytes:
     """A stream with a constant or reference body of these fields."""
     rest = Fields(dict(changes))
     put_head(rest, features, dtype, shape, body)
     rest.put("fields", fields)
-    stream = prelude(rest) + rest.changes.pop("end", b"")
+    out = Fields(rest.changes, bytearray(prelude(rest)))
+    out.put("end", b"")
     assert not rest.changes, f"no such fields: {sorted(rest.changes)}"
-    return stream
+    return bytes(out.written)
 
 
 def reference_fields(original: bytes, name: bytes) -> bytes:
     """The fields of a reference body."""
     return xxhash.xxh3_128_intdigest(original).to_bytes(16, "little") + varint(len(name)) + name
+
+
+def invent_field(plane: Plane, rng: Random) -> int:
+    """A value that the plane can store; of a coded one near the base, or escaped."""
+    if plane.mode == page.CONSTANT:
+        return plane.value
+    if plane.table is None or (plane.table.escape and rng.random() < 0.02):
+        return rng.getrandbits(plane.width)
+    return (plane.table.base + min(62, int(rng.expovariate(0.2)))) % (1 << plane.width)
+
+
+def invent_chunk(plan: Plan, model: Model, start: int, length: int, rng: Random) -> bytes:
+    """Bytes that the model can store, with trailing zeros if it has them."""
+    n = max(0, length - model.phase) // model.size
+    chunk = bytearray(rng.randbytes(min(length, model.phase)))
+    last, kept = model.planes[-1].width, int(model.sign == 0)
+    for i in range(n):
+        y = 0
+        for plane in model.planes:
+            y = y << plane.width | invent_field(plane, rng)
+        if i % page.SUB_BLOCK == 0:
+            z = rng.randrange(last - kept + 1) if model.trailing_zeros else 0
+        y &= ~(((1 << z) - 1) << kept)
+        element = start // model.size + i
+        offset = plan.offsets.of_element(element) if model.scaled and plan.offsets else 0
+        chunk += put_together(model, y, offset).to_bytes(model.size, "little")
+    return bytes(chunk) + rng.randbytes(length - len(chunk))
+
+
+def invent(plan: Plan, nbytes: int, rng: Random) -> Plan:
+    """Fills in data for the plan's storages, and entries for tables that have none."""
+    data, chunk_bytes = bytearray(), 1 << plan.log2_chunk
+    for storage in plan.storages:
+        length = min(chunk_bytes, nbytes - len(data))
+        if storage == page.RAW_CHUNK:
+            data += rng.randbytes(length)
+        elif storage == page.CONSTANT_CHUNK:
+            data += (rng.randbytes(16) * (length // 16 + 1))[:length]
+        else:
+            model = plan.models[storage - page.FIRST_MODEL]
+            data += invent_chunk(plan, model, len(data), length, rng)
+    assert len(data) == nbytes
+    plan.data = bytes(data)
+    for m, model in enumerate(plan.models):
+        used = [i for i, s in enumerate(plan.storages) if s == page.FIRST_MODEL + m]
+        columns = [fields_of(plan, model, chunk) for chunk in used]
+        for i, plane in enumerate(model.planes):
+            if plane.table and not plane.table.entries:
+                symbols = [x for column in columns for x in column[i]]
+                base, escape = plane.table.base, plane.table.escape
+                plane.table = fit_table(symbols, plane.width, base, escape=escape)
+    return plan

@@ -1,6 +1,7 @@
 """Threads, processes, SIMD tiers, and memory that is limited."""
 
 import os
+import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,7 +29,9 @@ print(nz.simd_tier(), bytes(nz.compress(data, dtype="bfloat16")).hex())
     assert run_python(program).split()[1] == stream
 
 
-@pytest.mark.parametrize("tier", ["avx1024", "neon" if os.uname().machine == "x86_64" else "avx2"])
+@pytest.mark.parametrize(
+    "tier", ["avx1024", "avx2" if platform.machine() in {"aarch64", "arm64"} else "neon"]
+)
 def test_unavailable_simd_tier(run_python: RunPython, tier: str) -> None:
     program = """
 import neuzip_rs as nz
@@ -120,6 +123,7 @@ def test_threads_of_python() -> None:
             assert_same(y, x)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fork_keeps_working(run_python: RunPython) -> None:
     program = """
 import os
@@ -161,3 +165,38 @@ def test_huge_output(run_python: RunPython) -> None:
     limited, unallocated = run_python(HUGE_PROGRAM).splitlines()
     assert "max_output_size=1048576" in limited
     assert "cannot allocate" in unallocated
+
+
+MEMORY_PROGRAM = """
+import random
+import neuzip_rs as nz
+
+def status(line):
+    with open("/proc/self/status") as file:
+        return int(file.read().split(line)[1].split()[0]) >> 10
+
+def extra(work, result):
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = status("VmRSS:")
+    kept = work()
+    return status("VmHWM:") - before - result
+
+random.seed(0)
+data = random.randbytes(1 << 20) * 64
+c = nz.compress(data, dtype="bfloat16", threads=2)
+stream = bytearray(c)
+out = bytearray(len(data))
+print(
+    extra(lambda: nz.compress(data, dtype="bfloat16", threads=2), c.nbytes >> 20),
+    extra(lambda: nz.decompress(c, threads=2), 64),
+    extra(lambda: nz.decompress(stream, framework="bytes", threads=2), 64),
+    extra(lambda: nz.decompress(stream, out=out, threads=2), 0),
+)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory in /proc")
+def test_peak_memory(run_python: RunPython) -> None:
+    # 4 MiB per thread beyond input and output.
+    assert all(int(above) <= 10 for above in run_python(MEMORY_PROGRAM).split())

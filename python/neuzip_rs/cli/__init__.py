@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -26,11 +27,18 @@ def main() -> int:
     if sys.argv[1:] == ["--version"]:
         return _finish(_say_version())
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stderr is None:
+        # Started without one: print() would take standard output instead.
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         # File and tensor names may hold what the terminal's encoding cannot say.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    return _finish(_run())
+    if not sys.argv[1:]:
+        # What typer makes of this differs from release to release.
+        _run(["--help"])
+        return _finish(2)
+    return _finish(_run(sys.argv[1:]))
 
 
 def _say_version() -> int:
@@ -38,11 +46,11 @@ def _say_version() -> int:
     return 0
 
 
-def _run() -> int:
+def _run(arguments: list[str]) -> int:
     try:
         from neuzip_rs.cli.app import app
 
-        app(prog_name="neuzip")
+        app(arguments, prog_name="neuzip")
     except SystemExit as request:
         return request.code if isinstance(request.code, int) else int(request.code is not None)
     except KeyboardInterrupt:

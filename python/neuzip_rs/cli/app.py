@@ -15,7 +15,6 @@ app = typer.Typer(
     name="neuzip",
     help="Lossless compression of neural network weights.",
     epilog="Exit status: 0 success, 1 an error or damaged data, 2 wrong usage.",
-    no_args_is_help=True,
     add_completion=False,
     # Errors are caught by neuzip_rs.cli.main: nobody sees a traceback.
     pretty_exceptions_enable=False,

@@ -22,10 +22,10 @@ def bench(
     With one thread and with -T N (by default every core), next to memcpy and, if the zstandard
     package is installed, zstd. Medians; every codec has given back equal bytes before.
 
-    --json prints: path, kind, file_bytes, bytes (of these how many were measured), tensors,
-    memcpy_gbps, and rows, each with name, threads, compressed_bytes, ratio (compressed /
-    original), compress_gbps, decompress_gbps (10^9 original bytes per second) and runs, or
-    name and missing. After an error: path and error.
+    --json prints: path, kind, file_bytes, bytes (how many were measured), complete (whether
+    these are all there are), tensors, memcpy_gbps, and rows, each with name, threads,
+    compressed_bytes, ratio (compressed / original), compress_gbps, decompress_gbps (10^9 original
+    bytes per second) and runs, or name and missing. After an error: path and error.
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
     count = options.thread_count(threads)
@@ -41,7 +41,7 @@ def _bench(session: Session, path: str, level: str, threads: int | None) -> None
         message = f"{path}: only files and directories can be measured"
         raise UsageError(message)
     place = located(path) if kind is SourceKind.FOLDER else Path(path)
-    with session.progress(f"measuring {path}") as progress:
+    with session.progress("measuring", path) as progress:
         facts: dict[str, Any] = {"path": path, **measure(place, level, threads, progress)}
     if not session.as_json:
         _print(facts)
@@ -50,7 +50,7 @@ def _bench(session: Session, path: str, level: str, threads: int | None) -> None
 
 def _print(facts: dict[str, Any]) -> None:
     measured, file_bytes = facts["bytes"], facts["file_bytes"]
-    part = "" if measured >= file_bytes else f", the first {size(measured)} of them"
+    part = "" if facts["complete"] else f", measured on the first {size(measured)} of tensors"
     print(printable(f"{facts['path']}: {facts['kind']}, {size(file_bytes)}{part}"))
     rows = [_row(row, measured) for row in facts["rows"]]
     memcpy = f"{facts['memcpy_gbps']:.2f}"

@@ -91,7 +91,7 @@ class _Compression:
         started = perf_counter()
         with (
             self.session.resumable(target),
-            self.session.progress(f"compressing {path}") as progress,
+            self.session.progress("compressing", path) as progress,
         ):
             result = compress_directory(
                 source,
@@ -103,7 +103,7 @@ class _Compression:
                 note=self.session.note,
             )
         if self.remove:
-            with self.session.progress(f"checking {target}") as progress:
+            with self.session.progress("checking", target) as progress:
                 verify_directory(target, original=source, threads=self.threads, progress=progress)
             remove_source(source)
         self._report(path, target, "directory", _sizes(result), started, _counts(result))
@@ -117,7 +117,7 @@ class _Compression:
         name = compressed_name(source.name, SourceKind.FILE, content)
         target = self.places.target(path, name)
         started = perf_counter()
-        with self.session.progress(f"compressing {path}") as progress:
+        with self.session.progress("compressing", path) as progress:
             if target is None or is_device(target):
                 with open_target(target, overwrite=True) as write:
                     sizes = compress_to_stream(
@@ -134,7 +134,7 @@ class _Compression:
                 )
                 keep_attributes(source, target)
         if self.remove and target is not None:
-            with self.session.progress(f"checking {target}") as progress:
+            with self.session.progress("checking", target) as progress:
                 check_restorable(target, source, self.threads, progress)
             remove_source(source)
         self._report(path, target, content, sizes, started, {})
@@ -148,7 +148,7 @@ class _Compression:
         with (
             open_source(path) as source,
             open_target(target, overwrite=self.places.force) as write,
-            self.session.progress(f"compressing {path}") as progress,
+            self.session.progress("compressing", path) as progress,
         ):
             sizes = compress_stream(
                 source, write, level=self.level, threads=self.threads, progress=progress
@@ -176,6 +176,7 @@ class _Compression:
             "seconds": round(seconds, 6),
         }
         shown = "standard output" if target is None else str(target)
+        path = "standard input" if path == "-" else path
         sentence = change(path, shown, original, compressed, original, seconds)
         aside = target is None or is_device(target)
         self.session.result(facts | more, sentence, aside=aside)

@@ -83,7 +83,7 @@ class _Decompression:
         started = perf_counter()
         with (
             self.session.resumable(target),
-            self.session.progress(f"decompressing {path}") as progress,
+            self.session.progress("decompressing", path) as progress,
         ):
             result = decompress_directory(
                 source,
@@ -113,7 +113,7 @@ class _Decompression:
         name = self._name(source, SourceKind.FILE)
         target = self.places.target(path, name)
         started = perf_counter()
-        with self.session.progress(f"decompressing {path}") as progress:
+        with self.session.progress("decompressing", path) as progress:
             if target is None or is_device(target):
                 with open_target(target, overwrite=True) as write:
                     sizes = decompress_to_stream(
@@ -134,7 +134,7 @@ class _Decompression:
                 )
                 keep_attributes(source, target)
         if self.remove and target is not None:
-            with self.session.progress(f"checking {target}") as progress:
+            with self.session.progress("checking", target) as progress:
                 check_restorable(source, target, self.threads, progress)
             remove_source(source)
         self._report(path, target, content, sizes, started, {})
@@ -148,7 +148,7 @@ class _Decompression:
         with (
             open_source(path) as source,
             open_target(target, overwrite=self.places.force) as write,
-            self.session.progress(f"decompressing {path}") as progress,
+            self.session.progress("decompressing", path) as progress,
         ):
             sizes = decompress_stream(
                 source,
@@ -188,6 +188,7 @@ class _Decompression:
             "seconds": round(seconds, 6),
         }
         shown = "standard output" if target is None else str(target)
+        path = "standard input" if path == "-" else path
         sentence = change(path, shown, compressed, original, original, seconds)
         aside = target is None or is_device(target)
         self.session.result(facts | more, sentence, aside=aside)

@@ -15,6 +15,7 @@ _HEADINGS = (
     *("modes", "entropy", "chunks"),
 )
 _NUMBERS = (3, 4, 5, 7, 8)
+_FOLDED = (0, 6)
 
 
 def info(
@@ -46,7 +47,7 @@ def _show(session: Session, path: str) -> None:
         facts = {"path": path, **describe_file(Path(path))}
     else:
         with (
-            session.progress(f"reading {path}") as progress,
+            session.progress("reading", path) as progress,
             spooled_source(path, progress) as copy,
         ):
             facts = {"path": path, **describe_file(copy)}
@@ -62,7 +63,9 @@ def _print_file(facts: dict[str, Any]) -> None:
     print(_totals(facts))
     if not facts["tensors"]:
         return
-    print_table(_HEADINGS, [_row(tensor) for tensor in facts["tensors"]], right=_NUMBERS)
+    print_table(
+        _HEADINGS, [_row(tensor) for tensor in facts["tensors"]], right=_NUMBERS, folded=_FOLDED
+    )
     print()
 
 

@@ -73,6 +73,7 @@ def measure(path: Path, level: str, threads: int | None, progress: Progress) -> 
         "kind": kind,
         "file_bytes": file_bytes,
         "bytes": len(sample.data),
+        "complete": sample.complete,
         "tensors": len(sample.arrays),
         "memcpy_gbps": _gbps(len(sample.data), seconds),
         "rows": rows,
@@ -95,6 +96,7 @@ class _Sample:
 
     data: bytearray = field(default_factory=bytearray)
     arrays: list[_Array] = field(default_factory=list)
+    complete: bool = True
 
     def load(self, path: Path) -> tuple[str, int]:
         """Reads the beginning of a file or directory; returns its kind and size."""
@@ -120,6 +122,7 @@ class _Sample:
         # Pieces are as long as the frames of a .nz file.
         for piece in pieces:
             if len(piece) > self._room():
+                self.complete = False
                 break
             self.data += piece
             self._add_array(len(piece), "uint8", None)
@@ -137,6 +140,7 @@ class _Sample:
                 dtype = NAMES.get(file.dtype(name), "uint8")
                 self._add_array(taken, dtype, file.shape(name) if taken == size else None)
                 if taken < size:
+                    self.complete = False
                     return
 
     def _add_array(self, size: int, dtype: str, shape: tuple[int, ...] | None) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from neuzip_rs.directory.content import Progress
 
+_LABEL_WIDTH = 34
 _NO = frozenset({"", "0", "false", "no", "off"})
 
 
@@ -47,12 +48,19 @@ def progress_bar(label: str, *, shown: bool) -> Iterator[Progress]:
         redirect_stderr=False,
     )
     with bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task(shortened(label), total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total or None)
 
         yield show
+
+
+def shortened(label: str) -> str:
+    """The beginning and the end of what would fill the line."""
+    if len(label) <= _LABEL_WIDTH:
+        return label
+    return label[:14] + "…" + label[15 - _LABEL_WIDTH :]
 
 
 def _can_show() -> bool:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
-# A table for a file or a pipe is as wide as it needs to be.
+# A table for a file or a pipe is as wide as it needs to be; in a narrow terminal lines may run
+# over, because columns squeezed further say nothing any more.
 _WIDE = 10_000
+_NARROW = 120
 
 
 def printable(text: str) -> str:
@@ -47,12 +49,16 @@ def ratio(compressed: int | None, original: int) -> float | None:
 def change(source: str, output: str, before: int, after: int, whole: int, seconds: float) -> str:
     """What was done to a file or directory: sizes, and the speed in original bytes."""
     part = percent(min(before, after), whole)
-    speed = f", {size(int(whole / seconds))}/s" if seconds > 0 else ""
+    speed = f", {size(int(whole / seconds))}/s" if whole and seconds > 0 else ""
     return f"{source} -> {output}: {size(before)} -> {size(after)} ({part}), {seconds:.2f} s{speed}"
 
 
 def print_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    folded: Sequence[int] = (0,),
 ) -> None:
     """Prints a table.
 
@@ -60,17 +66,21 @@ def print_table(
         headings: The first line.
         rows: The other ones.
         right: Columns aligned to the right.
+        folded: Columns that take several lines in a terminal if need be.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE)
+    console = Console(file=sys.stdout)
+    console.width = max(console.width, _NARROW) if sys.stdout.isatty() else _WIDE
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, heading in enumerate(headings):
         justify: JustifyMethod = "right" if index in right else "left"
         # Text: a tensor called [red] is no markup.
-        table.add_column(Text(heading), justify=justify, no_wrap=index > 0, overflow="fold")
+        table.add_column(
+            Text(heading), justify=justify, no_wrap=index not in folded, overflow="fold"
+        )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table, highlight=False)

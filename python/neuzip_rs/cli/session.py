@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 
@@ -36,12 +36,13 @@ class Session:
         self._quiet = quiet
         self._bar = bar and not quiet
 
-    def progress(self, label: str) -> AbstractContextManager[Progress]:
+    def progress(self, verb: str, path: str | Path) -> AbstractContextManager[Progress]:
         """A progress bar, or a function that does nothing.
 
         Even that matters: calling it is when Python notices Ctrl-C.
         """
-        return progress_bar(printable(label), shown=self._bar)
+        name = "standard input" if path == "-" else Path(path).name
+        return progress_bar(printable(f"{verb} {name}"), shown=self._bar)
 
     def note(self, message: str) -> None:
         """Says something that is no result and no error."""
@@ -67,11 +68,12 @@ class Session:
         Args:
             facts: The JSON object.
             sentence: The same for people, None if it has been printed already.
-            aside: Say it on standard error, because the data may be on standard output.
+            aside: Say it on standard error, if somebody is there to read it, because the data may
+                be on standard output.
         """
         if self.as_json:
             print(json.dumps(facts), flush=True)
-        elif sentence is not None and not self._quiet:
+        elif sentence is not None and not self._quiet and (not aside or _has_reader(sys.stderr)):
             print(printable(sentence), file=sys.stderr if aside else sys.stdout, flush=True)
 
     def run(self, paths: Sequence[str], work: Callable[[str], None]) -> NoReturn:
@@ -111,6 +113,10 @@ class Session:
         if self.as_json:
             print(json.dumps({"path": path, "error": message}), flush=True)
         return 2 if isinstance(error, (UsageError, PlaceError)) else 1
+
+
+def _has_reader(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def describe(error: Exception) -> str:

@@ -34,7 +34,7 @@ def _verify(session: Session, path: str, threads: int | None) -> None:
     started = perf_counter()
     counts: dict[str, int] = {}
     kind = source_kind(path)
-    with session.progress(f"verifying {path}") as progress:
+    with session.progress("verifying", path) as progress:
         if kind is SourceKind.FOLDER:
             result = verify_directory(
                 located(path), threads=threads, progress=progress, note=session.note

@@ -116,7 +116,8 @@ def _safetensors_pieces(
         yield memoryview(prefix)
         buffer = memoryview(bytearray(min(PIECE_BYTES, max(sizes.values(), default=0))))
         for name in names:
-            for start in range(0, sizes[name], PIECE_BYTES):
+            # Empty tensors are read as well: that is what checks them.
+            for start in range(0, max(1, sizes[name]), PIECE_BYTES):
                 piece = buffer[: min(PIECE_BYTES, sizes[name] - start)]
                 file.read_into(name, piece, start=start, threads=threads)
                 yield piece
@@ -182,7 +183,7 @@ def _tensor_pieces(
     size = tensor.original_nbytes
     _check_limit(path, size, max_output_size)
     buffer = memoryview(bytearray(min(PIECE_BYTES, size)))
-    for start in range(0, size, PIECE_BYTES):
+    for start in range(0, max(1, size), PIECE_BYTES):
         piece = buffer[: min(PIECE_BYTES, size - start)]
         _native.decompress_into(tensor, piece, start=start, threads=threads)
         yield piece

@@ -178,7 +178,7 @@ def _check_name(name: object) -> None:
         message = f"{MANIFEST_NAME}: {name!r} is no file name"
         raise CorruptDataError(message)
     path = PurePosixPath(name)
-    outside = path.is_absolute() or ".." in path.parts or str(path) != name
+    outside = path.is_absolute() or ".." in path.parts or name == "." or str(path) != name
     if os.name == "nt":
         # A backslash or a colon means something there, and is part of a name elsewhere.
         local = PureWindowsPath(name)
@@ -217,8 +217,11 @@ def _pack(data: bytes) -> dict[str, str]:
 
 def _unpack(fields: Any, size: int) -> bytes:  # noqa: ANN401 - anything JSON can hold
     encoding, text = fields["encoding"], fields["data"]
+    if not isinstance(text, str):
+        message = f"{text!r} is no text"
+        raise TypeError(message)
     if encoding == "utf-8":
-        data: bytes = text.encode("utf-8")
+        data = text.encode("utf-8")
     elif encoding == "zlib+base64":
         packed = base64.b64decode(text, validate=True)
         # One more byte than expected is enough to see that there are too many.
