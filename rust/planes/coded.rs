@@ -15,7 +15,6 @@ use crate::model::frequency_table::FrequencyTable;
 pub(crate) struct PlaneCoder {
     table: FrequencyTable,
     spec: Spec,
-    symbol_of: [u16; 64],
 }
 
 impl PlaneCoder {
@@ -27,7 +26,6 @@ impl PlaneCoder {
                     .iter()
                     .map(|entry| (entry.index, entry.frequency)),
             ),
-            symbol_of: std::array::from_fn(|index| table.symbol(index as u8)),
             table: table.clone(),
         }
     }
@@ -147,10 +145,14 @@ impl PlaneDecoder<'_> {
         let mut buffer = [0; SUB_BLOCK];
         let indices = &mut buffer[..words.len()];
         self.decoder.fill(indices)?;
-        let (bits, symbol_of) = (self.coder.table.bits(), &self.coder.symbol_of);
+        let bits = self.coder.table.bits();
+        let (base, mask) = (
+            W::truncate(u64::from(self.coder.table.symbol(0))),
+            W::mask(bits),
+        );
         for (word, &index) in words.iter_mut().zip(&*indices) {
-            let symbol = symbol_of[usize::from(index) % symbol_of.len()];
-            *word = word.make_room(bits) | W::truncate(u64::from(symbol));
+            let symbol = base.wrapping_add(W::truncate(u64::from(index))) & mask;
+            *word = word.make_room(bits) | symbol;
         }
         if self.coder.table.has_escape() {
             for (word, _) in words
@@ -159,7 +161,7 @@ impl PlaneDecoder<'_> {
                 .filter(|(_, index)| **index == ESCAPE)
             {
                 let symbol = self.next_escape()?;
-                *word = (*word & !W::mask(bits)) | W::truncate(u64::from(symbol));
+                *word = (*word & !mask) | W::truncate(u64::from(symbol));
             }
         }
         Ok(())
