@@ -1,8 +1,8 @@
 """Measures neuzip_rs against zipnn, zstd, lz4 and blosc2 on real weights.
 
-Sizes and speeds from memory to memory on one thread. For every file the bytes of all tensors of
-its main type form one buffer, so that all codecs see the same bytes. Each codec's round trip is
-asserted before anything is timed; then the codecs take turns, and the median CPU time of the
+Sizes and speeds from memory to memory on one thread. All codecs get the same tensors, one at a
+time: those of the type that makes up most of a file. Each codec's round trip is asserted before
+anything is timed; then the codecs take turns, and the median CPU time of the
 rounds counts, which a busy machine disturbs least. All of it is done twice, in a process each:
 with the default allocator, where every large output pays for page faults, and with a warm heap
 (MALLOC_MMAP_MAX_=0), where memory that was freed is used again.
@@ -33,7 +33,7 @@ from benches import machine, models
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benches.codecs import Codec
+    from benches.codecs import Codec, Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".demo"
@@ -49,20 +49,14 @@ CORPUS_FILES = (
     "minilm_l6.fp32",
     "minilm_l6.fp8e4m3",
 )
-DTYPES = {
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
+DTYPES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 # One name, and what the environment of its process adds. Without the trim threshold glibc would
 # give the top of the heap back after every free.
 REGIMES = {
     "default": {},
     "warm": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
 }
-# Larger buffers show nothing new: this is beyond every cache.
+# More shows nothing new: this is beyond every cache.
 LIMIT_BYTES = 96 << 20
 
 
@@ -110,14 +104,14 @@ def corpus_files(folder: Path | None) -> list[Path]:
     return [corpus / f"{stem}.safetensors" for stem in CORPUS_FILES]
 
 
-def main_buffer(path: Path) -> tuple[str, bytes]:
-    """Collects the values of the type that makes up most of a file.
+def main_tensors(path: Path) -> list[models.Tensor]:
+    """Chooses the tensors of the type that makes up most of a file.
 
     Args:
         path: A .safetensors file.
 
     Returns:
-        The numpy spelling of the type, and the bytes of its tensors one after the other.
+        Its tensors of that type, as many as stay within the limit, none of them empty.
 
     Raises:
         ValueError: The file holds no floats.
@@ -128,21 +122,32 @@ def main_buffer(path: Path) -> tuple[str, bytes]:
         for dtype in DTYPES
     }
     dtype = max(totals, key=lambda key: totals[key])
-    if totals[dtype] == 0:
+    chosen: list[models.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if tensor.dtype == dtype and tensor.data.size and size + tensor.data.size <= LIMIT_BYTES:
+            size += tensor.data.size
+            chosen.append(tensor)
+    if not chosen:
         message = f"{path}: no float tensors"
         raise ValueError(message)
-    joined = b"".join(tensor.data.tobytes() for tensor in tensors if tensor.dtype == dtype)
-    return DTYPES[dtype], joined[:LIMIT_BYTES]
+    return chosen
 
 
-def prove(codec: Codec, work: bytearray, pristine: bytes) -> int:
+def prove(codec: Codec, samples: Sequence[Sample]) -> int:
     """Asserts that a codec restores its input, and returns the size of its output."""
-    work[:] = pristine
-    packed = codec.compress(work)
-    if memoryview(codec.decompress(packed)).cast("B") != pristine:
-        message = f"{codec.name} did not restore its input"
-        raise AssertionError(message)
-    return memoryview(packed).nbytes
+    size = 0
+    for index, sample in enumerate(samples):
+        packed = codec.compress(sample)
+        sample.restore()
+        restored = codec.decompress(packed, index)
+        if hasattr(restored, "tobytes"):
+            restored = restored.tobytes()
+        if restored != sample.pristine:
+            message = f"{codec.name} did not restore its input"
+            raise AssertionError(message)
+        size += memoryview(packed).nbytes
+    return size
 
 
 def measure(path: Path, regime: str, rounds: int) -> list[Measurement]:
@@ -156,33 +161,36 @@ def measure(path: Path, regime: str, rounds: int) -> list[Measurement]:
     Returns:
         The medians, in the order of the codecs.
     """
-    from benches.codecs import codecs_for  # the peers: only the measuring process loads them
+    # The peers: only the process that measures loads them.
+    from benches.codecs import DTYPES as NAMES
+    from benches.codecs import Sample, codecs_for
 
-    dtype, pristine = main_buffer(path)
-    codecs = codecs_for(dtype, len(pristine))
-    work = bytearray(pristine)
-    sizes = [prove(codec, work, pristine) for codec in codecs]
-    work[:] = pristine
+    tensors = main_tensors(path)
+    samples = [Sample(tensor) for tensor in tensors]
+    dtype = NAMES[tensors[0].dtype]
+    codecs = codecs_for(dtype, samples)
+    sizes = [prove(codec, samples) for codec in codecs]
     compress: list[list[float]] = [[] for _ in codecs]
     decompress: list[list[float]] = [[] for _ in codecs]
     for _ in range(rounds):
         for index, codec in enumerate(codecs):
-            packed = None  # frees the last output before the next is made, alike for all
             started = time.process_time()
-            packed = codec.compress(work)
+            packed = [codec.compress(sample) for sample in samples]
             compress[index].append(time.process_time() - started)
             if codec.scratches_input:
-                work[:] = pristine
+                for sample in samples:
+                    sample.restore()
             started = time.process_time()
-            restored = codec.decompress(packed)
+            # Kept until the end, as the tensors of a model are when it is loaded.
+            restored = [codec.decompress(item, number) for number, item in enumerate(packed)]
             decompress[index].append(time.process_time() - started)
-            del restored
+            del packed, restored
     return [
         Measurement(
             regime=regime,
             file=path.name.removesuffix(".safetensors"),
             dtype=dtype,
-            original_bytes=len(pristine),
+            original_bytes=sum(len(sample.pristine) for sample in samples),
             codec=codec.name,
             compressed_bytes=size,
             compress_seconds=statistics.median(compress[index]),
@@ -215,7 +223,7 @@ def whole_file_percent(path: Path) -> float:
 def speeds_table(measurements: Sequence[Measurement]) -> list[str]:
     """Returns the lines of the table of sizes and speeds."""
     lines = [
-        "| buffer | MB | codec | size % | compress | decompress | compress, warm "
+        "| tensors | MB | codec | size % | compress | decompress | compress, warm "
         "| decompress, warm |",
         "|---|--:|---|--:|--:|--:|--:|--:|",
     ]
@@ -248,14 +256,14 @@ def report(measurements: Sequence[Measurement], files: dict[str, float], note: s
         "# Against the peers",
         "",
         "Written by `make bench`. GB/s of original bytes, CPU time, one thread, from memory to "
-        "memory; all codecs get the same buffer, the float values of one model. *Warm*: freed "
+        "memory; all codecs get the same tensors of one model, one at a time. *Warm*: freed "
         "memory is used again instead of being mapped anew (`MALLOC_MMAP_MAX_=0`).",
         "",
         note,
         "",
         *speeds_table(measurements),
         "",
-        "Whole files, header included, compressed tensor by tensor:",
+        "Whole files, header included:",
         "",
         *sizes,
         "",

@@ -23,6 +23,7 @@ from neuzip_rs.directory import (
     compress_directory,
     decompress_directory,
     verify_directory,
+    workspace,
 )
 from neuzip_rs.directory.workspace import Workspace
 from tests.python.command import (
@@ -278,6 +279,34 @@ def test_existing_output(tmp_path: Path, model: Path) -> None:
     (tmp_path / "file").write_bytes(b"precious")
     neuzip("compress", "-f", model, "-o", tmp_path / "file", expect=1)
     assert (tmp_path / "file").read_bytes() == b"precious"
+
+
+def test_replacing_in_two_steps_where_names_cannot_be_exchanged(
+    model: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_below(packed)
+    (packed / "old").touch()
+    monkeypatch.setattr(workspace, "_rename_exchange", lambda *_: False)
+    compress_directory(model, packed, overwrite=True)
+    assert files_below(packed) == before
+    assert names_in(packed.parent) == {"model", "model-nz"}
+    # A run that was killed between the two steps: the next one begins by going back.
+    partial = packed.with_name("model-nz.partial")
+    partial.mkdir()
+    (partial / "journal.jsonl").touch()
+    packed.rename(partial / "replaced")
+    with pytest.raises(OSError, match="not empty"):
+        compress_directory(model, packed)
+    assert files_below(packed) == before
+
+
+def test_output_through_a_link(tmp_path: Path, model: Path, packed: Path) -> None:
+    (tmp_path / "link").symlink_to("model-nz")
+    before = files_below(packed)
+    neuzip("compress", "model", "-o", "link", cwd=tmp_path, expect=1)
+    neuzip("compress", "-f", "model", "-o", "link", cwd=tmp_path)
+    assert files_below(packed) == files_below(tmp_path / "link") == before
+    assert not (tmp_path / "link").is_symlink()
 
 
 def test_failed_replacement_leaves_the_old_directory(tmp_path: Path, model: Path) -> None:

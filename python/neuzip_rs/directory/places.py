@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -38,8 +39,9 @@ def check_places(source: Path, destination: Path, *, overwrite: bool) -> None:
     if not overwrite:
         message = "exists already; -f replaces it"
         raise FileExistsError(errno.EEXIST, message, str(destination))
-    here, home = Path.cwd(), Path.home()
-    inhabited = target in {here, home} or target in here.parents or target in home.parents
-    if inhabited or os.path.ismount(target):
+    inhabited = [Path.cwd()]
+    with suppress(RuntimeError):  # users without a home
+        inhabited.append(Path.home())
+    if os.path.ismount(target) or any(target in (path, *path.parents) for path in inhabited):
         message = f"{destination} is too much to replace"
         raise PlaceError(message)

@@ -202,6 +202,9 @@ class Workspace:
                     (Path(folder) / name).rmdir()
 
     def _exchange(self) -> None:
+        if not self.destination.is_symlink():
+            # It moves as well.
+            make_writable(self.destination)
         if _rename_exchange(self.content, self.destination):
             return
         # Two steps: between them nothing has the name, see _restore_replaced.

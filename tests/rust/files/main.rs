@@ -9,6 +9,7 @@
 )]
 
 mod damage;
+mod document;
 mod outputs;
 mod roundtrip;
 mod stored;
