@@ -73,6 +73,11 @@ $(VENV)/.created $(BENCH_VENV)/.created: %/.created:
 	@$*/bin/python -m pip install --quiet "maturin>=1.9,<2"
 	@echo "$(CURDIR)" >$@
 
+# The module lies in the source tree, where other tools may clean it away.
+ifeq ($(wildcard python/neuzip_rs/_native*.so python/neuzip_rs/_native*.pyd),)
+.PHONY: $(VENV)/.demo $(VENV)/.dev $(BENCH_VENV)/.bench
+endif
+
 # maturin installs the dependencies of the extras named, builds the native module and links the
 # package into the environment, so that edits under python/ need no new run. What pip says about
 # the dependencies of other extras is dropped; sh has no pipefail, hence the status file.

@@ -7,6 +7,7 @@ from typing import Any
 
 from neuzip_rs import _native
 from neuzip_rs.cli import options
+from neuzip_rs.cli.outcome import report
 from neuzip_rs.cli.places import (
     Places,
     SourceKind,
@@ -16,7 +17,6 @@ from neuzip_rs.cli.places import (
     source_kind,
 )
 from neuzip_rs.cli.removal import check_restorable, remove_source
-from neuzip_rs.cli.report import change, ratio
 from neuzip_rs.cli.session import Session, UsageError
 from neuzip_rs.cli.streams import compress_stream, compress_to_stream, open_source, open_target
 from neuzip_rs.directory.check import verify_directory
@@ -81,7 +81,7 @@ class _Compression:
     def _look_at_base(self) -> None:
         if self.base is not None:
             Path(self.base).stat()
-            message = f"{self.base}: differences would not be smaller; stored without a base"
+            message = f"{self.base}: this release writes no differences; stored without a base"
             self.session.note(message)
 
     def _folder(self, path: str) -> None:
@@ -165,21 +165,17 @@ class _Compression:
         more: dict[str, Any],
     ) -> None:
         original, compressed = sizes
-        seconds = perf_counter() - started
-        facts = {
-            "path": path,
-            "output": None if target is None else str(target),
-            "kind": kind,
-            "original_bytes": original,
-            "compressed_bytes": compressed,
-            "ratio": ratio(compressed, original),
-            "seconds": round(seconds, 6),
-        }
-        shown = "standard output" if target is None else str(target)
-        path = "standard input" if path == "-" else path
-        sentence = change(path, shown, original, compressed, original, seconds)
-        aside = target is None or is_device(target)
-        self.session.result(facts | more, sentence, aside=aside)
+        report(
+            self.session,
+            path,
+            target,
+            kind,
+            original=original,
+            compressed=compressed,
+            restored=False,
+            started=started,
+            more=more,
+        )
 
 
 def _sizes(result: DirectoryResult) -> tuple[int, int]:

@@ -8,9 +8,9 @@ from typing import Any
 from neuzip_rs import _native
 from neuzip_rs._errors import CorruptDataError
 from neuzip_rs.cli import options
+from neuzip_rs.cli.outcome import report
 from neuzip_rs.cli.places import Places, SourceKind, is_device, located, original_name, source_kind
 from neuzip_rs.cli.removal import check_restorable, remove_source
-from neuzip_rs.cli.report import change, ratio
 from neuzip_rs.cli.session import Session, UsageError
 from neuzip_rs.cli.streams import decompress_stream, decompress_to_stream, open_source, open_target
 from neuzip_rs.directory.content import COMPRESSED_KINDS
@@ -177,18 +177,14 @@ class _Decompression:
         more: dict[str, Any],
     ) -> None:
         compressed, original = sizes
-        seconds = perf_counter() - started
-        facts = {
-            "path": path,
-            "output": None if target is None else str(target),
-            "kind": kind,
-            "compressed_bytes": compressed,
-            "original_bytes": original,
-            "ratio": ratio(compressed, original),
-            "seconds": round(seconds, 6),
-        }
-        shown = "standard output" if target is None else str(target)
-        path = "standard input" if path == "-" else path
-        sentence = change(path, shown, compressed, original, original, seconds)
-        aside = target is None or is_device(target)
-        self.session.result(facts | more, sentence, aside=aside)
+        report(
+            self.session,
+            path,
+            target,
+            kind,
+            original=original,
+            compressed=compressed,
+            restored=True,
+            started=started,
+            more=more,
+        )

@@ -46,13 +46,6 @@ def ratio(compressed: int | None, original: int) -> float | None:
     return round(compressed / original, 6) if original else 1.0
 
 
-def change(source: str, output: str, before: int, after: int, whole: int, seconds: float) -> str:
-    """What was done to a file or directory: sizes, and the speed in original bytes."""
-    part = percent(min(before, after), whole)
-    speed = f", {size(int(whole / seconds))}/s" if whole and seconds > 0 else ""
-    return f"{source} -> {output}: {size(before)} -> {size(after)} ({part}), {seconds:.2f} s{speed}"
-
-
 def print_table(
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],

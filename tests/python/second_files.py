@@ -1,0 +1,284 @@
+"""A second reader of the file containers, written from docs/format-files.md alone.
+
+Like the second decoder it shares no code with the package, says which rule a file breaks, and
+prefers being plain to being fast.
+"""
+
+import base64
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import xxhash
+
+from tests.python import second_decoder as page
+from tests.python.second_decoder import CorruptError, Reader, Stream, UnsupportedError, require
+
+NZ_MAGIC: Final = bytes.fromhex("894E5A460D0A1A")
+KEY: Final = "neuzip.header"
+MOST_HEADER: Final = 100_000_000
+# Element types of .safetensors files: bits, and the dtype code of the stream; none: as bytes.
+_TYPES: Final = """
+    BOOL/8/0 F4/4/ F6_E2M3/6/ F6_E3M2/6/ U8/8/1 I8/8/2 F8_E5M2/8/18 F8_E4M3/8/16 F8_E8M0/8/20
+    F8_E4M3FNUZ/8/17 F8_E5M2FNUZ/8/19 I16/16/4 U16/16/3 F16/16/9 BF16/16/10 I32/32/6 U32/32/5
+    F32/32/11 C64/64/14 F64/64/12 I64/64/8 U64/64/7
+"""
+TYPES: Final = {
+    name: (int(bits), int(code) if code else None)
+    for name, bits, code in (entry.split("/") for entry in _TYPES.split())
+}
+
+
+class MismatchError(ValueError):
+    """A reference does not fit what it refers to."""
+
+
+@dataclass
+class Tensor:
+    """A tensor of a plain header."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
+@dataclass
+class Header:
+    """A plain header; the tensors are in data order."""
+
+    text: bytes
+    tensors: list[Tensor]
+    metadata: dict[str, str]
+
+
+@dataclass
+class Repeated:
+    """A JSON object whose keys may be repeated."""
+
+    members: list[tuple[str, Any]]
+
+    def only(self, key: str) -> Any:  # noqa: ANN401
+        """The value of a key that is there once."""
+        values = [value for name, value in self.members if name == key]
+        require(len(values) == 1, "what a tensor needs is there once")
+        return values[0]
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise CorruptError(f"JSON has no {name}")
+
+
+def _whole(text: object) -> int:
+    """A number that JSON spells with digits only."""
+    legal = isinstance(text, Digits) and str(text).isdigit() and int(str(text)) < 1 << 64
+    require(legal, "numbers are whole and below 2^64")
+    return int(str(text))
+
+
+class Digits(str):
+    """The spelling of a JSON number."""
+
+    __slots__ = ()
+
+
+def _depth(value: object) -> int:
+    if isinstance(value, Repeated):
+        return 1 + max((_depth(inner) for _, inner in value.members), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=0)
+    return 0
+
+
+def _tensor(name: str, value: object) -> Tensor:
+    require(isinstance(value, Repeated), "a tensor is an object")
+    assert isinstance(value, Repeated)
+    for key, other in value.members:
+        ignored = key not in {"dtype", "shape", "data_offsets"}
+        require(not ignored or _depth(other) <= 127, "ignored values are at most 127 deep")
+    dtype, shape, offsets = (value.only(key) for key in ("dtype", "shape", "data_offsets"))
+    require(type(dtype) is str and dtype in TYPES, "the element type is known")
+    require(isinstance(shape, list) and len(shape) <= 255, "a shape has at most 255 dimensions")
+    require(isinstance(offsets, list) and len(offsets) == 2, "there are two offsets")
+    return Tensor(name, dtype, list(map(_whole, shape)), *map(_whole, offsets))
+
+
+def read_header(text: bytes) -> Header:
+    """A plain header, apart from whether it fits its file."""
+    require(text[:1] == b"{", "the first byte is {")
+    try:
+        parsed: Repeated = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=Repeated,
+            parse_int=Digits,
+            parse_float=Digits,
+            parse_constant=_no_constant,
+        )
+        json.dumps(parsed, default=vars, ensure_ascii=False).encode("utf-8")
+    except (UnicodeError, json.JSONDecodeError) as error:
+        raise CorruptError("the header is JSON") from error
+    names = [name for name, _ in parsed.members]
+    require(len({*names}) == len(names), "names are not repeated")
+    metadata: dict[str, str] = {}
+    tensors = []
+    for name, value in parsed.members:
+        if name != "__metadata__":
+            tensors.append(_tensor(name, value))
+            continue
+        require(isinstance(value, Repeated), "the metadata is an object")
+        metadata = dict(value.members)
+        require(len(metadata) == len(value.members), "metadata keys are not repeated")
+        require(all(type(x) is str for x in metadata.values()), "the metadata are strings")
+    tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
+    at = 0
+    for tensor in tensors:
+        require(tensor.begin == at <= tensor.end, "each begins where the one before ends")
+        at = tensor.end
+        product = 1
+        for dimension in tensor.shape:
+            product *= dimension
+            require(product < 1 << 64, "products stay below 2^64")
+        bits = product * TYPES[tensor.dtype][0]
+        require(8 * (tensor.end - tensor.begin) == bits, "the length is that of the shape")
+    return Header(text, tensors, metadata)
+
+
+def data_length(header: Header) -> int:
+    return header.tensors[-1].end if header.tensors else 0
+
+
+def read_plain(file: bytes) -> tuple[Header, bytes]:
+    """The header and the data of a plain .safetensors file."""
+    reader = Reader(file)
+    length = reader.number(8)
+    require(length <= MOST_HEADER, "the header is not too long")
+    header = read_header(reader.take(length))
+    data = file[reader.at :]
+    require(len(data) == data_length(header), "the last tensor ends with the file")
+    return header, data
+
+
+def read_embedded(value: str) -> Header:
+    """The original header."""
+    number, colon, _ = value.partition(":")
+    reserved = colon == ":" and number.isascii() and number.isdigit()
+    require(not reserved, "the container version is known", UnsupportedError)
+    try:
+        blob = base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise CorruptError("the embedded header is base64") from error
+    require(base64.b64encode(blob).decode() == value, "the embedded header is base64")
+    reader = Reader(blob)
+    checksum = reader.number(8)
+    require(xxhash.xxh3_64_intdigest(blob[8:]) == checksum, "the header's checksum is right")
+    length = reader.varint()
+    require(length <= MOST_HEADER, "the header is not too long")
+    inflate = zlib.decompressobj(wbits=-15)
+    try:
+        text = inflate.decompress(blob[reader.at :], length + 1)
+    except zlib.error as error:
+        raise CorruptError("the header is deflated") from error
+    require(inflate.eof and not inflate.unused_data, "the deflate stream ends with the blob")
+    require(len(text) == length, "the header has its length")
+    return read_header(text)
+
+
+def kind(file: bytes) -> str:
+    """What a file is, by the names of `content_kind`."""
+    if file[:7] == NZ_MAGIC:
+        return "neuzip-file"
+    if file[:3] == page.MAGIC and len(file) > 3 and file[3] < 0x20:
+        return "neuzip-tensor"
+    try:
+        header, _ = read_plain(file)
+    except ValueError:
+        return "other"
+    if KEY in header.metadata:
+        return "neuzip-safetensors"
+    for value in header.metadata.values():
+        try:
+            read_embedded(value)
+        except ValueError:
+            continue
+        return "damaged"
+    return "safetensors"
+
+
+def check_form(tensor: Tensor, stream: Stream) -> None:
+    """The stream must have the tensor's stream form, or another one of an U8 tensor."""
+    nbytes = tensor.end - tensor.begin
+    require(stream.nbytes == nbytes, "the stream has the tensor's length")
+    if tensor.dtype != "U8":
+        code, shape = TYPES[tensor.dtype][1], tensor.shape
+        form = (1, [nbytes]) if code is None else (code, shape)
+        require((stream.dtype, stream.shape) == form, "the stream has the tensor's form")
+
+
+def original_of(name: str, streams: dict[str, bytes]) -> bytes:
+    """The original bytes of a tensor, looking a reference up."""
+    stream = page.parse(streams[name])
+    if stream.body != page.REFERENCE_BODY:
+        return page.decode(streams[name])
+    require(stream.name in streams, "the tensor named is in the file", MismatchError)
+    target = page.parse(streams[stream.name])
+    direct = target.body != page.REFERENCE_BODY
+    require(direct, "a reference is not to a reference", MismatchError)
+    same = (target.dtype, target.shape) == (stream.dtype, stream.shape)
+    require(same, "dtype and shape of a reference are the same", MismatchError)
+    original = page.decode(streams[stream.name])
+    digest = xxhash.xxh3_128_intdigest(original)
+    require(digest == stream.original_hash, "the hash of a reference is right", MismatchError)
+    return original
+
+
+def restore_safetensors(file: bytes) -> bytes:
+    """The file that a compressed .safetensors file was made from."""
+    outer, data = read_plain(file)
+    metadata = dict(outer.metadata)
+    original = read_embedded(metadata.pop(KEY))
+    require(metadata == original.metadata, "the metadata are those of the original")
+    names = [tensor.name for tensor in outer.tensors]
+    require(names == [tensor.name for tensor in original.tensors], "the names are the original's")
+    for tensor in outer.tensors:
+        require(tensor.dtype == "U8" and len(tensor.shape) == 1, "outer tensors are bytes")
+    streams = {tensor.name: data[tensor.begin : tensor.end] for tensor in outer.tensors}
+    for tensor in original.tensors:
+        check_form(tensor, page.parse(streams[tensor.name]))
+    restored = len(original.text).to_bytes(8, "little") + original.text
+    return restored + b"".join(original_of(name, streams) for name in names)
+
+
+def frames_of(file: bytes) -> list[bytes]:
+    """The streams of a .nz file, its structure checked."""
+    reader = Reader(file)
+    require(reader.take(7) == NZ_MAGIC, "the magic is there")
+    require(reader.number(1) == 1, "the container version is known", UnsupportedError)
+    frames, total, checksums = [], 0, b""
+    while length := reader.varint():
+        require(length <= 1 << 25, "a stream has at most 2^25 bytes")
+        frame = reader.take(length)
+        stream = page.parse(frame)
+        form = stream.dtype == 1 and len(stream.shape) == 1 and 1 <= stream.nbytes <= 1 << 24
+        require(form, "a frame holds 1 to 2^24 bytes")
+        require(stream.body != page.REFERENCE_BODY, "a frame is not a reference")
+        prelude = Reader(frame[4:]).varint()
+        checksums += frame[prelude - 4 : prelude]
+        total += stream.nbytes
+        frames.append(frame)
+    require(reader.number(8) == total, "the length is the sum of the frames'")
+    require(reader.number(8) == xxhash.xxh3_64_intdigest(checksums), "the end's hash is right")
+    reader.finish()
+    return frames
+
+
+def restore(file: bytes) -> bytes:
+    """The original of a compressed file of any kind."""
+    found = kind(file)
+    if found == "neuzip-file":
+        return b"".join(map(page.decode, frames_of(file)))
+    if found == "neuzip-tensor":
+        return page.decode(file)
+    require(found == "neuzip-safetensors", "the file is compressed and its key is there")
+    return restore_safetensors(file)
