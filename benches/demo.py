@@ -38,7 +38,7 @@ CACHE = ROOT / ".demo"
 README_BLOCK = re.compile(r"(<!-- demo-table -->\n).*?(<!-- /demo-table -->)", re.DOTALL)
 
 # Medians of so many alternating rounds; a large file is its own average.
-ROUNDS = 3
+ROUNDS = 5
 LARGE_BYTES = 1 << 30
 # A folder in memory: there the programs are measured, not the disk. Both the compressed and the
 # restored copy of one file lie there at a time.

@@ -185,6 +185,15 @@ def read_embedded(value: str) -> Header:
     return read_header(text)
 
 
+def intact(value: str) -> bool:
+    """Whether a metadata value is an embedded header."""
+    try:
+        read_embedded(value)
+    except ValueError:
+        return False
+    return True
+
+
 def kind(file: bytes) -> str:
     """What a file is, by the names of `content_kind`."""
     if file[:7] == NZ_MAGIC:
@@ -195,22 +204,16 @@ def kind(file: bytes) -> str:
         header, _ = read_plain(file)
     except ValueError:
         return "other"
-    if KEY in header.metadata:
+    if KEY in header.metadata or any(map(intact, header.metadata.values())):
         return "neuzip-safetensors"
-    for value in header.metadata.values():
-        try:
-            read_embedded(value)
-        except ValueError:
-            continue
-        return "damaged"
     return "safetensors"
 
 
 def check_form(tensor: Tensor, stream: Stream) -> None:
-    """The stream must have the tensor's stream form, or another one of an U8 tensor."""
+    """The stream must have the tensor's stream form, or for U8 hold another dtype."""
     nbytes = tensor.end - tensor.begin
     require(stream.nbytes == nbytes, "the stream has the tensor's length")
-    if tensor.dtype != "U8":
+    if tensor.dtype != "U8" or stream.dtype == 1:
         code, shape = TYPES[tensor.dtype][1], tensor.shape
         form = (1, [nbytes]) if code is None else (code, shape)
         require((stream.dtype, stream.shape) == form, "the stream has the tensor's form")
@@ -237,6 +240,7 @@ def restore_safetensors(file: bytes) -> bytes:
     """The file that a compressed .safetensors file was made from."""
     outer, data = read_plain(file)
     metadata = dict(outer.metadata)
+    require(KEY in metadata, "the embedded header is under its key")
     original = read_embedded(metadata.pop(KEY))
     require(metadata == original.metadata, "the metadata are those of the original")
     names = [tensor.name for tensor in outer.tensors]
@@ -280,5 +284,5 @@ def restore(file: bytes) -> bytes:
         return b"".join(map(page.decode, frames_of(file)))
     if found == "neuzip-tensor":
         return page.decode(file)
-    require(found == "neuzip-safetensors", "the file is compressed and its key is there")
+    require(found == "neuzip-safetensors", "the file is compressed")
     return restore_safetensors(file)
