@@ -29,6 +29,7 @@ mod planes;
 mod python;
 pub mod safetensors;
 mod simd;
+mod varint;
 
 pub use codec::{compress, compress_to, content_hash, write_reference};
 pub use container::info::StreamInfo;

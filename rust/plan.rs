@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::select::{Input, select_float, select_generic};
 use crate::options::CompressOptions;
+use crate::parallel;
 
 /// Below this size a tensor is stored raw: a table and 64 states cost more than they save.
 const MIN_MODEL_BYTES: usize = 2048;
@@ -32,6 +33,7 @@ impl Plan {
             bytes: data,
             chunk_bytes,
             level: options.level,
+            threads: options.threads,
         };
         let chunks = data.len().div_ceil(chunk_bytes);
         let whole = |models: Vec<Model>, scale| Self {
@@ -50,7 +52,7 @@ impl Plan {
             // Complex tensors are floats side by side.
             let is_real = tensor.dtype.itemsize() * 8 == fields.element_bits as usize;
             let shape: &[u64] = if is_real { &tensor.shape } else { &[] };
-            let (model, scale) = select_float(&input, fields, shape).unzip();
+            let (model, scale) = select_float(&input, fields, shape)?.unzip();
             return Ok(whole(model.into_iter().collect(), scale.flatten()));
         }
 
@@ -61,12 +63,12 @@ impl Plan {
         let mut plan = whole(Vec::new(), None);
         plan.segment_chunks = segment_chunks;
         plan.assignment.clear();
-        for segment in data.chunks(segment_chunks * chunk_bytes) {
-            let input = Input {
-                bytes: segment,
-                ..input
-            };
-            let model = select_generic(&input, width, options.hint);
+        let segments: Vec<&[u8]> = data.chunks(segment_chunks * chunk_bytes).collect();
+        let models = parallel::map(options.threads, segments.len(), |number| {
+            let bytes = segments[number];
+            select_generic(&Input { bytes, ..input }, width, options.hint)
+        })?;
+        for model in models {
             plan.assign(model);
         }
         Ok(plan)

@@ -9,5 +9,4 @@ pub(crate) mod mapped;
 pub(crate) mod pieces;
 pub(crate) mod prelude;
 pub(crate) mod stream;
-pub(crate) mod varint;
 pub(crate) mod writer;

@@ -15,7 +15,6 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::index::{ChunkEntry, index_len, write_index};
-use super::varint::{read_varint, varint_len, write_varint};
 use crate::constants::{
     CHECKSUM_BYTES, CHUNK_LOG2, FORMAT_VERSION, MAX_DIMS, MAX_MODELS, STREAM_MAGIC,
 };
@@ -23,6 +22,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::planes::scale::ScaleOffsets;
+use crate::varint::{read_varint, varint_len, write_varint};
 
 /// Features that a reader must have, as bits of the header.
 pub(crate) mod feature {

@@ -11,8 +11,8 @@
 //! (exponents are skewed); the 256-slot form is our own.
 
 use crate::constants::{ESCAPE, MAX_CODED_BITS, MAX_SYMBOLS, SLOTS};
-use crate::container::varint::{read_varint, write_varint};
 use crate::error::{Error, Result};
+use crate::varint::{read_varint, write_varint};
 
 /// One symbol of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

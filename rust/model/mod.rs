@@ -20,8 +20,8 @@ pub(crate) mod scale_fit;
 pub(crate) mod select;
 
 use crate::constants::MAX_PLANES;
-use crate::container::varint::{read_varint, write_varint};
 use crate::error::{Error, Result};
+use crate::varint::{read_varint, write_varint};
 use frequency_table::FrequencyTable;
 
 /// What is done with the bits of one plane.

@@ -10,7 +10,9 @@ use super::scale_fit::Matrix;
 use super::{Model, Plane};
 use crate::constants::{MAX_CODED_BITS, STATES_BYTES, SUB_BLOCK};
 use crate::dtype::{Dtype, FloatFields};
-use crate::options::Level;
+use crate::error::Result;
+use crate::options::{Level, Threads};
+use crate::parallel;
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, with_word};
 
@@ -21,6 +23,8 @@ const TABLE_BLOCKS: usize = 128;
 const LINE_SAMPLE: usize = 256;
 /// Scale offsets are not tried below this number of elements.
 const MIN_SCALED_ELEMENTS: usize = 4096;
+/// Below this number of elements other threads are not worth waking.
+const PARALLEL_ELEMENTS: usize = 1 << 17;
 /// A model must take less than 99.5 % of the raw size, in 1/1024.
 const WORTHWHILE: u64 = 1019;
 
@@ -37,6 +41,7 @@ pub(crate) struct Input<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) chunk_bytes: usize,
     pub(crate) level: Level,
+    pub(crate) threads: Threads,
 }
 
 /// How the elements of a float candidate are read.
@@ -75,18 +80,23 @@ impl Input<'_> {
 /// The best model for a tensor of floats, with scale offsets if the model is scaled.
 ///
 /// `None` when raw is no larger.
+///
+/// # Errors
+/// When the threads asked for cannot be had.
 pub(crate) fn select_float(
     input: &Input<'_>,
     fields: FloatFields,
     shape: &[u64],
-) -> Option<(Model, Option<ScaleOffsets>)> {
+) -> Result<Option<(Model, Option<ScaleOffsets>)>> {
     let layout = FloatLayout { fields, phase: 0 };
     let scale = match input.level {
         Level::Fast => None,
-        Level::Default | Level::Max => select_scale(input, layout, shape),
+        Level::Default | Level::Max => select_scale(input, layout, shape)?,
     };
-    let best = float_candidate(input, layout, scale.as_ref(), input.effort(TABLE_BLOCKS))?;
-    is_worthwhile(best.bytes, input).then_some((best.model, scale))
+    let best = float_candidate(input, layout, scale.as_ref(), input.effort(TABLE_BLOCKS));
+    Ok(best
+        .filter(|best| is_worthwhile(best.bytes, input))
+        .map(|best| (best.model, scale)))
 }
 
 fn is_worthwhile(bytes: u64, input: &Input<'_>) -> bool {
@@ -94,37 +104,53 @@ fn is_worthwhile(bytes: u64, input: &Input<'_>) -> bool {
 }
 
 /// The scale offsets that make the smallest estimate, if any make it smaller.
-fn select_scale(input: &Input<'_>, layout: FloatLayout, shape: &[u64]) -> Option<ScaleOffsets> {
+fn select_scale(
+    input: &Input<'_>,
+    layout: FloatLayout,
+    shape: &[u64],
+) -> Result<Option<ScaleOffsets>> {
     let element_bytes = layout.fields.element_bits as usize / 8;
     let elements = input.bytes.len() / element_bytes;
     if elements < MIN_SCALED_ELEMENTS {
-        return None;
+        return Ok(None);
     }
-    let size = |scale: Option<&ScaleOffsets>| {
-        float_candidate(input, layout, scale, input.effort(SEARCH_BLOCKS))
-            .map_or(u64::MAX, |best| best.bytes)
+    let views = views(shape, elements);
+    let small = elements < PARALLEL_ELEMENTS;
+    let threads = if small {
+        Threads::new(1)
+    } else {
+        input.threads
     };
-    let mut best = (size(None), None);
-    for columns in views(shape, elements) {
+    let fitted = parallel::map(threads, views.len(), |view| {
         let matrix = Matrix {
             bytes: input.bytes,
             fields: layout.fields,
-            columns,
+            columns: views[view],
             sample: input.effort(LINE_SAMPLE),
         };
         let axes = matrix.fit();
-        for offsets in [
+        [
             matrix.offsets(&axes.rows, &axes.cols),
             matrix.offsets(&axes.rows, &[]),
             matrix.offsets(&[], &axes.cols_alone),
-        ] {
-            let bytes = size(Some(&offsets)).saturating_add(offsets.wire_len() as u64);
-            if bytes < best.0 {
-                best = (bytes, Some(offsets));
-            }
-        }
-    }
-    best.1
+        ]
+    })?;
+    // The first of equals wins: no offsets before any, so that the choice is the same every time.
+    let candidates: Vec<Option<ScaleOffsets>> = std::iter::once(None)
+        .chain(fitted.into_iter().flatten().map(Some))
+        .collect();
+    let sizes = parallel::map(threads, candidates.len(), |candidate| {
+        let scale = candidates[candidate].as_ref();
+        float_candidate(input, layout, scale, input.effort(SEARCH_BLOCKS))
+            .map_or(u64::MAX, |best| {
+                best.bytes + scale.map_or(0, |offsets| offsets.wire_len() as u64)
+            })
+    })?;
+    let best = sizes
+        .into_iter()
+        .zip(candidates)
+        .min_by_key(|&(size, _)| size);
+    Ok(best.and_then(|(_, scale)| scale))
 }
 
 /// Row lengths of the matrices a shape can be seen as: first dimension or last dimension apart.

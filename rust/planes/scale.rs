@@ -11,8 +11,8 @@
 //! 3. at least one of them is not empty; 4. `shift < 64`.
 
 use super::words::Word;
-use crate::container::varint::{read_varint, write_varint};
 use crate::error::{Error, Result};
+use crate::varint::{read_varint, write_varint};
 
 /// See the module documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,8 +18,8 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::header::{Header, MAX_HEADER_BYTES};
-use crate::container::varint::{read_varint, write_varint};
 use crate::error::{Error, Result, try_zeroed};
+use crate::varint::{read_varint, write_varint};
 
 /// The metadata key of the original header.
 pub(crate) const HEADER_KEY: &str = "neuzip.header";

@@ -16,8 +16,8 @@
 use std::ops::Range;
 
 use super::dtype::ElementType;
-use crate::container::varint::read_varint;
 use crate::error::{Error, Result};
+use crate::varint::read_varint;
 
 /// Width of the length in front of the header.
 pub(crate) const LENGTH_BYTES: usize = 8;

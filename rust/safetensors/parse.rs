@@ -13,8 +13,8 @@ use super::header::{
     Entry, Header, LENGTH_BYTES, MAX_HEADER_BYTES, METADATA_KEY, read_shape, stored_text,
 };
 use super::json::{ARRAY, OBJECT, Reader};
-use crate::container::varint::write_varint;
 use crate::error::{Error, Result};
+use crate::varint::write_varint;
 
 /// The shortest tensor of a header, `"":{"dtype":"U8","shape":[],"data_offsets":[0,1]},`, and so how
 /// many there can be.

@@ -9,8 +9,8 @@ use super::{
     END_BYTES, FILE_MAGIC, FRAME_BYTES, MAX_STREAM_BYTES, MAX_VARINT_BYTES, Totals, append,
     has_file_magic,
 };
-use crate::container::varint::read_varint;
 use crate::error::{Error, Result, try_zeroed};
+use crate::varint::read_varint;
 use crate::{DecompressOptions, Dtype, Stream};
 
 /// Checks that a stream may be a frame.

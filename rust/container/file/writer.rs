@@ -8,8 +8,8 @@
 use std::io::Write;
 
 use super::{FILE_MAGIC, FRAME_BYTES, MAX_VARINT_BYTES, Totals, append};
-use crate::container::varint::write_varint;
 use crate::error::{Error, Result};
+use crate::varint::write_varint;
 use crate::{CompressOptions, Dtype, Stream, compress};
 
 /// Appends one frame.
