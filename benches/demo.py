@@ -323,10 +323,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:  # it has printed why
         return int(error.returncode) or 1
 
+    as_command = not all(map(programs.calls_library, paths))
+    started = "each neuzip a process with its start, " if as_command else ""
     note = (
         "GB/s of original bytes, compressing (in) and decompressing (out), from file to file "
         f"{where}, with checksums, {options.threads} threads (zstd decompresses with one), "
-        f"median of {ROUNDS}. {machine.describe()}."
+        f"{started}median of {ROUNDS}. {machine.describe()}."
     )
     console.print(table_of(comparisons, note))
     console.print(summary(comparisons), style="bold", markup=False)

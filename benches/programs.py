@@ -154,6 +154,11 @@ def _counterpart(source: Path, target: Path, file: Path) -> Path:
     return target if file == source else target / file.relative_to(source)
 
 
+def calls_library(path: Path) -> bool:
+    """Whether neuzip_rs is called as a library for a path, not as a command."""
+    return path.is_file() and path.suffix == ".safetensors"
+
+
 def programs_for(path: Path, threads: int) -> list[Program]:
     """Returns the programs to compare on a path, neuzip first.
 
@@ -164,6 +169,5 @@ def programs_for(path: Path, threads: int) -> list[Program]:
     Returns:
         The programs.
     """
-    is_tensor_file = path.is_file() and path.suffix == ".safetensors"
-    neuzip: Program = NeuzipLibrary(threads) if is_tensor_file else NeuzipCommand(threads)
+    neuzip: Program = NeuzipLibrary(threads) if calls_library(path) else NeuzipCommand(threads)
     return [neuzip, Zstd(1, threads), Zstd(3, threads)]
