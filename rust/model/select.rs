@@ -18,7 +18,7 @@ use crate::planes::words::{Word, with_word};
 
 /// Sub-blocks that candidates are compared on, and that the final table is made from.
 const SEARCH_BLOCKS: usize = 8;
-const TABLE_BLOCKS: usize = 128;
+const TABLE_BLOCKS: usize = 512;
 /// Elements per row and per column that scale offsets are fitted on.
 const LINE_SAMPLE: usize = 256;
 /// Scale offsets are not tried below this number of elements.
