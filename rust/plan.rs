@@ -11,7 +11,7 @@ use crate::parallel;
 /// Below this size a tensor is stored raw: a table and 64 states cost more than they save.
 const MIN_MODEL_BYTES: usize = 2048;
 /// Original bytes that share a model where the data may change its nature on the way.
-const SEGMENT_BYTES: usize = 1 << 20;
+const SEGMENT_BYTES: usize = 1 << 17;
 
 /// What the encoder does with a tensor.
 #[derive(Debug)]

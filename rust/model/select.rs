@@ -346,9 +346,14 @@ pub(crate) fn select_generic(
         .into_iter()
         .filter_map(|width| Some((fit_bytes(width, 2)?.bytes, width)))
         .min_by_key(|&(size, _)| size);
+    // Which layout it is shows with exponents alone; how to cut it is searched for the winner only.
+    let quick = Input {
+        level: Level::Fast,
+        ..*input
+    };
     let float = layouts
         .into_iter()
-        .filter_map(|layout| Some((fit_float(layout, 2)?.bytes, layout)))
+        .filter_map(|layout| Some((float_candidate(&quick, layout, None, 2)?.bytes, layout)))
         .min_by_key(|&(size, _)| size);
     let best = match (bytes, float) {
         (Some((bytes, _)), Some((floats, layout))) if floats < bytes => {
