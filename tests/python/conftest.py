@@ -1,6 +1,7 @@
 """Hypothesis profiles and what several test files share."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,10 @@ hypothesis.settings.register_profile(
     "thorough", hypothesis.settings.get_profile("ci"), max_examples=3000, derandomize=False
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A test run started in the background ignores Ctrl-C, and so would the commands that it interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RunPython = Callable[..., str]
 
