@@ -12,7 +12,7 @@ use std::cell::RefCell;
 
 use crate::constants::{ALIGNMENT, STATES_BYTES, SUB_BLOCK};
 use crate::error::{Error, Result};
-use crate::model::{Model, PlaneMode};
+use crate::model::{Model, Plane, PlaneMode};
 use crate::planes::coded::{IndexTable, IndexedPlane, PlaneCoder};
 use crate::planes::raw;
 use crate::planes::scale::ScaleOffsets;
@@ -155,7 +155,8 @@ impl<'a> ModelEncoder<'a> {
         let model = self.coder.model;
         let shape = self.coder.shape(chunk.len());
         let planes = self.coder.planes.len();
-        let raw_planes = model.planes.len() - planes;
+        let is_raw = |plane: &&Plane| plane.mode == PlaneMode::Raw;
+        let raw_planes = model.planes.iter().filter(is_raw).count();
         out.reserve(chunk.len() + chunk.len() / 8);
         let head = out.len();
         out.resize(head + planes * layout::HEAD_BYTES, 0);
@@ -167,7 +168,6 @@ impl<'a> ModelEncoder<'a> {
         let states = out.len();
         out.resize(states + planes * STATES_BYTES, 0);
         for plane in 0..raw_planes {
-            // Constant planes have none of these buffers, which stay empty at the end of the list.
             out.extend_from_slice(scratch.raw(plane));
             pad(out, head);
         }
