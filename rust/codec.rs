@@ -15,7 +15,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::options::CompressOptions;
 use crate::plan::Plan;
-use crate::simd::simd_tier;
+use crate::simd::Kernels;
 
 /// Compresses one tensor into a self-contained stream.
 ///
@@ -52,7 +52,7 @@ pub fn compress_to<W: Write + Seek>(
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
-    simd_tier()?;
+    let kernels = Kernels::select(options.simd)?;
     let tensor = TensorType::new(dtype, shape)?;
     if tensor.byte_len() != data.len() as u64 {
         return Err(Error::InvalidArgument(format!(
@@ -74,6 +74,7 @@ pub fn compress_to<W: Write + Seek>(
         data,
         plan: &plan,
         threads: options.threads,
+        kernels,
     };
     writer.write(out, progress)
 }

@@ -22,6 +22,7 @@ mod error;
 pub mod files;
 mod model;
 mod options;
+mod ordered;
 mod parallel;
 mod plan;
 mod planes;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::simd::SimdTier;
 
 /// How hard the encoder looks for redundancy. Every level is decoded by the same decoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct CompressOptions {
     pub threads: Threads,
     /// For raw bytes: the element type they probably hold. Never needed to decode.
     pub hint: Option<Dtype>,
+    /// The kernels to use; `None`: those that `NEUZIP_SIMD` names, else the fastest.
+    pub simd: Option<SimdTier>,
 }
 
 /// Choices for decompression.
@@ -76,6 +79,8 @@ pub struct DecompressOptions {
     pub verify: bool,
     /// Threads to work on chunks with.
     pub threads: Threads,
+    /// The kernels to use; `None`: those that `NEUZIP_SIMD` names, else the fastest.
+    pub simd: Option<SimdTier>,
 }
 
 impl Default for DecompressOptions {
@@ -83,6 +88,7 @@ impl Default for DecompressOptions {
         Self {
             verify: true,
             threads: Threads::auto(),
+            simd: None,
         }
     }
 }

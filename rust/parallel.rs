@@ -47,7 +47,7 @@ struct KeptPool {
 static POOLS: Mutex<Vec<KeptPool>> = Mutex::new(Vec::new());
 
 /// A pool of `threads`, kept for the next call unless another thread is just looking for one.
-fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
+pub(crate) fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
     let build = || {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)

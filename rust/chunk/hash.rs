@@ -16,6 +16,8 @@
 //! Not a cryptographic hash.
 //! Place in docs/format.md: "Chunk hash".
 
+use crate::simd::Kernels;
+
 const KEY_LOW: u32 = 0x9e37_79b9;
 const KEY_HIGH: u32 = 0x85eb_ca6b;
 const STEP_LOW: u32 = 0xc2b2_ae35;
@@ -23,33 +25,64 @@ const STEP_HIGH: u32 = 0x27d4_eb2f;
 const MULTIPLIER: u64 = 0x9fb2_1c64_1e98_df25;
 
 /// Hash of `bytes`.
-pub(crate) fn chunk_hash(bytes: &[u8]) -> u64 {
-    let (words, tail) = bytes.as_chunks::<8>();
-    let (mut key_low, mut key_high) = (KEY_LOW, KEY_HIGH);
-    let (mut products, mut plain) = (0_u64, bytes.len() as u64);
-    let mut add = |word: u64| {
-        let low = (word as u32).wrapping_add(key_low);
-        let high = ((word >> 32) as u32).wrapping_add(key_high);
-        products = products.wrapping_add(u64::from(low) * u64::from(high));
-        plain = plain.wrapping_add(u64::from(high) << 32 | u64::from(low));
-        key_low = key_low.wrapping_add(STEP_LOW);
-        key_high = key_high.wrapping_add(STEP_HIGH);
-    };
-    for word in words {
-        add(u64::from_le_bytes(*word));
+pub(crate) fn chunk_hash(kernels: Kernels, bytes: &[u8]) -> u64 {
+    let mut hash = ChunkHash::default();
+    let words = bytes.len() / 8 * 8;
+    kernels.run(|| hash.update(&bytes[..words]));
+    hash.finish(&bytes[words..])
+}
+
+/// The hash of the words so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ChunkHash {
+    words: u32,
+    products: u64,
+    sum: u64,
+}
+
+impl ChunkHash {
+    /// Adds whole words.
+    #[inline(always)]
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        debug_assert!(bytes.len().is_multiple_of(8));
+        let words = bytes.as_chunks::<8>().0;
+        let (mut products, mut sum) = (0_u64, 0_u64);
+        for (i, word) in words.iter().enumerate() {
+            let i = self.words.wrapping_add(i as u32);
+            let word = u64::from_le_bytes(*word);
+            let low = (word as u32).wrapping_add(KEY_LOW.wrapping_add(i.wrapping_mul(STEP_LOW)));
+            let high =
+                ((word >> 32) as u32).wrapping_add(KEY_HIGH.wrapping_add(i.wrapping_mul(STEP_HIGH)));
+            products = products.wrapping_add(u64::from(low) * u64::from(high));
+            sum = sum.wrapping_add(u64::from(high) << 32 | u64::from(low));
+        }
+        self.words = self.words.wrapping_add(words.len() as u32);
+        self.products = self.products.wrapping_add(products);
+        self.sum = self.sum.wrapping_add(sum);
     }
-    if !tail.is_empty() {
-        let mut last = [0; 8];
-        last[..tail.len()].copy_from_slice(tail);
-        add(u64::from_le_bytes(last));
+
+    /// Adds the bytes after the last whole word, fewer than 8.
+    pub(crate) fn finish(mut self, tail: &[u8]) -> u64 {
+        let len = 8 * u64::from(self.words) + tail.len() as u64;
+        if !tail.is_empty() {
+            let mut last = [0; 8];
+            last[..tail.len()].copy_from_slice(tail);
+            self.update(&last);
+        }
+        let plain = len.wrapping_add(self.sum);
+        self.products.wrapping_add(plain.wrapping_mul(MULTIPLIER))
     }
-    products.wrapping_add(plain.wrapping_mul(MULTIPLIER))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::SimdTier;
     use proptest::prelude::*;
+
+    fn chunk_hash(bytes: &[u8]) -> u64 {
+        super::chunk_hash(Kernels::new(SimdTier::Scalar).unwrap(), bytes)
+    }
 
     #[test]
     fn the_multiplier_has_the_properties_the_proof_needs() {

@@ -40,6 +40,16 @@ pub(crate) struct CodedLayout {
     pub(crate) escapes: [Range<usize>; 2],
 }
 
+impl CodedLayout {
+    /// Both parts of the escapes.
+    pub(crate) fn escapes<'p>(&self, payload: &'p [u8]) -> [&'p [u8]; 2] {
+        [
+            &payload[self.escapes[0].clone()],
+            &payload[self.escapes[1].clone()],
+        ]
+    }
+}
+
 /// Bytes in the head of a payload for each coded plane.
 pub(crate) const HEAD_BYTES: usize = 8;
 
@@ -74,6 +84,11 @@ impl ChunkShape<'_> {
     /// Elements of sub-block `index`.
     pub(crate) fn sub_block(self, index: usize) -> Range<usize> {
         index * SUB_BLOCK..self.elements().min((index + 1) * SUB_BLOCK)
+    }
+
+    /// Bytes of a raw plane without trailing zeros.
+    pub(crate) fn raw_len(self, bits: u32) -> usize {
+        self.raw_plane_len(bits, None)
     }
 
     /// Bytes of a raw plane; `zeros` are the counts of the sub-blocks if they apply to it.
@@ -165,11 +180,6 @@ impl ChunkShape<'_> {
             raw,
         })
     }
-}
-
-/// Appends zero bytes until a multiple of [`ALIGNMENT`] has been written from `begin` on.
-pub(crate) fn pad(out: &mut Vec<u8>, begin: usize) {
-    out.resize(begin + (out.len() - begin).next_multiple_of(ALIGNMENT), 0);
 }
 
 struct Cursor<'a> {

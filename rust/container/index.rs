@@ -3,7 +3,6 @@
 //! Stored as columns, so that a reader can take one without the others; the length of a single
 //! chunk is what follows the prelude and is not stored. Place in docs/format.md: "Index".
 
-use crate::chunk::chunk_hash;
 use crate::constants::{ALIGNMENT, HASH_BYTES};
 use crate::error::{Error, Result};
 
@@ -42,16 +41,6 @@ pub(crate) struct ChunkEntry {
     pub(crate) payload_len: u32,
     pub(crate) storage: Storage,
     pub(crate) hash: u64,
-}
-
-impl ChunkEntry {
-    pub(crate) fn new(chunk: &[u8], storage: Storage, payload_len: usize) -> Self {
-        Self {
-            payload_len: payload_len as u32,
-            storage,
-            hash: chunk_hash(chunk),
-        }
-    }
 }
 
 /// Whether the only chunk of a stream is stored without alignment: the payloads of tiny tensors.

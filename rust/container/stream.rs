@@ -9,13 +9,15 @@ use std::sync::OnceLock;
 
 use super::index::{Index, Storage, is_packed};
 use super::prelude::{Body, Chunked, Prelude};
-use crate::chunk::{ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern};
-use crate::constants::ALIGNMENT;
+use crate::chunk::{
+    DecodeJob, ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern,
+};
+use crate::constants::{ALIGNMENT, PAST_CACHE_BYTES};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, try_zeroed};
 use crate::options::DecompressOptions;
 use crate::parallel;
-use crate::simd::simd_tier;
+use crate::simd::Kernels;
 
 /// Another tensor that a stream stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +146,7 @@ impl<'a> Stream<'a> {
                 self.original_len()
             )));
         }
-        simd_tier()?;
+        let kernels = Kernels::select(options.simd)?;
         match &self.prelude.body {
             Body::Reference { name, .. } => Err(Error::BaseMismatch(format!(
                 "this stream stands for the tensor {name:?} of its file and has no data of its own"
@@ -153,7 +155,7 @@ impl<'a> Stream<'a> {
                 fill_element(element, (start % element.len() as u64) as usize, out);
                 Ok(())
             }
-            Body::Chunked(chunked) => self.decode_chunks(chunked, start, out, options),
+            Body::Chunked(chunked) => self.decode_chunks(chunked, start, out, options, kernels),
         }
     }
 
@@ -163,20 +165,18 @@ impl<'a> Stream<'a> {
         start: u64,
         out: &mut [u8],
         options: &DecompressOptions,
+        kernels: Kernels,
     ) -> Result<()> {
-        let coders: Vec<OnceLock<ModelCoder<'_>>> =
-            chunked.models.iter().map(|_| OnceLock::new()).collect();
         let decoder = ChunkDecoder {
             stream: self,
             chunked,
-            coders,
-            verify: options.verify,
+            coders: chunked.models.iter().map(|_| OnceLock::new()).collect(),
+            options: *options,
+            kernels,
+            past_cache: out.len() >= PAST_CACHE_BYTES,
         };
-        parallel::try_for_each(options.threads, self.pieces(start, out), |piece| {
-            decoder
-                .decode_piece(piece.number, piece.offset, piece.out)
-                .map_err(|error| error.within(&format!("chunk {}", piece.number)))
-        })
+        let units = decoder.units(self.pieces(start, out));
+        parallel::try_for_each(options.threads, units, |unit| decoder.decode_unit(unit))
     }
 
     /// Cuts an output range at the borders of chunks.
@@ -212,21 +212,96 @@ struct ChunkDecoder<'s> {
     chunked: &'s Chunked,
     /// Built when the first chunk needs them.
     coders: Vec<OnceLock<ModelCoder<'s>>>,
-    verify: bool,
+    options: DecompressOptions,
+    kernels: Kernels,
+    past_cache: bool,
 }
 
-impl ChunkDecoder<'_> {
-    fn decode_piece(&self, number: usize, offset: usize, out: &mut [u8]) -> Result<()> {
-        let chunk_bytes = self.stream.chunk_bytes();
-        let begin = number as u64 * chunk_bytes as u64;
-        let len = (self.stream.original_len() - begin).min(chunk_bytes as u64) as usize;
-        if offset == 0 && out.len() == len {
-            return self.decode_chunk(number, out);
+impl<'s> ChunkDecoder<'s> {
+    fn chunk_len(&self, number: usize) -> usize {
+        let chunk_bytes = self.stream.chunk_bytes() as u64;
+        let begin = number as u64 * chunk_bytes;
+        (self.stream.original_len() - begin).min(chunk_bytes) as usize
+    }
+
+    fn coder(&self, model: usize) -> &ModelCoder<'s> {
+        self.coders[model].get_or_init(|| {
+            let scale = self.chunked.scale.as_ref();
+            ModelCoder::new(self.kernels, &self.chunked.models[model], scale)
+        })
+    }
+
+    fn hash(&self, number: usize) -> Option<u64> {
+        self.options
+            .verify
+            .then(|| self.stream.index.hash(number))
+    }
+
+    /// Joins neighbours of the same model and length into units that are decoded in one call.
+    fn units<'o>(&self, pieces: Vec<Piece<'o>>) -> Vec<Vec<Piece<'o>>> {
+        let index = &self.stream.index;
+        let most = self.kernels.decode_interleave();
+        let mut units: Vec<Vec<Piece<'o>>> = Vec::with_capacity(pieces.len().div_ceil(most));
+        for piece in pieces {
+            let alike = |unit: &Vec<Piece<'o>>| {
+                unit.len() < most
+                    && unit.last().is_some_and(|last| {
+                        matches!(index.storage(piece.number), Storage::Model(_))
+                            && index.storage(last.number) == index.storage(piece.number)
+                            && last.out.len() == piece.out.len()
+                            && [last, &piece]
+                                .iter()
+                                .all(|piece| piece.out.len() == self.chunk_len(piece.number))
+                    })
+            };
+            match units.last_mut().filter(|unit| alike(unit)) {
+                Some(unit) => unit.push(piece),
+                None => units.push(vec![piece]),
+            }
+        }
+        units
+    }
+
+    fn decode_unit(&self, mut unit: Vec<Piece<'_>>) -> Result<()> {
+        if let [piece] = unit.as_mut_slice() {
+            return self
+                .decode_piece(piece)
+                .map_err(|error| error.within(&format!("chunk {}", piece.number)));
+        }
+        let first = unit.first().map_or(0, |piece| piece.number);
+        let Storage::Model(model) = self.stream.index.storage(first) else {
+            return Ok(());
+        };
+        let jobs = unit.iter_mut().map(|piece| self.job(model, piece.number, piece.out));
+        self.coder(model)
+            .decode(&mut jobs.collect::<Vec<_>>(), self.past_cache)
+            .map_err(|(job, error)| error.within(&format!("chunk {}", first + job)))
+    }
+
+    fn decode_piece(&self, piece: &mut Piece<'_>) -> Result<()> {
+        let len = self.chunk_len(piece.number);
+        if piece.offset == 0 && piece.out.len() == len {
+            return self.decode_chunk(piece.number, piece.out);
         }
         let mut chunk = try_zeroed(len)?;
-        self.decode_chunk(number, &mut chunk)?;
-        out.copy_from_slice(&chunk[offset..offset + out.len()]);
+        self.decode_chunk(piece.number, &mut chunk)?;
+        piece
+            .out
+            .copy_from_slice(&chunk[piece.offset..piece.offset + piece.out.len()]);
         Ok(())
+    }
+
+    fn job<'o>(&self, model: usize, number: usize, out: &'o mut [u8]) -> DecodeJob<'o>
+    where
+        's: 'o,
+    {
+        let element_bytes = self.chunked.models[model].element_bytes;
+        DecodeJob {
+            payload: &self.stream.payloads[self.stream.index.payload(number)],
+            first: number * self.stream.chunk_bytes() / element_bytes,
+            out,
+            hash: self.hash(number),
+        }
     }
 
     fn decode_chunk(&self, number: usize, out: &mut [u8]) -> Result<()> {
@@ -236,20 +311,19 @@ impl ChunkDecoder<'_> {
             Storage::Raw => decode_raw(payload, out)?,
             Storage::Constant => decode_constant(payload, out)?,
             Storage::Model(model) => {
-                let coder = self.coders[model].get_or_init(|| {
-                    ModelCoder::new(&self.chunked.models[model], self.chunked.scale.as_ref())
-                });
-                let first =
-                    number * self.stream.chunk_bytes() / self.chunked.models[model].element_bytes;
-                coder.decode(payload, first, out)?;
+                let job = self.job(model, number, out);
+                return self
+                    .coder(model)
+                    .decode(&mut [job], self.past_cache)
+                    .map_err(|(_, error)| error);
             }
         }
-        if self.verify && chunk_hash(out) != index.hash(number) {
-            return Err(Error::corrupt(
+        match self.hash(number) {
+            Some(hash) if chunk_hash(self.kernels, out) != hash => Err(Error::corrupt(
                 "the hash of the decoded bytes does not match",
-            ));
+            )),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

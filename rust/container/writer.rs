@@ -3,15 +3,17 @@
 //! Place in docs/format.md: "Tensor stream".
 
 use std::io::{Seek, SeekFrom, Write};
+use std::ops::Range;
 
 use super::index::{ChunkEntry, Storage, is_packed};
 use super::prelude::{Body, Chunked, TensorType, prelude_len, write_prelude};
-use crate::chunk::{ModelEncoder, constant_pattern};
-use crate::constants::{ALIGNMENT, BATCH_BYTES};
+use crate::chunk::{EncodeJob, ModelEncoder, Payload, chunk_hash, constant_pattern};
+use crate::constants::{ALIGNMENT, UNIT_BYTES};
 use crate::error::Result;
 use crate::options::Threads;
-use crate::parallel;
+use crate::ordered;
 use crate::plan::Plan;
+use crate::simd::Kernels;
 
 /// The element that `data` repeats, if it repeats one.
 pub(crate) fn constant_element(data: &[u8], itemsize: usize) -> Option<&[u8]> {
@@ -25,6 +27,14 @@ pub(crate) struct StreamWriter<'a> {
     pub(crate) data: &'a [u8],
     pub(crate) plan: &'a Plan,
     pub(crate) threads: Threads,
+    pub(crate) kernels: Kernels,
+}
+
+/// Chunks that are encoded together, and what comes of them.
+#[derive(Default)]
+struct Unit {
+    entries: Vec<ChunkEntry>,
+    payloads: Vec<Payload>,
 }
 
 impl StreamWriter<'_> {
@@ -43,7 +53,7 @@ impl StreamWriter<'_> {
         let coders: Vec<ModelEncoder<'_>> = chunked
             .models
             .iter()
-            .map(|model| ModelEncoder::new(model, chunked.scale.as_ref()))
+            .map(|model| ModelEncoder::new(self.kernels, model, chunked.scale.as_ref()))
             .collect();
         let chunks = self.data.len().div_ceil(self.chunk_bytes());
         if chunks <= 1 {
@@ -54,18 +64,21 @@ impl StreamWriter<'_> {
         let head = prelude_len(self.tensor, &body, chunks)?.next_multiple_of(ALIGNMENT);
         out.seek(SeekFrom::Start(begin + head as u64))?;
         let mut entries = Vec::with_capacity(chunks);
-        let batch = (BATCH_BYTES / self.chunk_bytes()).max(1);
-        for first in (0..chunks).step_by(batch) {
-            let count = batch.min(chunks - first);
-            let encoded = parallel::map(self.threads, count, |offset| {
-                self.encode_chunk(&coders, first + offset, true)
-            })?;
-            for (entry, payload) in encoded {
-                out.write_all(&payload)?;
-                entries.push(entry);
-            }
-            progress(self.data.len().min((first + count) * self.chunk_bytes()) as u64)?;
-        }
+        let per_unit = (UNIT_BYTES / self.chunk_bytes()).max(1);
+        let unit_chunks = |unit: usize| unit * per_unit..chunks.min((unit + 1) * per_unit);
+        ordered::for_each(
+            self.threads,
+            chunks.div_ceil(per_unit),
+            |number, unit: &mut Unit| self.encode_unit(&coders, unit_chunks(number), unit),
+            |number, unit| {
+                for (entry, payload) in unit.entries.iter().zip(&unit.payloads) {
+                    self.write_payload(entry, entries.len(), payload, out)?;
+                    entries.push(*entry);
+                }
+                let done = unit_chunks(number).end * self.chunk_bytes();
+                progress(self.data.len().min(done) as u64)
+            },
+        )?;
         let end = out.stream_position()?;
         let mut prelude = write_prelude(self.tensor, &body, &entries);
         prelude.resize(head, 0);
@@ -83,16 +96,17 @@ impl StreamWriter<'_> {
         coders: &[ModelEncoder<'_>],
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<u64> {
-        let mut entries = Vec::new();
-        let mut payload = Vec::new();
+        let mut unit = Unit::default();
         if !self.data.is_empty() {
-            let (entry, bytes) = self.encode_chunk(coders, 0, false);
-            entries.push(entry);
-            payload = bytes;
+            self.encode_unit(coders, 0..1, &mut unit);
         }
+        let mut entries = unit.entries;
         let packed = entries
             .first()
             .is_none_or(|entry| is_packed(1, entry.storage));
+        if let Some(entry) = entries.first_mut().filter(|entry| entry.storage == Storage::Raw) {
+            entry.payload_len = self.data.len() as u32;
+        }
         // A model that was not used after all need not be stored.
         let unused = Body::Chunked(Chunked {
             chunk_log2: self.plan.chunked.chunk_log2,
@@ -103,38 +117,103 @@ impl StreamWriter<'_> {
         if !packed {
             stream.resize(stream.len().next_multiple_of(ALIGNMENT), 0);
         }
-        stream.append(&mut payload);
+        match entries.first().map(|entry| entry.storage) {
+            None => {}
+            Some(Storage::Raw) => stream.extend_from_slice(self.data),
+            Some(_) => stream.extend_from_slice(unit.payloads[0].bytes()),
+        }
         out.write_all(&stream)?;
         progress(self.data.len() as u64)?;
         Ok(stream.len() as u64)
     }
 
-    /// Encodes one chunk; `align` pads raw payloads.
-    fn encode_chunk(
+    fn chunk(&self, number: usize) -> &[u8] {
+        let start = number * self.chunk_bytes();
+        &self.data[start..self.data.len().min(start + self.chunk_bytes())]
+    }
+
+    /// Encodes chunks, neighbours with the same model together.
+    fn encode_unit(&self, coders: &[ModelEncoder<'_>], chunks: Range<usize>, unit: &mut Unit) {
+        unit.entries.clear();
+        unit.payloads.resize_with(chunks.len(), Payload::default);
+        let mut jobs: Vec<EncodeJob<'_>> = Vec::with_capacity(chunks.len());
+        let mut model_of_jobs = None;
+        let at_once = self.kernels.encode_interleave();
+        for number in chunks.clone() {
+            let chunk = self.chunk(number);
+            let payload = std::mem::take(&mut unit.payloads[number - chunks.start]);
+            let constant = constant_pattern(chunk);
+            let model = self.plan.model_of(number).filter(|_| constant.is_none());
+            let fits = |job: &EncodeJob<'_>| job.chunk.len() == chunk.len();
+            if jobs.len() == at_once || model != model_of_jobs || !jobs.last().is_none_or(fits) {
+                self.encode_jobs(coders, model_of_jobs, &mut jobs, unit);
+            }
+            model_of_jobs = model;
+            let mut job = EncodeJob {
+                chunk,
+                first: model.map_or(0, |model| {
+                    number * self.chunk_bytes() / self.plan.chunked.models[model].element_bytes
+                }),
+                payload,
+                hash: 0,
+            };
+            job.payload.clear();
+            if let Some(pattern) = constant {
+                job.payload.extend_from_slice(&pattern);
+            }
+            jobs.push(job);
+        }
+        self.encode_jobs(coders, model_of_jobs, &mut jobs, unit);
+    }
+
+    /// Encodes chunks of one model, or of none: constant or raw.
+    fn encode_jobs(
         &self,
         coders: &[ModelEncoder<'_>],
+        model: Option<usize>,
+        jobs: &mut Vec<EncodeJob<'_>>,
+        unit: &mut Unit,
+    ) {
+        match model {
+            Some(model) => coders[model].encode(jobs),
+            None => {
+                for job in &mut *jobs {
+                    job.hash = chunk_hash(self.kernels, job.chunk);
+                }
+            }
+        }
+        for job in jobs.drain(..) {
+            let (storage, payload_len) = match model {
+                _ if job.payload.is_empty() => {
+                    (Storage::Raw, job.chunk.len().next_multiple_of(ALIGNMENT))
+                }
+                Some(model) => (Storage::Model(model), job.payload.len()),
+                None => (Storage::Constant, job.payload.len()),
+            };
+            let slot = unit.entries.len();
+            unit.entries.push(ChunkEntry {
+                payload_len: payload_len as u32,
+                storage,
+                hash: job.hash,
+            });
+            unit.payloads[slot] = job.payload;
+        }
+    }
+
+    fn write_payload<W: Write>(
+        &self,
+        entry: &ChunkEntry,
         number: usize,
-        align: bool,
-    ) -> (ChunkEntry, Vec<u8>) {
-        let start = number * self.chunk_bytes();
-        let chunk = &self.data[start..self.data.len().min(start + self.chunk_bytes())];
-        let mut payload = Vec::new();
-        let mut storage = Storage::Raw;
-        if let Some(pattern) = constant_pattern(chunk) {
-            storage = Storage::Constant;
-            payload.extend_from_slice(&pattern);
-        } else if let Some(model) = self.plan.model_of(number) {
-            let first = start / self.plan.chunked.models[model].element_bytes;
-            if coders[model].encode(chunk, first, &mut payload) {
-                storage = Storage::Model(model);
-            }
+        payload: &Payload,
+        out: &mut W,
+    ) -> Result<()> {
+        if entry.storage == Storage::Raw {
+            let chunk = self.chunk(number);
+            out.write_all(chunk)?;
+            out.write_all(&[0; ALIGNMENT][..entry.payload_len as usize - chunk.len()])?;
+        } else {
+            out.write_all(payload.bytes())?;
         }
-        if storage == Storage::Raw {
-            payload.extend_from_slice(chunk);
-            if align {
-                payload.resize(payload.len().next_multiple_of(ALIGNMENT), 0);
-            }
-        }
-        (ChunkEntry::new(chunk, storage, payload.len()), payload)
+        Ok(())
     }
 }

@@ -5,36 +5,86 @@
 //! after them. Place in docs/format.md: "Coded plane".
 
 use super::words::Word;
-use crate::constants::{ESCAPE, STATES_BYTES, SUB_BLOCK};
-use crate::entropy::rans::{self, Decoder, Spec};
+use crate::constants::{ESCAPE, MAX_SYMBOLS, STATES_BYTES};
+use crate::entropy::rans::{Decoder, EscapedValues, Spec, ValueMap};
 use crate::error::{Error, Result};
 use crate::model::frequency_table::FrequencyTable;
 
-/// A table ready to decode with.
+/// Where a decoded symbol goes in a value of up to 16 bits: `symbol << shift | constant`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Placement {
+    pub(crate) shift: u32,
+    pub(crate) constant: u16,
+}
+
+impl Placement {
+    fn place(self, symbol: u16) -> u16 {
+        symbol << self.shift | self.constant
+    }
+}
+
+/// A table ready to code with.
 #[derive(Clone, Debug)]
 pub(crate) struct PlaneCoder {
-    table: FrequencyTable,
-    spec: Spec,
+    pub(crate) table: FrequencyTable,
+    pub(crate) spec: Spec,
+    pub(crate) map: ValueMap,
+    placement: Placement,
 }
 
 impl PlaneCoder {
-    pub(crate) fn new(table: &FrequencyTable) -> Self {
+    pub(crate) fn new(table: &FrequencyTable, placement: Placement) -> Self {
+        let entries = table.entries().iter();
+        let spec = Spec::new(entries.map(|entry| (entry.index, entry.frequency)));
+        let mut map = ValueMap {
+            low: [0; MAX_SYMBOLS],
+            high: [0; MAX_SYMBOLS],
+            escape: table.has_escape(),
+        };
+        for entry in table.entries() {
+            let value = placement.place(table.symbol(entry.index));
+            let index = usize::from(entry.index);
+            [map.low[index], map.high[index]] = value.to_le_bytes();
+        }
         Self {
-            spec: Spec::new(
-                table
-                    .entries()
-                    .iter()
-                    .map(|entry| (entry.index, entry.frequency)),
-            ),
             table: table.clone(),
+            spec,
+            map,
+            placement,
         }
     }
 
-    pub(crate) fn table(&self) -> &FrequencyTable {
-        &self.table
+    /// Reads the escaped values of a plane from their parts, low bytes first.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for a value that is wider than the plane.
+    pub(crate) fn escaped_values(&self, [low, high]: [&[u8]; 2]) -> Result<EscapedValues> {
+        let symbol = |i: usize| u16::from_le_bytes([low[i], high.get(i).copied().unwrap_or(0)]);
+        let symbols = (0..low.len()).map(symbol);
+        let bits = self.table.bits();
+        if symbols.clone().any(|symbol| u32::from(symbol) >> bits != 0) {
+            return Err(Error::corrupt("an escaped symbol is out of range"));
+        }
+        let values = symbols.map(|symbol| self.placement.place(symbol));
+        Ok(EscapedValues::new(values))
     }
 
-    /// What the encoder looks symbols up in.
+    /// Starts decoding a plane.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for impossible states.
+    pub(crate) fn decoder<'a>(
+        states: &[u8],
+        stream: &'a [u8],
+        escapes: &'a EscapedValues,
+    ) -> Result<Decoder<'a>> {
+        let states: &[u8; STATES_BYTES] = states
+            .try_into()
+            .map_err(|_| Error::corrupt("the coder states are cut off"))?;
+        Decoder::new(states, stream, escapes)
+    }
+
+    /// What the encoder looks any symbol up in.
     pub(crate) fn index_table(&self) -> IndexTable {
         let rare = if self.table.has_escape() {
             ESCAPE
@@ -53,28 +103,19 @@ impl PlaneCoder {
         }
     }
 
-    /// Appends the byte stream of `indices` to `out` and returns the states.
-    pub(crate) fn encode(&self, indices: &[u8], out: &mut Vec<u8>) -> [u8; STATES_BYTES] {
-        rans::encode(&self.spec, indices, out)
-    }
-
-    /// Starts decoding a plane; `escapes` are the parts of the escaped values, low bytes first.
+    /// The index of every offset from the table's base below 63; 63 for those without a slot.
     ///
-    /// # Errors
-    /// [`Error::Corrupt`] for impossible states.
-    pub(crate) fn decoder<'a>(
-        &'a self,
-        states: &[u8; STATES_BYTES],
-        stream: &'a [u8],
-        escapes: [&'a [u8]; 2],
-    ) -> Result<PlaneDecoder<'a>> {
-        let decoder = Decoder::new(&self.spec, states, stream)?;
-        Ok(PlaneDecoder {
-            coder: self,
-            decoder,
-            escapes,
-            used: 0,
-        })
+    /// `None` if index 63 is an ordinary symbol, which offsets cut at 63 cannot tell from others.
+    pub(crate) fn offset_table(&self) -> Option<[u8; MAX_SYMBOLS]> {
+        let mut indices = [ESCAPE; MAX_SYMBOLS];
+        for entry in self.table.entries() {
+            if entry.index != ESCAPE {
+                indices[usize::from(entry.index)] = entry.index;
+            } else if !self.table.has_escape() {
+                return None;
+            }
+        }
+        Some(indices)
     }
 }
 
@@ -125,71 +166,5 @@ impl IndexedPlane {
         self.escapes
             .extend(escaped.map(|(&word, _)| symbol(word) as u16));
         true
-    }
-}
-
-/// A coded plane being decoded, sub-block by sub-block.
-pub(crate) struct PlaneDecoder<'a> {
-    coder: &'a PlaneCoder,
-    decoder: Decoder<'a>,
-    escapes: [&'a [u8]; 2],
-    used: usize,
-}
-
-impl PlaneDecoder<'_> {
-    /// Puts the next symbols below what `words` already hold.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when stream or escapes run out, or an escaped value is out of range.
-    pub(crate) fn append<W: Word>(&mut self, words: &mut [W]) -> Result<()> {
-        let mut buffer = [0; SUB_BLOCK];
-        let indices = &mut buffer[..words.len()];
-        self.decoder.fill(indices)?;
-        let bits = self.coder.table.bits();
-        let (base, mask) = (
-            W::truncate(u64::from(self.coder.table.symbol(0))),
-            W::mask(bits),
-        );
-        for (word, &index) in words.iter_mut().zip(&*indices) {
-            let symbol = base.wrapping_add(W::truncate(u64::from(index))) & mask;
-            *word = word.make_room(bits) | symbol;
-        }
-        if self.coder.table.has_escape() {
-            for (word, _) in words
-                .iter_mut()
-                .zip(indices)
-                .filter(|(_, index)| **index == ESCAPE)
-            {
-                let symbol = self.next_escape()?;
-                *word = (*word & !mask) | W::truncate(u64::from(symbol));
-            }
-        }
-        Ok(())
-    }
-
-    fn next_escape(&mut self) -> Result<u16> {
-        let [low, high] = self.escapes;
-        let low = *low
-            .get(self.used)
-            .ok_or_else(|| Error::corrupt("too few escapes"))?;
-        let high = high.get(self.used).copied().unwrap_or(0);
-        self.used += 1;
-        let symbol = u16::from_le_bytes([low, high]);
-        if u32::from(symbol) >> self.coder.table.bits() == 0 {
-            Ok(symbol)
-        } else {
-            Err(Error::corrupt("an escaped symbol is out of range"))
-        }
-    }
-
-    /// Checks that all parts of the plane have been used up.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] otherwise.
-    pub(crate) fn finish(self) -> Result<()> {
-        if self.used < self.escapes[0].len() {
-            return Err(Error::corrupt("too many escapes"));
-        }
-        self.decoder.finish()
     }
 }

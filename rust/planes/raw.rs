@@ -6,6 +6,7 @@
 
 use super::words::{Word, low_mask};
 use crate::error::{Error, Result};
+use crate::simd::Kernels;
 
 /// Bytes that `count` fields of `bits` bits take.
 pub(crate) const fn raw_len(count: usize, bits: u32) -> usize {
@@ -13,27 +14,24 @@ pub(crate) const fn raw_len(count: usize, bits: u32) -> usize {
 }
 
 /// Appends fields of `bits` bits; bits above are ignored.
-pub(crate) fn pack<W: Word>(fields: &[W], bits: u32, out: &mut Vec<u8>) {
-    let whole = bits / 8;
+#[inline(always)]
+pub(crate) fn pack<W: Word>(kernels: Kernels, fields: &[W], bits: u32, out: &mut Vec<u8>) {
+    let (whole, rest) = (bits / 8, bits % 8);
     for byte in 0..whole {
-        out.extend(
-            fields
-                .iter()
-                .map(|&field| (field >> (8 * byte)).widen() as u8),
-        );
+        out.extend(fields.iter().map(|&field| (field >> (8 * byte)).low_byte()));
     }
-    let rest = bits % 8;
     if rest == 0 {
         return;
     }
-    // Eight fields of `rest` bits fill `rest` bytes.
-    for group in fields.chunks(8) {
-        let mut bundle = 0_u64;
-        for (i, &field) in group.iter().enumerate() {
-            bundle |= ((field >> (8 * whole)).widen() & low_mask(rest)) << (i as u32 * rest);
+    for fields in fields.chunks(TILE) {
+        let mut tops = [0; TILE];
+        let tops = &mut tops[..fields.len()];
+        for (top, &field) in tops.iter_mut().zip(fields) {
+            *top = (field >> (8 * whole)).low_byte();
         }
-        let len = (group.len() * rest as usize).div_ceil(8);
-        out.extend_from_slice(&bundle.to_le_bytes()[..len]);
+        let begin = out.len();
+        out.resize(begin + raw_len(tops.len(), rest), 0);
+        kernels.pack_bits(tops, rest, &mut out[begin..]);
     }
 }
 
@@ -42,7 +40,13 @@ pub(crate) fn pack<W: Word>(fields: &[W], bits: u32, out: &mut Vec<u8>) {
 /// # Errors
 /// [`Error::Corrupt`] when the bits after the last field are not zero. `bytes` has the length
 /// [`raw_len`] gives; the caller has checked it.
-pub(crate) fn unpack<W: Word>(bytes: &[u8], bits: u32, fields: &mut [W]) -> Result<()> {
+#[inline(always)]
+pub(crate) fn unpack<W: Word>(
+    kernels: Kernels,
+    bytes: &[u8],
+    bits: u32,
+    fields: &mut [W],
+) -> Result<()> {
     let count = fields.len();
     let (whole, rest) = ((bits / 8) as usize, bits % 8);
     if whole == 0 {
@@ -58,21 +62,32 @@ pub(crate) fn unpack<W: Word>(bytes: &[u8], bits: u32, fields: &mut [W]) -> Resu
     if rest == 0 {
         return Ok(());
     }
-    let shift = 8 * whole as u32;
-    let packed = bytes[whole * count..].chunks(rest as usize);
-    for (group, bundle_bytes) in fields.chunks_mut(8).zip(packed) {
-        let mut bundle = [0; 8];
-        bundle[..bundle_bytes.len()].copy_from_slice(bundle_bytes);
-        let mut bundle = u64::from_le_bytes(bundle);
-        for field in group {
-            *field = *field | (W::truncate(bundle & low_mask(rest)) << shift);
-            bundle >>= rest;
-        }
-        if bundle != 0 {
-            return Err(Error::corrupt("a raw plane has bits after its last field"));
+    let packed = &bytes[whole * count..];
+    check_tail(packed, count, rest)?;
+    let packed = packed.chunks(raw_len(TILE, rest));
+    for (fields, packed) in fields.chunks_mut(TILE).zip(packed) {
+        let mut tops = [0; TILE];
+        let tops = &mut tops[..fields.len()];
+        kernels.unpack_bits(packed, rest, tops);
+        for (field, &top) in fields.iter_mut().zip(&*tops) {
+            *field = *field | W::truncate(u64::from(top)) << (8 * whole as u32);
         }
     }
     Ok(())
+}
+
+/// Fields whose packed bits are handled at a time, a multiple of 64.
+const TILE: usize = 512;
+
+/// Checks that the bits after the last of `count` fields of `width` bits are zero.
+pub(crate) fn check_tail(packed: &[u8], count: usize, width: u32) -> Result<()> {
+    let used = count * width as usize % 8;
+    let clean = used == 0 || packed.last().is_none_or(|&last| last >> used == 0);
+    if clean {
+        Ok(())
+    } else {
+        Err(Error::corrupt("a raw plane has bits after its last field"))
+    }
 }
 
 /// Which bits of a field count for trailing zeros: all, or all above a sign in the lowest bit.
@@ -91,6 +106,7 @@ impl TrailingZeros {
     }
 
     /// Trailing zeros that all `fields` share.
+    #[inline(always)]
     pub(crate) fn count<W: Word>(self, fields: &[W]) -> u32 {
         let sign_bits = u32::from(self.sign_is_last);
         let any = fields.iter().fold(W::default(), |any, &field| any | field);
@@ -100,6 +116,7 @@ impl TrailingZeros {
     }
 
     /// Takes `zeros` zero bits out of every field.
+    #[inline(always)]
     pub(crate) fn remove<W: Word>(self, fields: &mut [W], zeros: u32) {
         if zeros == 0 {
             return;
@@ -111,6 +128,7 @@ impl TrailingZeros {
     }
 
     /// The inverse of [`TrailingZeros::remove`].
+    #[inline(always)]
     pub(crate) fn restore<W: Word>(self, fields: &mut [W], zeros: u32) {
         if zeros == 0 {
             return;
@@ -132,10 +150,10 @@ mod tests {
         fn roundtrip(fields in prop::collection::vec(any::<u64>(), 0..200), bits in 0_u32..=64) {
             let fields: Vec<u64> = fields.iter().map(|field| field & low_mask(bits)).collect();
             let mut bytes = Vec::new();
-            pack(&fields, bits, &mut bytes);
+            pack(Kernels::scalar(), &fields, bits, &mut bytes);
             prop_assert_eq!(bytes.len(), raw_len(fields.len(), bits));
             let mut back = vec![1_u64; fields.len()];
-            unpack(&bytes, bits, &mut back).unwrap();
+            unpack(Kernels::scalar(), &bytes, bits, &mut back).unwrap();
             prop_assert_eq!(back, fields);
         }
 
@@ -162,6 +180,6 @@ mod tests {
 
     #[test]
     fn bits_after_the_last_field_are_refused() {
-        assert!(unpack(&[0b1000_0000], 7, &mut [0_u8]).is_err());
+        assert!(unpack(Kernels::scalar(), &[0b1000_0000], 7, &mut [0_u8]).is_err());
     }
 }

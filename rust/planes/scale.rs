@@ -10,8 +10,11 @@
 //! 2. `rows` is empty or has `ceil(elements / columns)` entries, `cols` is empty or has `columns`;
 //! 3. at least one of them is not empty; 4. `shift < 64`.
 
+use std::ops::Range;
+
 use super::words::Word;
 use crate::error::{Error, Result};
+use crate::simd::Kernels;
 use crate::varint::{read_varint, write_varint};
 
 /// See the module documentation.
@@ -31,16 +34,18 @@ const MAX_UNIFORM: usize = 1 << 16;
 
 impl ScaleOffsets {
     /// Subtracts the offsets from elements `first..first + words.len()`.
+    #[inline(always)]
     pub(crate) fn subtract<W: Word>(&self, words: &mut [W], first: usize) {
         self.apply(words, first, W::wrapping_sub);
     }
 
     /// The inverse of [`ScaleOffsets::subtract`].
+    #[inline(always)]
     pub(crate) fn add<W: Word>(&self, words: &mut [W], first: usize) {
         self.apply(words, first, W::wrapping_add);
     }
 
-    #[inline]
+    #[inline(always)]
     fn apply<W: Word>(&self, mut words: &mut [W], first: usize, operation: impl Fn(W, W) -> W) {
         let magnitude = W::mask(W::BITS - 1);
         // Offsets are at most 254 in size: modulo the word they may be shifted after narrowing.
@@ -66,6 +71,36 @@ impl ScaleOffsets {
             }
             words = rest;
             (row, column) = (row + 1, 0);
+        }
+    }
+
+    /// The offsets of all columns in steps of the magnitude's lowest bit, as little-endian words.
+    pub(crate) fn column_words<W: Word>(&self) -> Vec<u8> {
+        let shift = self.shift.min(W::BITS - 1);
+        let mut words = vec![0; self.cols.len() * W::BYTES];
+        for (word, &offset) in W::split_mut(&mut words).iter_mut().zip(&self.cols) {
+            *word = (W::truncate(i64::from(offset) as u64) << shift).to_bytes();
+        }
+        words
+    }
+
+    /// Cuts elements `first..first + count` at the ends of rows: calls `visit` with the range of each
+    /// part, counted from `first`, its offset in steps of the magnitude's lowest bit, and its first
+    /// column.
+    #[inline(always)]
+    pub(crate) fn for_each_row(
+        &self,
+        first: usize,
+        count: usize,
+        mut visit: impl FnMut(Range<usize>, u64, usize),
+    ) {
+        let (mut row, mut column) = (first / self.columns, first % self.columns);
+        let mut start = 0;
+        while start < count {
+            let end = count.min(start + self.columns - column);
+            let offset = self.rows.get(row).map_or(0, |&offset| i64::from(offset));
+            visit(start..end, (offset << self.shift) as u64, column);
+            (start, row, column) = (end, row + 1, 0);
         }
     }
 
@@ -136,7 +171,7 @@ fn write_axis(axis: &[i8], out: &mut Vec<u8>) {
         .iter()
         .map(|&offset| offset.wrapping_sub(low) as u8)
         .collect();
-    super::raw::pack(&fields, width, out);
+    super::raw::pack(Kernels::scalar(), &fields, width, out);
 }
 
 fn read_axis(bytes: &[u8], position: &mut usize, count: u64) -> Result<Vec<i8>> {
@@ -164,7 +199,7 @@ fn read_axis(bytes: &[u8], position: &mut usize, count: u64) -> Result<Vec<i8>> 
         .ok_or_else(cut)?;
     *position = start + len;
     let mut fields = vec![0_u8; count];
-    super::raw::unpack(packed, width, &mut fields)?;
+    super::raw::unpack(Kernels::scalar(), packed, width, &mut fields)?;
     fields
         .into_iter()
         .map(|field| {

@@ -2,7 +2,7 @@
 //!
 //! Everything is generic over the element's own width, so that the compiler vectorises each loop.
 
-use std::ops::{BitAnd, BitOr, Not, Shl, Shr};
+use std::ops::{BitAnd, BitOr, BitXor, Not, Shl, Shr};
 
 /// An unsigned integer as wide as an element.
 pub(crate) trait Word:
@@ -11,6 +11,7 @@ pub(crate) trait Word:
     + Eq
     + BitAnd<Output = Self>
     + BitOr<Output = Self>
+    + BitXor<Output = Self>
     + Not<Output = Self>
     + Shl<u32, Output = Self>
     + Shr<u32, Output = Self>
@@ -19,16 +20,45 @@ pub(crate) trait Word:
     const BITS: u32;
     /// Width in bytes.
     const BYTES: usize = Self::BITS as usize / 8;
+    /// The element as it is stored.
+    type Bytes: Copy;
+    /// Little-endian elements of a byte slice; bytes after the last whole one are left out.
+    fn split(bytes: &[u8]) -> &[Self::Bytes];
+    /// Like [`Word::split`], to write on.
+    fn split_mut(bytes: &mut [u8]) -> &mut [Self::Bytes];
+    /// Elements as the bytes they are.
+    fn as_bytes_mut(elements: &mut [Self::Bytes]) -> &mut [u8];
+    fn from_bytes(bytes: Self::Bytes) -> Self;
+    fn to_bytes(self) -> Self::Bytes;
     /// Keeps the low bits of a wider number.
     fn truncate(wide: u64) -> Self;
     /// The same number, wider.
     fn widen(self) -> u64;
     fn wrapping_add(self, other: Self) -> Self;
     fn wrapping_sub(self, other: Self) -> Self;
+    /// The smaller of two numbers.
+    fn smaller(self, other: Self) -> Self;
+    fn low_byte(self) -> u8;
+    /// Rotates right by one bit.
+    fn rotate_right_one(self) -> Self;
+
     /// Reads the elements of `bytes`, as many as `words` has.
-    fn load(bytes: &[u8], words: &mut [Self]);
+    #[inline(always)]
+    fn load(bytes: &[u8], words: &mut [Self]) {
+        debug_assert_eq!(bytes.len(), words.len() * Self::BYTES);
+        for (word, bytes) in words.iter_mut().zip(Self::split(bytes)) {
+            *word = Self::from_bytes(*bytes);
+        }
+    }
+
     /// Writes elements; the inverse of [`Word::load`].
-    fn store(words: &[Self], bytes: &mut [u8]);
+    #[inline(always)]
+    fn store(words: &[Self], bytes: &mut [u8]) {
+        debug_assert_eq!(bytes.len(), words.len() * Self::BYTES);
+        for (word, bytes) in words.iter().zip(Self::split_mut(bytes)) {
+            *bytes = word.to_bytes();
+        }
+    }
 
     /// The low `bits` bits set, for `bits` up to the width.
     fn mask(bits: u32) -> Self {
@@ -45,6 +75,22 @@ macro_rules! word {
     ($($int:ty),*) => { $(
         impl Word for $int {
             const BITS: u32 = <$int>::BITS;
+            type Bytes = [u8; size_of::<$int>()];
+            fn split(bytes: &[u8]) -> &[Self::Bytes] {
+                bytes.as_chunks().0
+            }
+            fn split_mut(bytes: &mut [u8]) -> &mut [Self::Bytes] {
+                bytes.as_chunks_mut().0
+            }
+            fn as_bytes_mut(elements: &mut [Self::Bytes]) -> &mut [u8] {
+                elements.as_flattened_mut()
+            }
+            fn from_bytes(bytes: Self::Bytes) -> Self {
+                Self::from_le_bytes(bytes)
+            }
+            fn to_bytes(self) -> Self::Bytes {
+                self.to_le_bytes()
+            }
             fn truncate(wide: u64) -> Self {
                 wide as Self
             }
@@ -57,17 +103,14 @@ macro_rules! word {
             fn wrapping_sub(self, other: Self) -> Self {
                 self.wrapping_sub(other)
             }
-            fn load(bytes: &[u8], words: &mut [Self]) {
-                debug_assert_eq!(bytes.len(), words.len() * Self::BYTES);
-                for (word, chunk) in words.iter_mut().zip(bytes.as_chunks().0) {
-                    *word = Self::from_le_bytes(*chunk);
-                }
+            fn smaller(self, other: Self) -> Self {
+                self.min(other)
             }
-            fn store(words: &[Self], bytes: &mut [u8]) {
-                debug_assert_eq!(bytes.len(), words.len() * Self::BYTES);
-                for (word, chunk) in words.iter().zip(bytes.as_chunks_mut().0) {
-                    *chunk = word.to_le_bytes();
-                }
+            fn low_byte(self) -> u8 {
+                self as u8
+            }
+            fn rotate_right_one(self) -> Self {
+                self.rotate_right(1)
             }
         }
     )* };
@@ -110,6 +153,7 @@ pub(crate) const fn low_mask(bits: u32) -> u64 {
 }
 
 /// Moves the top bit down to `position`; the bits it passes go up by one.
+#[inline(always)]
 pub(crate) fn lower_sign<W: Word>(words: &mut [W], position: u32) {
     let top = W::BITS - 1;
     if position == top {
@@ -123,6 +167,7 @@ pub(crate) fn lower_sign<W: Word>(words: &mut [W], position: u32) {
 }
 
 /// The inverse of [`lower_sign`].
+#[inline(always)]
 pub(crate) fn raise_sign<W: Word>(words: &mut [W], position: u32) {
     let top = W::BITS - 1;
     if position == top {

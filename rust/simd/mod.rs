@@ -1,7 +1,21 @@
-//! Which instruction set the kernels use.
+//! Which instruction set the kernels use, and the dispatch to them.
 //!
-//! This release has the portable tier alone: the oracle that faster tiers will be tested against.
+//! A kernel allocates nothing, does no I/O and returns no error; its preconditions are asserted by the
+//! dispatching method of [`Kernels`] right before the call. Every tier reads and writes the same
+//! bytes: the scalar code is the oracle, and `simd::tests` holds the others against it.
 
+#![allow(
+    unsafe_code,
+    reason = "calls into kernels compiled for an instruction set"
+)]
+
+mod bits;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(test)]
+mod tests;
+
+use crate::entropy::rans::{Decoder, Encoder, Spec, Value, ValueMap};
 use crate::error::{Error, Result};
 
 /// Environment variable that pins a tier.
@@ -12,14 +26,32 @@ const SIMD_VARIABLE: &str = "NEUZIP_SIMD";
 pub enum SimdTier {
     /// Portable Rust.
     Scalar,
+    /// AVX-512 with VBMI and VBMI2: Ice Lake, Zen 4 and later.
+    Avx512,
 }
 
 impl SimdTier {
+    /// Every tier, the fastest first.
+    pub const ALL: [Self; 2] = [Self::Avx512, Self::Scalar];
+
     /// The name `NEUZIP_SIMD` knows the tier by.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this machine has what the tier needs.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 => false,
         }
     }
 }
@@ -29,12 +61,214 @@ impl SimdTier {
 /// # Errors
 /// [`Error::InvalidArgument`] when the variable names a tier that is unknown or not available.
 pub fn simd_tier() -> Result<SimdTier> {
-    match std::env::var(SIMD_VARIABLE) {
-        Ok(name) if !name.is_empty() && name != SimdTier::Scalar.name() => {
-            Err(Error::InvalidArgument(format!(
-                "{SIMD_VARIABLE}={name:?} is not available here; available: scalar"
-            )))
+    Kernels::select(None).map(|kernels| kernels.tier)
+}
+
+/// The kernels of a tier that this machine has: having one is the proof that they may be called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kernels {
+    tier: SimdTier,
+}
+
+impl Kernels {
+    /// The portable kernels.
+    pub(crate) const fn scalar() -> Self {
+        Self {
+            tier: SimdTier::Scalar,
         }
-        _ => Ok(SimdTier::Scalar),
+    }
+
+    pub(crate) const fn tier(self) -> SimdTier {
+        self.tier
+    }
+
+    /// The kernels of a tier, if this machine has them.
+    pub(crate) fn new(tier: SimdTier) -> Option<Self> {
+        tier.is_available().then_some(Self { tier })
+    }
+
+    /// The kernels of the pinned tier, else of the one `NEUZIP_SIMD` names, else the fastest.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a tier that is unknown or not available.
+    pub(crate) fn select(pinned: Option<SimdTier>) -> Result<Self> {
+        let unavailable = |name: &str| {
+            let available = SimdTier::ALL.into_iter().filter(|tier| tier.is_available());
+            let names: Vec<&str> = available.map(SimdTier::name).collect();
+            Error::InvalidArgument(format!(
+                "{SIMD_VARIABLE}={name:?} is not available here; available: {}",
+                names.join(", ")
+            ))
+        };
+        if let Some(tier) = pinned {
+            return Self::new(tier).ok_or_else(|| unavailable(tier.name()));
+        }
+        match std::env::var(SIMD_VARIABLE) {
+            Ok(name) if !name.is_empty() => SimdTier::ALL
+                .into_iter()
+                .find(|tier| tier.name() == name)
+                .and_then(Self::new)
+                .ok_or_else(|| unavailable(&name)),
+            _ => Ok(SimdTier::ALL
+                .into_iter()
+                .find_map(Self::new)
+                .unwrap_or(Self::scalar())),
+        }
+    }
+
+    /// Calls `work` compiled for the tier: its loops use the tier's vectors, wherever they are inlined.
+    #[inline]
+    pub(crate) fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        match self.tier {
+            SimdTier::Scalar => work(),
+            // SAFETY: a `Kernels` of this tier exists, so that the CPU has its features.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::run(work) },
+            #[cfg(not(target_arch = "x86_64"))]
+            SimdTier::Avx512 => work(),
+        }
+    }
+
+    /// Chunks that one thread decodes at a time, to hide the latency of a step.
+    pub(crate) const fn decode_interleave(self) -> usize {
+        match self.tier {
+            SimdTier::Scalar => 1,
+            SimdTier::Avx512 => 4,
+        }
+    }
+
+    /// Chunks that one thread encodes at a time.
+    pub(crate) const fn encode_interleave(self) -> usize {
+        match self.tier {
+            SimdTier::Scalar => 1,
+            SimdTier::Avx512 => 3,
+        }
+    }
+
+    /// Decodes `groups` groups of 64 values with each decoder; `out[i]` belongs to `decoders[i]`.
+    ///
+    /// # Panics
+    /// If a stream has fewer than `64 * groups` bytes left or an output is too short.
+    pub(crate) fn decode_groups<V: Value>(
+        self,
+        spec: &Spec,
+        map: &ValueMap,
+        decoders: &mut [Decoder<'_>],
+        out: &mut [&mut [V]],
+        groups: usize,
+    ) {
+        assert_eq!(decoders.len(), out.len());
+        for (decoder, out) in decoders.iter().zip(&*out) {
+            assert!(decoder.has_groups(groups) && out.len() >= 64 * groups);
+        }
+        match self.tier {
+            // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe {
+                avx512::decode_groups(spec, map, decoders, out, groups);
+            },
+            _ => {
+                for (decoder, out) in decoders.iter_mut().zip(out) {
+                    decoder.decode_groups(spec, map, &mut out[..64 * groups]);
+                }
+            }
+        }
+    }
+
+    /// Encodes whole groups of 64 indices with each encoder, the last group first.
+    ///
+    /// # Panics
+    /// If the lists of indices differ in length, are no whole groups, or an encoder has too little room.
+    pub(crate) fn encode_groups(
+        self,
+        spec: &Spec,
+        encoders: &mut [Encoder],
+        indices: &[&[u8]],
+    ) {
+        let len = indices.first().map_or(0, |indices| indices.len());
+        assert_eq!(encoders.len(), indices.len());
+        assert!(len.is_multiple_of(64) && indices.iter().all(|indices| indices.len() == len));
+        assert!(encoders.iter().all(|encoder| encoder.has_room(len)));
+        match self.tier {
+            // SAFETY: the CPU has the features; lengths and room are as asserted.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::encode_groups(spec, encoders, indices) },
+            _ => {
+                for (encoder, indices) in encoders.iter_mut().zip(indices) {
+                    encoder.push(spec, indices);
+                }
+            }
+        }
+    }
+
+    /// Replaces each offset, below 64, by its entry of `table`; bit `i` of `escapes[g]` says whether
+    /// number `i` of group `g` has become 63.
+    ///
+    /// # Panics
+    /// If `escapes` has not one entry for each group, the last of which may be shorter.
+    pub(crate) fn index(self, table: &[u8; 64], offsets: &mut [u8], escapes: &mut [u64]) {
+        assert_eq!(offsets.len().div_ceil(64), escapes.len());
+        match self.tier {
+            // SAFETY: the CPU has the features; `escapes` has an entry for each group.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::index(table, offsets, escapes) },
+            _ => {
+                for (group, escapes) in offsets.chunks_mut(64).zip(escapes) {
+                    *escapes = 0;
+                    for (lane, offset) in group.iter_mut().enumerate() {
+                        *offset = table[usize::from(*offset & 63)];
+                        *escapes |= u64::from(*offset == 63) << lane;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads fields of `width` bits, 1 to 7, from a little-endian bit string, one into each byte.
+    ///
+    /// # Panics
+    /// If `packed` is shorter than the fields.
+    pub(crate) fn unpack_bits(self, packed: &[u8], width: u32, fields: &mut [u8]) {
+        assert!((1..=7).contains(&width));
+        assert!(packed.len() >= bits::packed_len(fields.len(), width));
+        let done = match self.tier {
+            // SAFETY: the CPU has the features; `packed` holds all fields.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::unpack_bits(packed, width, fields) },
+            _ => 0,
+        };
+        let rest = &packed[bits::packed_len(done, width)..];
+        bits::unpack(rest, width, &mut fields[done..]);
+    }
+
+    /// The inverse of [`Kernels::unpack_bits`]; bits of a field above `width` are ignored.
+    ///
+    /// # Panics
+    /// If `packed` has not exactly the length of the fields.
+    pub(crate) fn pack_bits(self, fields: &[u8], width: u32, packed: &mut [u8]) {
+        assert!((1..=7).contains(&width));
+        assert_eq!(packed.len(), bits::packed_len(fields.len(), width));
+        let done = match self.tier {
+            // SAFETY: the CPU has the features; `packed` has room for all fields.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::pack_bits(fields, width, packed) },
+            _ => 0,
+        };
+        let rest = &mut packed[bits::packed_len(done, width)..];
+        bits::pack(&fields[done..], width, rest);
+    }
+
+    /// Copies past the caches, for an output that is much larger than they are.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub(crate) fn copy_past_cache(self, from: &[u8], to: &mut [u8]) {
+        assert_eq!(from.len(), to.len());
+        match self.tier {
+            // SAFETY: the CPU has the features; the lengths are equal.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::copy_past_cache(from, to) },
+            _ => to.copy_from_slice(from),
+        }
     }
 }

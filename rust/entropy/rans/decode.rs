@@ -1,4 +1,4 @@
-//! Scalar decoder: the oracle for every other tier.
+//! Decoding a coded plane: the state of its 64 lanes, and the scalar steps, which are the oracle.
 //!
 //! ```text
 //! for i in 0..n:                      # symbol i belongs to lane i mod 64
@@ -8,83 +8,190 @@
 //!     state[i mod 64] = x
 //! ```
 //! The stream must be used up exactly and every state must end at 256, where it began.
+//!
+//! Deviation: values come out instead of symbols ([`ValueMap`]), escapes already replaced.
 
 use super::spec::{Slot, Spec};
+use super::values::{EscapedValues, Value, ValueMap};
 use crate::constants::{LANES, SLOTS, STATE_LOW, STATES_BYTES};
 use crate::error::{Error, Result};
+use crate::simd::Kernels;
 
 /// A coded plane being decoded, piece by piece.
+#[derive(Debug)]
 pub(crate) struct Decoder<'a> {
-    slots: &'a [Slot; SLOTS],
-    states: [u16; LANES],
-    rest: &'a [u8],
+    /// Low bytes of the states.
+    pub(crate) low: [u8; LANES],
+    /// High bytes of the states.
+    pub(crate) high: [u8; LANES],
+    /// What is left of the stream.
+    pub(crate) stream: &'a [u8],
+    pub(crate) escapes: &'a EscapedValues,
+    /// Escapes met so far, which may be more than there are values.
+    pub(crate) used: usize,
 }
 
 impl<'a> Decoder<'a> {
     /// # Errors
     /// [`Error::Corrupt`] for a state below 256.
     pub(crate) fn new(
-        spec: &'a Spec,
         states: &[u8; STATES_BYTES],
         stream: &'a [u8],
+        escapes: &'a EscapedValues,
     ) -> Result<Self> {
-        let states =
-            std::array::from_fn(|lane| u16::from_le_bytes([states[lane], states[LANES + lane]]));
-        if states.iter().any(|&state| state < STATE_LOW) {
+        let part = |start: usize| std::array::from_fn(|lane| states[start + lane]);
+        let (low, high): ([u8; LANES], [u8; LANES]) = (part(0), part(LANES));
+        if high.contains(&0) {
             return Err(Error::corrupt("a coder state is out of range"));
         }
         Ok(Self {
-            slots: &spec.slots,
-            states,
-            rest: stream,
+            low,
+            high,
+            stream,
+            escapes,
+            used: 0,
         })
     }
 
-    /// Decodes the next symbols; all calls but the last take a multiple of 64.
+    /// Whether the stream has the bytes that so many groups of 64 values can take.
+    pub(crate) fn has_groups(&self, groups: usize) -> bool {
+        self.stream.len() / LANES >= groups
+    }
+
+    /// Decodes the next values of every decoder, as many from each; all calls but the last take a
+    /// multiple of 64.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the stream is too short.
-    pub(crate) fn fill(&mut self, indices: &mut [u8]) -> Result<()> {
-        for group in indices.chunks_mut(LANES) {
-            // Whole groups with bytes to spare need no check per symbol.
-            match (
-                self.rest.first_chunk::<LANES>(),
-                group.first_chunk_mut::<LANES>(),
-            ) {
-                (Some(ahead), Some(group)) => {
-                    let used = step_group(self.slots, &mut self.states, ahead, group);
-                    self.rest = &self.rest[used..];
-                }
-                _ => self.fill_carefully(group)?,
+    /// [`Error::Corrupt`] when a stream is too short.
+    pub(crate) fn fill<V: Value>(
+        kernels: Kernels,
+        (spec, map): (&Spec, &ValueMap),
+        decoders: &mut [Self],
+        out: &mut [&mut [V]],
+    ) -> Result<()> {
+        let len = out.first().map_or(0, |out| out.len());
+        let groups = len / LANES;
+        let mut done = 0;
+        while done < groups {
+            // A group takes at most 64 bytes: so many need no check.
+            let safe = decoders
+                .iter()
+                .map(|decoder| decoder.stream.len() / LANES)
+                .min();
+            let safe = safe.unwrap_or(0).min(groups - done);
+            let next = done + safe.max(1);
+            let mut range = out.iter_mut().map(|out| &mut out[done * LANES..next * LANES]);
+            if safe > 0 {
+                let mut range: Vec<&mut [V]> = range.collect();
+                kernels.decode_groups(spec, map, decoders, &mut range, safe);
+            } else {
+                decoders
+                    .iter_mut()
+                    .zip(&mut range)
+                    .try_for_each(|(decoder, out)| {
+                        decoder.last_group(kernels, (spec, map), out)
+                    })?;
             }
+            done = next;
+        }
+        decoders.iter_mut().zip(out).try_for_each(|(decoder, out)| {
+            decoder.decode_carefully(spec, map, &mut out[groups * LANES..])
+        })
+    }
+
+    /// A group that may take more bytes than there are: from a padded copy.
+    fn last_group<V: Value>(
+        &mut self,
+        kernels: Kernels,
+        (spec, map): (&Spec, &ValueMap),
+        out: &mut [V],
+    ) -> Result<()> {
+        let mut padded = [0; LANES];
+        let left = self.stream.len().min(LANES);
+        padded[..left].copy_from_slice(&self.stream[..left]);
+        let mut group = Decoder {
+            stream: &padded,
+            ..*self
+        };
+        kernels.decode_groups(spec, map, std::slice::from_mut(&mut group), &mut [out], 1);
+        let used = LANES - group.stream.len();
+        (self.low, self.high, self.used) = (group.low, group.high, group.used);
+        self.stream = self
+            .stream
+            .get(used..)
+            .ok_or_else(|| Error::corrupt("a coded plane ends too early"))?;
+        Ok(())
+    }
+
+    /// The scalar kernel: whole groups, with bytes to spare in the stream.
+    pub(crate) fn decode_groups<V: Value>(&mut self, spec: &Spec, map: &ValueMap, out: &mut [V]) {
+        let mut states: [u16; LANES] =
+            std::array::from_fn(|lane| u16::from_le_bytes([self.low[lane], self.high[lane]]));
+        let mut indices = [0; LANES];
+        for group in out.chunks_exact_mut(LANES) {
+            let Some(ahead) = self.stream.first_chunk() else {
+                break;
+            };
+            let used = step_group(&spec.slots, &mut states, ahead, &mut indices);
+            self.stream = &self.stream[used..];
+            for (value, &index) in group.iter_mut().zip(&indices) {
+                *value = self.value(map, index);
+            }
+        }
+        for (lane, state) in states.iter().enumerate() {
+            [self.low[lane], self.high[lane]] = state.to_le_bytes();
+        }
+    }
+
+    /// Fewer than 64 values, each step checked.
+    fn decode_carefully<V: Value>(
+        &mut self,
+        spec: &Spec,
+        map: &ValueMap,
+        out: &mut [V],
+    ) -> Result<()> {
+        for (lane, value) in out.iter_mut().enumerate() {
+            let state = u16::from_le_bytes([self.low[lane], self.high[lane]]);
+            let mut index = 0;
+            let mut state = step(&spec.slots, state, &mut index);
+            if state < STATE_LOW {
+                let (&byte, after) = self
+                    .stream
+                    .split_first()
+                    .ok_or_else(|| Error::corrupt("a coded plane ends too early"))?;
+                state = state << 8 | u16::from(byte);
+                self.stream = after;
+            }
+            [self.low[lane], self.high[lane]] = state.to_le_bytes();
+            *value = self.value(map, index);
         }
         Ok(())
     }
 
-    fn fill_carefully(&mut self, group: &mut [u8]) -> Result<()> {
-        for (state, index) in self.states.iter_mut().zip(group) {
-            *state = step(self.slots, *state, index);
-            if *state < STATE_LOW {
-                let (&byte, after) = self
-                    .rest
-                    .split_first()
-                    .ok_or_else(|| Error::corrupt("a coded plane ends too early"))?;
-                *state = *state << 8 | u16::from(byte);
-                self.rest = after;
-            }
-        }
-        Ok(())
+    #[inline]
+    fn value<V: Value>(&mut self, map: &ValueMap, index: u8) -> V {
+        let [low, high] = if map.is_escape(index) {
+            self.used += 1;
+            self.escapes.get(self.used - 1)
+        } else {
+            map.value(index)
+        };
+        V::from_bytes(low, high)
     }
 
     /// Checks that everything has been used and every state is back where it began.
     ///
     /// # Errors
     /// [`Error::Corrupt`] otherwise.
-    pub(crate) fn finish(self) -> Result<()> {
-        if !self.rest.is_empty() {
+    pub(crate) fn finish(&self) -> Result<()> {
+        if self.used != self.escapes.count() {
+            return Err(Error::corrupt("too few or too many escapes"));
+        }
+        if !self.stream.is_empty() {
             return Err(Error::corrupt("a coded plane has bytes left over"));
         }
-        if self.states.iter().any(|&state| state != STATE_LOW) {
+        let [first_low, first_high] = STATE_LOW.to_le_bytes();
+        if self.low != [first_low; LANES] || self.high != [first_high; LANES] {
             return Err(Error::corrupt("a coder state did not return to its start"));
         }
         Ok(())

@@ -3,10 +3,15 @@
 //! rANS with 256 slots, 16-bit states in `[256, 65536)` and byte renormalisation: a symbol moves
 //! at most one byte, so that 64 lanes can share one byte stream. Place in docs/format.md: "Coded
 //! plane". After J. Duda (arXiv 1311.2540) and F. Giesen's interleaved rANS (arXiv 1402.3392).
+//!
+//! Invariants, which the kernels rely on:
+//! 1. every entry of `slot_index` is below 64 and has a frequency;
+//! 2. frequencies are 1 to 255, or 0 for an index without a slot, and sum to 256;
+//! 3. slot `s` of index `i` satisfies `start[i] <= s < start[i] + frequency[i]`.
 
 use crate::constants::{MAX_SYMBOLS, SLOTS};
 
-/// What a decoder looks up for a slot.
+/// What the scalar decoder looks up for a slot.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(4))]
 pub(crate) struct Slot {
@@ -16,7 +21,7 @@ pub(crate) struct Slot {
     pub(crate) offset: u8,
 }
 
-/// What an encoder looks up for a symbol.
+/// What the scalar encoder looks up for an index.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Symbol {
     /// Slots of the symbol, 0 if it has none.
@@ -27,9 +32,13 @@ pub(crate) struct Symbol {
     pub(crate) reciprocal: u32,
 }
 
-/// Both tables; encoder and decoder are built from the same one.
+/// The tables of encoder and decoder, in the forms that scalar code and vectors look them up in.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub(crate) struct Spec {
+    pub(crate) slot_index: [u8; SLOTS],
+    pub(crate) frequency: [u8; MAX_SYMBOLS],
+    pub(crate) start: [u8; MAX_SYMBOLS],
     pub(crate) slots: [Slot; SLOTS],
     pub(crate) symbols: [Symbol; MAX_SYMBOLS],
 }
@@ -41,6 +50,9 @@ impl Spec {
     /// (`FrequencyTable`, invariants 1 and 2).
     pub(crate) fn new(entries: impl Iterator<Item = (u8, u8)>) -> Self {
         let mut spec = Self {
+            slot_index: [0; SLOTS],
+            frequency: [0; MAX_SYMBOLS],
+            start: [0; MAX_SYMBOLS],
             slots: [Slot::default(); SLOTS],
             symbols: [Symbol::default(); MAX_SYMBOLS],
         };
@@ -54,7 +66,11 @@ impl Spec {
                     offset: offset as u8,
                 };
             }
-            spec.symbols[usize::from(index)] = Symbol {
+            spec.slot_index[start..end].fill(index);
+            let symbol = usize::from(index);
+            spec.frequency[symbol] = frequency;
+            spec.start[symbol] = start as u8;
+            spec.symbols[symbol] = Symbol {
                 frequency: u16::from(frequency),
                 start: start as u16,
                 reciprocal: (1 << 24) / u32::from(frequency) + 1,

@@ -1,0 +1,449 @@
+//! The usual cut of floats, tile by tile, several chunks in turn: the fast way.
+//!
+//! ```text
+//! decode:  entropy coder -> values | raw plane -> packed bits   } a tile of each, in the first
+//!          join, scale offsets, sign -> elements -> hash        } cache, then the next tile
+//! encode:  hash, scale offsets, sign, split -> indices, raw plane, for the whole chunk;
+//!          then the entropy coder, from the end to the beginning
+//! ```
+//! One pass over the memory in both directions. The plain way (`planes.rs`) is the oracle.
+
+use std::cell::RefCell;
+
+use super::hash::ChunkHash;
+use super::layout::PayloadLayout;
+use super::payload::{write_coded, write_front};
+use super::{DecodeJob, EncodeJob, ModelCoder, keep_if_shorter};
+use crate::constants::{LANES, MAX_SYMBOLS, SUB_BLOCK};
+use crate::entropy::rans::{Decoder, Encoder, EscapedValues, Value};
+use crate::error::Result;
+use crate::model::Model;
+use crate::planes::coded::PlaneCoder;
+use crate::planes::cut::{Cut, FromValue, Offsets, Parts};
+use crate::planes::raw::{check_tail, raw_len};
+use crate::planes::scale::ScaleOffsets;
+use crate::planes::words::{Word, low_mask, lower_sign, with_word};
+
+/// Elements of a tile: small enough that the tiles of all chunks in turn stay in the first cache.
+const TILE: usize = 1024;
+/// Chunks that are decoded in turn at most.
+pub(crate) const MAX_INTERLEAVE: usize = 4;
+/// Byte planes below a value at most.
+const MAX_LOW_BYTES: usize = 7;
+
+/// A cut with its tables.
+#[derive(Debug)]
+pub(super) struct CutCoder {
+    cut: Cut,
+    plane: PlaneCoder,
+    /// What the encoder looks offsets from the table's base up in.
+    indices: Option<[u8; MAX_SYMBOLS]>,
+    /// The offsets of all columns, as words of the element's width.
+    columns: Vec<u8>,
+}
+
+/// On a cache line of its own, as wide loads like it.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
+impl CutCoder {
+    /// A coder for models of this form.
+    pub(super) fn new(model: &Model, scale: Option<&ScaleOffsets>) -> Option<Self> {
+        let (cut, table) = Cut::of(model)?;
+        let plane = PlaneCoder::new(table, cut.placement());
+        let columns = scale.map_or(Vec::new(), |scale| {
+            with_word!(model.element_bytes, W => scale.column_words::<W>())
+        });
+        Some(Self {
+            cut,
+            indices: plane.offset_table(),
+            plane,
+            columns,
+        })
+    }
+
+    /// Decodes chunks of the same length and checks their hashes.
+    ///
+    /// `false`, with nothing decoded, for a form that is left to the plain way: trailing zeros.
+    pub(super) fn decode(
+        &self,
+        coder: &ModelCoder<'_>,
+        jobs: &mut [DecodeJob<'_>],
+        past_cache: bool,
+    ) -> Result<bool> {
+        let layouts = jobs
+            .iter()
+            .map(|job| coder.shape(job.out.len()).layout(job.payload))
+            .collect::<Result<Vec<_>>>()?;
+        let has_zeros = |(job, layout): (&DecodeJob<'_>, &PayloadLayout)| {
+            job.payload[layout.zeros.clone()].iter().any(|&count| count > 0)
+        };
+        if jobs.len() > MAX_INTERLEAVE || jobs.iter().zip(&layouts).any(has_zeros) {
+            return Ok(false);
+        }
+        with_word!(coder.model.element_bytes, W => if self.cut.is_wide() {
+            self.decode_words::<W, u16>(coder, jobs, &layouts, past_cache)
+        } else {
+            self.decode_words::<W, u8>(coder, jobs, &layouts, past_cache)
+        })?;
+        Ok(true)
+    }
+
+    fn decode_words<W, V>(
+        &self,
+        coder: &ModelCoder<'_>,
+        jobs: &mut [DecodeJob<'_>],
+        layouts: &[PayloadLayout],
+        past_cache: bool,
+    ) -> Result<()>
+    where
+        W: Word + From<u8> + FromValue<V>,
+        V: Value,
+    {
+        let kernels = coder.kernels;
+        let elements = coder.model.elements(jobs.first().map_or(0, |job| job.out.len()));
+        let mut escapes: [EscapedValues; MAX_INTERLEAVE] = Default::default();
+        for ((job, layout), escapes) in jobs.iter_mut().zip(layouts).zip(&mut escapes) {
+            *escapes = self
+                .plane
+                .escaped_values(layout.coded[0].escapes(job.payload))?;
+            job.out[elements * W::BYTES..].copy_from_slice(&job.payload[layout.edges.clone()]);
+        }
+        let mut decoders = Vec::with_capacity(jobs.len());
+        for ((job, layout), escapes) in jobs.iter().zip(layouts).zip(&escapes) {
+            let part = &layout.coded[0];
+            decoders.push(PlaneCoder::decoder(
+                &job.payload[part.states.clone()],
+                &job.payload[part.stream.clone()],
+                escapes,
+            )?);
+        }
+
+        let mut values = Aligned([[V::default(); TILE]; MAX_INTERLEAVE]);
+        let mut packed = Aligned([0; TILE]);
+        let mut staging = Aligned([W::default().to_bytes(); TILE]);
+        let mut hashes = [ChunkHash::default(); MAX_INTERLEAVE];
+        for start in (0..elements).step_by(TILE) {
+            let end = elements.min(start + TILE);
+            let mut tiles = values.0.each_mut().map(|tile| &mut tile[..end - start]);
+            Decoder::fill(
+                kernels,
+                (&self.plane.spec, &self.plane.map),
+                &mut decoders,
+                &mut tiles[..jobs.len()],
+            )?;
+            for (number, job) in jobs.iter_mut().enumerate() {
+                let raw = layouts[number].raw.first();
+                let raw = raw.map_or(&[][..], |range| &job.payload[range.clone()]);
+                let tile = RawTile::new(&self.cut, elements, start, end);
+                let packed = &mut packed.0[..tile.packed_fields()];
+                tile.unpack(coder, raw, packed)?;
+                let low: [&[u8]; MAX_LOW_BYTES] =
+                    std::array::from_fn(|byte| tile.low_plane(raw, byte));
+                let parts = Parts {
+                    values: &tiles[number][..],
+                    packed,
+                    low: &low[..self.cut.low_bytes()],
+                };
+                let hash = &mut hashes[number];
+                let (begin, last) = (start * W::BYTES, end == elements);
+                if past_cache && !last {
+                    let staging = W::as_bytes_mut(&mut staging.0);
+                    let staging = &mut staging[..(end - start) * W::BYTES];
+                    kernels.run(|| {
+                        self.join::<W, V>(coder, parts, job.first + start, staging);
+                        if job.hash.is_some() {
+                            hash.update(staging);
+                        }
+                    });
+                    let out = &mut job.out[begin..end * W::BYTES];
+                    kernels.copy_past_cache(staging, out);
+                    continue;
+                }
+                kernels.run(|| {
+                    let out = &mut job.out[begin..end * W::BYTES];
+                    self.join::<W, V>(coder, parts, job.first + start, out);
+                    if job.hash.is_some() {
+                        // The last tile is hashed together with what follows it.
+                        let stop = if last { job.out.len() } else { end * W::BYTES };
+                        let words = (stop - begin) / 8 * 8;
+                        hash.update(&job.out[begin..begin + words]);
+                    }
+                });
+            }
+        }
+        decoders.iter().try_for_each(Decoder::finish)?;
+        for (job, mut hash) in jobs.iter().zip(hashes) {
+            if elements == 0 {
+                hash.update(&job.out[..job.out.len() / 8 * 8]);
+            }
+            job.check(hash.finish(&job.out[job.out.len() / 8 * 8..]))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a tile together, row by row if there are scale offsets.
+    #[inline(always)]
+    fn join<W, V>(
+        &self,
+        coder: &ModelCoder<'_>,
+        parts: Parts<'_, V>,
+        first: usize,
+        out: &mut [u8],
+    ) where
+        W: Word + From<u8> + FromValue<V>,
+        V: Value,
+    {
+        let Some(scale) = coder.scale else {
+            return self.cut.join::<W, V>(&parts, Offsets::None, out);
+        };
+        scale.for_each_row(first, parts.values.len(), |range, row, column| {
+            let low: [&[u8]; MAX_LOW_BYTES] = std::array::from_fn(|byte| {
+                parts.low.get(byte).map_or(&[][..], |plane| &plane[range.clone()])
+            });
+            let packed = if parts.packed.is_empty() {
+                parts.packed
+            } else {
+                &parts.packed[range.clone()]
+            };
+            let run = Parts {
+                values: &parts.values[range.clone()],
+                packed,
+                low: &low[..parts.low.len()],
+            };
+            let offsets = if self.columns.is_empty() {
+                Offsets::Row(row)
+            } else {
+                Offsets::Both(row, &self.columns[column * W::BYTES..])
+            };
+            let out = &mut out[range.start * W::BYTES..range.end * W::BYTES];
+            self.cut.join::<W, V>(&run, offsets, out);
+        });
+    }
+}
+
+/// Where the raw bits of elements `start..end` lie in the raw plane of a chunk.
+struct RawTile {
+    /// Byte position of the sub-block.
+    block: usize,
+    /// Elements of the sub-block.
+    block_len: usize,
+    /// First element within the sub-block.
+    first: usize,
+    count: usize,
+    low_bytes: usize,
+    packed_bits: u32,
+}
+
+impl RawTile {
+    fn new(cut: &Cut, elements: usize, start: usize, end: usize) -> Self {
+        let number = start / SUB_BLOCK;
+        Self {
+            block: number * raw_len(SUB_BLOCK, cut.raw_bits),
+            block_len: SUB_BLOCK.min(elements - number * SUB_BLOCK),
+            first: start % SUB_BLOCK,
+            count: end - start,
+            low_bytes: cut.low_bytes(),
+            packed_bits: cut.packed_bits(),
+        }
+    }
+
+    /// Fields in the tile of packed bits.
+    fn packed_fields(&self) -> usize {
+        if self.packed_bits > 0 { self.count } else { 0 }
+    }
+
+    fn low_plane<'r>(&self, raw: &'r [u8], byte: usize) -> &'r [u8] {
+        if byte >= self.low_bytes {
+            return &[];
+        }
+        let begin = self.block + byte * self.block_len + self.first;
+        &raw[begin..begin + self.count]
+    }
+
+    /// Byte range of the packed bits.
+    fn packed(&self) -> std::ops::Range<usize> {
+        let begin = self.block
+            + self.low_bytes * self.block_len
+            + raw_len(self.first, self.packed_bits);
+        begin..begin + raw_len(self.count, self.packed_bits)
+    }
+
+    fn unpack(&self, coder: &ModelCoder<'_>, raw: &[u8], fields: &mut [u8]) -> Result<()> {
+        if self.packed_bits == 0 {
+            return Ok(());
+        }
+        let packed = &raw[self.packed()];
+        coder.kernels.unpack_bits(packed, self.packed_bits, fields);
+        check_tail(packed, self.count, self.packed_bits)
+    }
+}
+
+/// What the encoder keeps between chunks: fresh memory is slower than the coder.
+#[derive(Default)]
+struct Scratch {
+    encoders: Vec<Encoder>,
+    indices: Vec<Vec<u8>>,
+    escapes: Vec<Vec<u16>>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl CutCoder {
+    /// Encodes chunks of the same length, with their hashes.
+    ///
+    /// `false`, with nothing done, for a form that is left to the plain way.
+    pub(super) fn encode(&self, coder: &ModelCoder<'_>, jobs: &mut [EncodeJob<'_>]) -> bool {
+        let Some(table) = &self.indices else {
+            return false;
+        };
+        if coder.model.trailing_zeros {
+            return false;
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.encoders.resize_with(jobs.len(), Encoder::default);
+            scratch.indices.resize_with(jobs.len(), Vec::new);
+            scratch.escapes.resize_with(jobs.len(), Vec::new);
+            with_word!(coder.model.element_bytes, W => {
+                self.encode_words::<W>(coder, table, jobs, scratch);
+            });
+        });
+        true
+    }
+
+    fn encode_words<W: Word>(
+        &self,
+        coder: &ModelCoder<'_>,
+        table: &[u8; MAX_SYMBOLS],
+        jobs: &mut [EncodeJob<'_>],
+        scratch: &mut Scratch,
+    ) {
+        let elements = coder.model.elements(jobs.first().map_or(0, |job| job.chunk.len()));
+        let mut fronts = Vec::with_capacity(jobs.len());
+        let mut possible = true;
+        for (number, job) in jobs.iter_mut().enumerate() {
+            let shape = coder.shape(job.chunk.len());
+            job.payload.clear();
+            fronts.push(write_front(shape, job.chunk, &[], &mut job.payload));
+            let indices = &mut scratch.indices[number];
+            indices.resize(elements, 0);
+            let escapes = &mut scratch.escapes[number];
+            escapes.clear();
+            if !self.split::<W>(coder, table, job, &mut indices[..elements], escapes) {
+                // Without an exact histogram this is a rare chunk: it is stored raw.
+                job.payload.clear();
+                possible = false;
+            }
+        }
+        let indices = scratch.indices.iter().map(|indices| &indices[..elements]);
+        let indices: Vec<&[u8]> = indices.collect();
+        let run = |encoders: &mut [Encoder], indices: &[&[u8]]| {
+            Encoder::encode(coder.kernels, &self.plane.spec, encoders, indices);
+        };
+        if possible {
+            run(&mut scratch.encoders, &indices);
+        }
+        for (number, job) in jobs.iter_mut().enumerate() {
+            if job.payload.is_empty() {
+                continue;
+            }
+            let encoder = &mut scratch.encoders[number];
+            if !possible {
+                run(std::slice::from_mut(encoder), &indices[number..=number]);
+            }
+            let escapes = &scratch.escapes[number];
+            write_coded(0, &fronts[number], &self.plane, encoder, escapes, &mut job.payload);
+            keep_if_shorter(job.chunk, &mut job.payload);
+        }
+    }
+
+    /// Writes the raw plane of a chunk and gathers its indices and escapes; `false` if the model
+    /// cannot represent the chunk.
+    fn split<W: Word>(
+        &self,
+        coder: &ModelCoder<'_>,
+        table: &[u8; MAX_SYMBOLS],
+        job: &mut EncodeJob<'_>,
+        indices: &mut [u8],
+        escapes: &mut Vec<u16>,
+    ) -> bool {
+        let (kernels, elements) = (coder.kernels, indices.len());
+        let plane = &self.plane.table;
+        let (cut, base) = (&self.cut, plane.symbol(0));
+        let mut words = Aligned([W::default(); TILE]);
+        let mut packed = Aligned([0; TILE]);
+        let mut masks = [0_u64; TILE / LANES];
+        let mut hash = ChunkHash::default();
+        let raw_bytes = coder.shape(job.chunk.len()).raw_len(cut.raw_bits);
+        let raw = job.payload.extend_stale(raw_bytes);
+        for start in (0..elements).step_by(TILE) {
+            let end = elements.min(start + TILE);
+            let tile = RawTile::new(cut, elements, start, end);
+            let words = &mut words.0[..end - start];
+            let packed = &mut packed.0[..tile.packed_fields()];
+            let indices = &mut indices[start..end];
+            let bytes = &job.chunk[start * W::BYTES..end * W::BYTES];
+            let holds = {
+                let raw_block = &mut raw[tile.block..];
+                let mut planes = raw_block.chunks_mut(tile.block_len);
+                let mut low: [&mut [u8]; MAX_LOW_BYTES] = std::array::from_fn(|byte| {
+                    if byte < tile.low_bytes {
+                        let plane = planes.next().unwrap_or_default();
+                        &mut plane[tile.first..tile.first + tile.count]
+                    } else {
+                        &mut []
+                    }
+                });
+                kernels.run(|| {
+                    if end < elements {
+                        hash.update(bytes);
+                    }
+                    W::load(bytes, words);
+                    if let Some(scale) = coder.scale {
+                        scale.subtract(words, job.first + start);
+                    }
+                    lower_sign(words, cut.sign_position);
+                    cut.split(words, base, indices, packed, &mut low[..tile.low_bytes])
+                })
+            };
+            if !holds {
+                return self.leave(coder, job);
+            }
+            if tile.packed_bits > 0 {
+                kernels.pack_bits(packed, tile.packed_bits, &mut raw[tile.packed()]);
+            }
+            let masks = &mut masks[..indices.len().div_ceil(LANES)];
+            kernels.index(table, indices, masks);
+            if masks.iter().all(|&mask| mask == 0) {
+                continue;
+            }
+            if !plane.has_escape() {
+                return self.leave(coder, job);
+            }
+            for (group, &mask) in masks.iter().enumerate() {
+                let mut left = mask;
+                while left != 0 {
+                    let word = words[group * LANES + left.trailing_zeros() as usize];
+                    let symbol = (word >> cut.raw_bits).widen() & low_mask(plane.bits());
+                    escapes.push(symbol as u16);
+                    left &= left - 1;
+                }
+            }
+        }
+        job.payload.pad();
+        let last = elements.saturating_sub(1) / TILE * TILE * W::BYTES;
+        let rest = &job.chunk[last..];
+        let whole = rest.len() / 8 * 8;
+        kernels.run(|| hash.update(&rest[..whole]));
+        job.hash = hash.finish(&rest[whole..]);
+        true
+    }
+
+    /// Gives a chunk up that the model does not fit; it still needs its hash.
+    fn leave(&self, coder: &ModelCoder<'_>, job: &mut EncodeJob<'_>) -> bool {
+        job.hash = super::chunk_hash(coder.kernels, job.chunk);
+        false
+    }
+}

@@ -1,0 +1,115 @@
+//! Putting a payload together from planes that are coded already.
+
+use super::layout::{self, ChunkShape};
+use crate::constants::{ALIGNMENT, STATES_BYTES};
+use crate::entropy::rans::Encoder;
+use crate::planes::coded::PlaneCoder;
+
+/// A payload in the making. Its memory is kept and not cleared between chunks.
+///
+/// Invariant: `len <= memory.len()`.
+#[derive(Debug, Default)]
+pub(crate) struct Payload {
+    memory: Vec<u8>,
+    len: usize,
+}
+
+impl Payload {
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.memory[..self.len]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[..self.len]
+    }
+
+    /// Appends room for `len` bytes, which the caller fills: there are old bytes in it.
+    pub(super) fn extend_stale(&mut self, len: usize) -> &mut [u8] {
+        let begin = self.len;
+        self.len += len;
+        if self.memory.len() < self.len {
+            self.memory.resize(self.len.next_power_of_two(), 0);
+        }
+        &mut self.memory[begin..self.len]
+    }
+
+    pub(crate) fn extend_from_slice(&mut self, bytes: &[u8]) {
+        self.extend_stale(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// Appends zero bytes up to a multiple of [`ALIGNMENT`].
+    pub(crate) fn pad(&mut self) {
+        let padding = self.len.next_multiple_of(ALIGNMENT) - self.len;
+        self.extend_stale(padding).fill(0);
+    }
+}
+
+/// The sizes of a payload's front part, in bytes from its begin.
+pub(super) struct Front {
+    /// Where the states of the first coded plane go.
+    pub(super) states: usize,
+    /// Where the first raw plane goes.
+    pub(super) raw: usize,
+}
+
+/// Appends head, zero counts, edge bytes and room for the states.
+pub(super) fn write_front(
+    shape: ChunkShape<'_>,
+    chunk: &[u8],
+    zeros: &[u8],
+    payload: &mut Payload,
+) -> Front {
+    let model = shape.model;
+    let planes = model.tables().count();
+    payload.extend_stale(planes * layout::HEAD_BYTES);
+    payload.extend_from_slice(zeros);
+    let body = model.phase + shape.elements() * model.element_bytes;
+    payload.extend_from_slice(&chunk[..model.phase.min(chunk.len())]);
+    payload.extend_from_slice(&chunk[body.min(chunk.len())..]);
+    payload.pad();
+    let states = payload.len();
+    payload.extend_stale(planes * STATES_BYTES);
+    Front {
+        states,
+        raw: payload.len(),
+    }
+}
+
+/// Appends the stream and the escapes of coded plane `index` and fills in its head and states.
+pub(super) fn write_coded(
+    index: usize,
+    front: &Front,
+    coder: &PlaneCoder,
+    encoder: &Encoder,
+    escapes: &[u16],
+    payload: &mut Payload,
+) {
+    let stream = encoder.stream();
+    payload.extend_from_slice(stream);
+    payload.pad();
+    for byte in 0..coder.table.escape_bytes() {
+        let part = payload.extend_stale(escapes.len());
+        for (to, escape) in part.iter_mut().zip(escapes) {
+            *to = escape.to_le_bytes()[byte];
+        }
+        payload.pad();
+    }
+    let payload = payload.bytes_mut();
+    let head = index * layout::HEAD_BYTES;
+    payload[head..head + 4].copy_from_slice(&(stream.len() as u32).to_le_bytes());
+    payload[head + 4..head + 8].copy_from_slice(&(escapes.len() as u32).to_le_bytes());
+    let states = front.states + index * STATES_BYTES;
+    payload[states..states + STATES_BYTES].copy_from_slice(&encoder.states());
+}

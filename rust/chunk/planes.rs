@@ -1,0 +1,290 @@
+//! Any model, plane by plane and sub-block by sub-block: the plain way, and the oracle of the others.
+
+use std::cell::RefCell;
+
+use super::layout::{ChunkShape, PayloadLayout};
+use super::payload::{Payload, write_coded, write_front};
+use super::{DecodeJob, EncodeJob, ModelCoder, keep_if_shorter};
+use crate::constants::SUB_BLOCK;
+use crate::entropy::rans::{Decoder, Encoder, Value};
+use crate::error::Result;
+use crate::model::{Plane, PlaneMode};
+use crate::planes::coded::{IndexTable, IndexedPlane, PlaneCoder};
+use crate::planes::raw;
+use crate::planes::words::{Word, lower_sign, raise_sign, with_word};
+use crate::simd::Kernels;
+
+/// What the encoder looks symbols up in, for each coded plane.
+#[derive(Debug)]
+pub(super) struct PlanesEncoder {
+    tables: Vec<IndexTable>,
+}
+
+/// Planes of the chunk at hand. Kept between chunks: fresh memory is slower than the coder.
+#[derive(Debug, Default)]
+struct Scratch {
+    coded: Vec<IndexedPlane>,
+    raw: Vec<Vec<u8>>,
+    zeros: Vec<u8>,
+    encoder: Encoder,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl PlanesEncoder {
+    pub(super) fn new(coder: &ModelCoder<'_>) -> Self {
+        let tables = coder.planes().iter().map(PlaneCoder::index_table).collect();
+        Self { tables }
+    }
+
+    /// Encodes a chunk; leaves the payload empty if the model cannot represent it or gains nothing.
+    pub(super) fn encode(&self, coder: &ModelCoder<'_>, job: &mut EncodeJob<'_>) {
+        job.payload.clear();
+        SCRATCH.with_borrow_mut(|scratch| {
+            let model = coder.model;
+            let possible = with_word!(model.element_bytes, W => {
+                coder.kernels.run(|| self.split::<W>(coder, job.chunk, job.first, scratch))
+            });
+            if possible {
+                write_payload(coder, job.chunk, scratch, &mut job.payload);
+                keep_if_shorter(job.chunk, &mut job.payload);
+            }
+        });
+    }
+
+    /// Takes the elements apart; `false` when a plane cannot be represented.
+    #[inline(always)]
+    fn split<W: Word>(
+        &self,
+        coder: &ModelCoder<'_>,
+        chunk: &[u8],
+        first: usize,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let model = coder.model;
+        let shape = coder.shape(chunk.len());
+        scratch.clear();
+        let mut buffer = [W::default(); SUB_BLOCK];
+        let mut field_buffer = [W::default(); SUB_BLOCK];
+        for start in (0..shape.elements()).step_by(SUB_BLOCK) {
+            let count = SUB_BLOCK.min(shape.elements() - start);
+            let (words, fields) = (&mut buffer[..count], &mut field_buffer[..count]);
+            let offset = model.phase + start * W::BYTES;
+            W::load(&chunk[offset..offset + count * W::BYTES], words);
+            if let Some(scale) = coder.scale {
+                scale.subtract(words, first + start);
+            }
+            lower_sign(words, model.sign_position);
+
+            let (mut below, mut coded, mut raw_index) = (W::BITS, 0, 0);
+            for (index, plane) in model.planes.iter().enumerate() {
+                below -= plane.bits;
+                let mask = W::mask(plane.bits);
+                let field = |word: W| (word >> below) & mask;
+                match plane.mode {
+                    PlaneMode::Constant(value) => {
+                        let value = W::truncate(value);
+                        if words.iter().any(|&word| field(word) != value) {
+                            return false;
+                        }
+                    }
+                    PlaneMode::Coded(_) => {
+                        let table = &self.tables[coded];
+                        if !scratch.coded(coded).extend(words, field, table) {
+                            return false;
+                        }
+                        coded += 1;
+                    }
+                    PlaneMode::Raw => {
+                        for (to, &word) in fields.iter_mut().zip(&*words) {
+                            *to = field(word);
+                        }
+                        let mut width = plane.bits;
+                        if model.trailing_zeros && index + 1 == model.planes.len() {
+                            let rule = shape.trailing_zeros();
+                            let zeros = rule.count(fields);
+                            rule.remove(fields, zeros);
+                            scratch.zeros.push(zeros as u8);
+                            width -= zeros;
+                        }
+                        raw::pack(coder.kernels, fields, width, scratch.raw(raw_index));
+                        raw_index += 1;
+                    }
+                }
+            }
+        }
+        true
+    }
+}
+
+fn write_payload(
+    coder: &ModelCoder<'_>,
+    chunk: &[u8],
+    scratch: &mut Scratch,
+    payload: &mut Payload,
+) {
+    let front = write_front(coder.shape(chunk.len()), chunk, &scratch.zeros, payload);
+    let is_raw = |plane: &&Plane| plane.mode == PlaneMode::Raw;
+    for plane in 0..coder.model.planes.iter().filter(is_raw).count() {
+        payload.extend_from_slice(scratch.raw(plane));
+        payload.pad();
+    }
+    for (index, plane) in coder.planes().iter().enumerate() {
+        let Scratch { coded, encoder, .. } = &mut *scratch;
+        let indexed = &coded[index];
+        Encoder::encode(
+            coder.kernels,
+            &plane.spec,
+            std::slice::from_mut(encoder),
+            &[&indexed.indices],
+        );
+        write_coded(index, &front, plane, encoder, &indexed.escapes, payload);
+    }
+}
+
+impl Scratch {
+    fn clear(&mut self) {
+        self.coded.iter_mut().for_each(IndexedPlane::clear);
+        self.raw.iter_mut().for_each(Vec::clear);
+        self.zeros.clear();
+    }
+
+    fn coded(&mut self, index: usize) -> &mut IndexedPlane {
+        if index >= self.coded.len() {
+            self.coded.resize_with(index + 1, IndexedPlane::default);
+        }
+        &mut self.coded[index]
+    }
+
+    fn raw(&mut self, index: usize) -> &mut Vec<u8> {
+        if index >= self.raw.len() {
+            self.raw.resize_with(index + 1, Vec::new);
+        }
+        &mut self.raw[index]
+    }
+}
+
+impl ModelCoder<'_> {
+    /// Decodes a chunk without looking at its hash.
+    pub(super) fn decode_planes(&self, job: &mut DecodeJob<'_>) -> Result<()> {
+        let layout = self.shape(job.out.len()).layout(job.payload)?;
+        with_word!(self.model.element_bytes, W => {
+            self.kernels.run(|| self.join::<W>(job, &layout))
+        })
+    }
+
+    /// Decodes the planes and puts the elements together, sub-block by sub-block.
+    #[inline(always)]
+    fn join<W: Word>(&self, job: &mut DecodeJob<'_>, layout: &PayloadLayout) -> Result<()> {
+        let model = self.model;
+        let (payload, chunk) = (job.payload, &mut *job.out);
+        let shape = self.shape(chunk.len());
+        let body = copy_edges(shape, &payload[layout.edges.clone()], chunk);
+
+        let mut escapes = Vec::with_capacity(layout.coded.len());
+        for (coder, part) in self.planes().iter().zip(&layout.coded) {
+            escapes.push(coder.escaped_values(part.escapes(payload))?);
+        }
+        let mut coded = Vec::with_capacity(layout.coded.len());
+        for (part, escapes) in layout.coded.iter().zip(&escapes) {
+            let stream = &payload[part.stream.clone()];
+            coded.push(PlaneCoder::decoder(
+                &payload[part.states.clone()],
+                stream,
+                escapes,
+            )?);
+        }
+        let mut raw: Vec<&[u8]> = layout
+            .raw
+            .iter()
+            .map(|range| &payload[range.clone()])
+            .collect();
+        let zeros = &payload[layout.zeros.clone()];
+        let mut buffer = [W::default(); SUB_BLOCK];
+        let mut field_buffer = [W::default(); SUB_BLOCK];
+        for (block, bytes) in body.chunks_mut(SUB_BLOCK * W::BYTES).enumerate() {
+            let count = bytes.len() / W::BYTES;
+            let (words, fields) = (&mut buffer[..count], &mut field_buffer[..count]);
+            words.fill(W::default());
+            let (mut coded, mut raw) = (self.planes().iter().zip(&mut coded), raw.iter_mut());
+            for (index, plane) in model.planes.iter().enumerate() {
+                match plane.mode {
+                    PlaneMode::Constant(value) => {
+                        let value = W::truncate(value);
+                        for word in words.iter_mut() {
+                            *word = word.make_room(plane.bits) | value;
+                        }
+                    }
+                    PlaneMode::Coded(_) => {
+                        if let Some((coder, decoder)) = coded.next() {
+                            if plane.bits > 8 {
+                                append::<W, u16>(self.kernels, coder, decoder, words)?;
+                            } else {
+                                append::<W, u8>(self.kernels, coder, decoder, words)?;
+                            }
+                        }
+                    }
+                    PlaneMode::Raw => {
+                        let is_last = index + 1 == model.planes.len();
+                        let zeros = zeros.get(block).filter(|_| is_last).copied().unwrap_or(0);
+                        let width = plane.bits - u32::from(zeros);
+                        if let Some(rest) = raw.next() {
+                            let (now, later) = rest.split_at(raw::raw_len(count, width));
+                            *rest = later;
+                            raw::unpack(self.kernels, now, width, fields)?;
+                        }
+                        shape.trailing_zeros().restore(fields, u32::from(zeros));
+                        for (word, &field) in words.iter_mut().zip(&*fields) {
+                            *word = word.make_room(plane.bits) | field;
+                        }
+                    }
+                }
+            }
+            raise_sign(words, model.sign_position);
+            if let Some(scale) = self.scale {
+                scale.add(words, job.first + block * SUB_BLOCK);
+            }
+            W::store(words, bytes);
+        }
+        coded.iter().try_for_each(Decoder::finish)
+    }
+}
+
+/// Puts the next symbols of a plane below what `words` already hold.
+#[inline(always)]
+fn append<W: Word, V: Value + Into<u64>>(
+    kernels: Kernels,
+    coder: &PlaneCoder,
+    decoder: &mut Decoder<'_>,
+    words: &mut [W],
+) -> Result<()> {
+    let mut buffer = [V::default(); SUB_BLOCK];
+    let values = &mut buffer[..words.len()];
+    Decoder::fill(
+        kernels,
+        (&coder.spec, &coder.map),
+        std::slice::from_mut(decoder),
+        &mut [&mut *values],
+    )?;
+    let bits = coder.table.bits();
+    for (word, &value) in words.iter_mut().zip(&*values) {
+        *word = word.make_room(bits) | W::truncate(value.into());
+    }
+    Ok(())
+}
+
+/// Copies the bytes that belong to no whole element and returns where the elements go.
+pub(super) fn copy_edges<'c>(
+    shape: ChunkShape<'_>,
+    edges: &[u8],
+    chunk: &'c mut [u8],
+) -> &'c mut [u8] {
+    let (head, tail) = edges.split_at(shape.model.phase.min(chunk.len()));
+    let (chunk_head, rest) = chunk.split_at_mut(head.len());
+    let (body, chunk_tail) = rest.split_at_mut(shape.elements() * shape.model.element_bytes);
+    chunk_head.copy_from_slice(head);
+    chunk_tail.copy_from_slice(tail);
+    body
+}

@@ -1,0 +1,90 @@
+//! Bit strings and table lookups, 64 fields at a time.
+
+use std::arch::x86_64::*;
+
+use super::{load, store};
+
+/// Bytes that 64 fields of `width` bits take, as a mask.
+const fn group_mask(width: u32) -> u64 {
+    u64::MAX >> (64 - 8 * width)
+}
+
+/// Unpacks whole groups of 64 fields and returns how many fields that are.
+///
+/// # Safety
+/// The CPU has the features of this tier; `packed` holds all fields; `width` is 1 to 7.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(in crate::simd) unsafe fn unpack_bits(packed: &[u8], width: u32, fields: &mut [u8]) -> usize {
+    // Each group of 8 bytes gets the `width` bytes that hold its eight fields.
+    let spread: [u8; 64] =
+        std::array::from_fn(|i| (i / 8 * width as usize + (i % 8).min(width as usize - 1)) as u8);
+    let shifts: [u8; 64] = std::array::from_fn(|i| (i % 8) as u8 * width as u8);
+    let (spread, shifts) = (load(&spread), load(&shifts));
+    let mask = _mm512_set1_epi8((1 << width) - 1);
+    let (groups, _) = fields.as_chunks_mut::<64>();
+    let mut from = packed.as_ptr();
+    for group in &mut *groups {
+        // SAFETY: `packed` holds this group, and masked bytes are not read.
+        let bytes = unsafe { _mm512_maskz_loadu_epi8(group_mask(width), from.cast()) };
+        from = from.wrapping_add(8 * width as usize);
+        let bundles = _mm512_permutexvar_epi8(spread, bytes);
+        let shifted = _mm512_multishift_epi64_epi8(shifts, bundles);
+        store(_mm512_and_si512(shifted, mask), group);
+    }
+    64 * groups.len()
+}
+
+/// Packs whole groups of 64 fields and returns how many fields that are.
+///
+/// # Safety
+/// The CPU has the features of this tier; `packed` has room for all fields; `width` is 1 to 7.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(in crate::simd) unsafe fn pack_bits(fields: &[u8], width: u32, packed: &mut [u8]) -> usize {
+    let mask = _mm512_set1_epi8((1 << width) - 1);
+    // Neighbours are joined three times: 2, 4, then 8 fields lie side by side.
+    let pairs = _mm512_set1_epi16((1 << width << 8) | 1);
+    let quads = _mm512_set1_epi32((1 << (2 * width) << 16) | 1);
+    let low_half = _mm512_set1_epi64(0xffff_ffff);
+    let up = _mm512_set1_epi64(i64::from(32 - 4 * width));
+    let squeeze: [u8; 64] = std::array::from_fn(|i| {
+        let (group, byte) = (i / width as usize, i % width as usize);
+        (group.min(7) * 8 + byte) as u8
+    });
+    let squeeze = load(&squeeze);
+    let (groups, _) = fields.as_chunks::<64>();
+    let mut to = packed.as_mut_ptr();
+    for group in groups {
+        let narrow = _mm512_and_si512(load(group), mask);
+        let two = _mm512_maddubs_epi16(pairs, narrow);
+        let four = _mm512_madd_epi16(two, quads);
+        let eight = _mm512_or_si512(
+            _mm512_and_si512(four, low_half),
+            _mm512_srlv_epi64(_mm512_andnot_si512(low_half, four), up),
+        );
+        let bytes = _mm512_permutexvar_epi8(squeeze, eight);
+        // SAFETY: `packed` has room for this group, and masked bytes are not written.
+        unsafe { _mm512_mask_storeu_epi8(to.cast(), group_mask(width), bytes) };
+        to = to.wrapping_add(8 * width as usize);
+    }
+    64 * groups.len()
+}
+
+/// See [`crate::simd::Kernels::index`].
+///
+/// # Safety
+/// The CPU has the features of this tier; `escapes` has an entry for each group.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(in crate::simd) unsafe fn index(table: &[u8; 64], offsets: &mut [u8], escapes: &mut [u64]) {
+    let table = load(table);
+    let escape = _mm512_set1_epi8(63);
+    for (group, escapes) in offsets.chunks_mut(64).zip(escapes) {
+        let lanes = u64::MAX >> (64 - group.len());
+        // SAFETY: only the bytes of `group` are read and written.
+        unsafe {
+            let indices = _mm512_maskz_loadu_epi8(lanes, group.as_ptr().cast());
+            let indices = _mm512_permutexvar_epi8(indices, table);
+            *escapes = _mm512_mask_cmpeq_epi8_mask(lanes, indices, escape);
+            _mm512_mask_storeu_epi8(group.as_mut_ptr().cast(), lanes, indices);
+        }
+    }
+}
