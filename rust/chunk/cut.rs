@@ -9,8 +9,9 @@
 //! One pass over the memory in both directions. The plain way (`planes.rs`) is the oracle.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
-use super::hash::ChunkHash;
+use super::hash::{ChunkHash, Update};
 use super::layout::PayloadLayout;
 use super::payload::{write_coded, write_front};
 use super::{DecodeJob, EncodeJob, ModelCoder, keep_if_shorter};
@@ -19,17 +20,16 @@ use crate::entropy::rans::{Decoder, Encoder, EscapedValues, Value};
 use crate::error::Result;
 use crate::model::Model;
 use crate::planes::coded::PlaneCoder;
-use crate::planes::cut::{Cut, FromValue, Offsets, Parts};
+use crate::planes::cut::{Cut, FromValue, MAX_LOW_BYTES, Offsets, Parts};
 use crate::planes::raw::{check_tail, raw_len};
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, low_mask, lower_sign, with_word};
+use crate::simd::Task;
 
 /// Elements of a tile: small enough that the tiles of all chunks in turn stay in the first cache.
 const TILE: usize = 1024;
 /// Chunks that are decoded in turn at most.
 pub(crate) const MAX_INTERLEAVE: usize = 4;
-/// Byte planes below a value at most.
-const MAX_LOW_BYTES: usize = 7;
 
 /// A cut with its tables.
 #[derive(Debug)]
@@ -51,9 +51,10 @@ impl CutCoder {
     pub(super) fn new(model: &Model, scale: Option<&ScaleOffsets>) -> Option<Self> {
         let (cut, table) = Cut::of(model)?;
         let plane = PlaneCoder::new(table, cut.placement());
-        let columns = scale.map_or(Vec::new(), |scale| {
-            with_word!(model.element_bytes, W => scale.column_words::<W>())
-        });
+        let columns = scale.map_or(
+            Vec::new(),
+            |scale| with_word!(model.element_bytes, W => scale.column_words::<W>()),
+        );
         Some(Self {
             cut,
             indices: plane.offset_table(),
@@ -76,7 +77,9 @@ impl CutCoder {
             .map(|job| coder.shape(job.out.len()).layout(job.payload))
             .collect::<Result<Vec<_>>>()?;
         let has_zeros = |(job, layout): (&DecodeJob<'_>, &PayloadLayout)| {
-            job.payload[layout.zeros.clone()].iter().any(|&count| count > 0)
+            job.payload[layout.zeros.clone()]
+                .iter()
+                .any(|&count| count > 0)
         };
         if jobs.len() > MAX_INTERLEAVE || jobs.iter().zip(&layouts).any(has_zeros) {
             return Ok(false);
@@ -101,7 +104,9 @@ impl CutCoder {
         V: Value,
     {
         let kernels = coder.kernels;
-        let elements = coder.model.elements(jobs.first().map_or(0, |job| job.out.len()));
+        let elements = coder
+            .model
+            .elements(jobs.first().map_or(0, |job| job.out.len()));
         let mut escapes: [EscapedValues; MAX_INTERLEAVE] = Default::default();
         for ((job, layout), escapes) in jobs.iter_mut().zip(layouts).zip(&mut escapes) {
             *escapes = self
@@ -145,31 +150,29 @@ impl CutCoder {
                     packed,
                     low: &low[..self.cut.low_bytes()],
                 };
-                let hash = &mut hashes[number];
                 let (begin, last) = (start * W::BYTES, end == elements);
-                if past_cache && !last {
-                    let staging = W::as_bytes_mut(&mut staging.0);
-                    let staging = &mut staging[..(end - start) * W::BYTES];
-                    kernels.run(|| {
-                        self.join::<W, V>(coder, parts, job.first + start, staging);
-                        if job.hash.is_some() {
-                            hash.update(staging);
-                        }
-                    });
-                    let out = &mut job.out[begin..end * W::BYTES];
-                    kernels.copy_past_cache(staging, out);
-                    continue;
-                }
-                kernels.run(|| {
-                    let out = &mut job.out[begin..end * W::BYTES];
-                    self.join::<W, V>(coder, parts, job.first + start, out);
-                    if job.hash.is_some() {
-                        // The last tile is hashed together with what follows it.
-                        let stop = if last { job.out.len() } else { end * W::BYTES };
-                        let words = (stop - begin) / 8 * 8;
-                        hash.update(&job.out[begin..begin + words]);
-                    }
+                let staged = past_cache && !last;
+                let target = if staged {
+                    &mut W::as_bytes_mut(&mut staging.0)[..(end - start) * W::BYTES]
+                } else {
+                    // The last tile is hashed together with what follows it.
+                    let stop = if last { job.out.len() } else { end * W::BYTES };
+                    &mut job.out[begin..stop]
+                };
+                kernels.run(Join::<W, V> {
+                    cut: self,
+                    scale: coder.scale,
+                    parts,
+                    first: job.first + start,
+                    out: target,
+                    hash: job.hash.map(|_| &mut hashes[number]),
+                    word: PhantomData,
                 });
+                if staged {
+                    let target = &W::as_bytes_mut(&mut staging.0)[..(end - start) * W::BYTES];
+                    let out = &mut job.out[begin..end * W::BYTES];
+                    kernels.copy_past_cache(target, out);
+                }
             }
         }
         decoders.iter().try_for_each(Decoder::finish)?;
@@ -181,44 +184,52 @@ impl CutCoder {
         }
         Ok(())
     }
+}
 
-    /// Puts a tile together, row by row if there are scale offsets.
+/// Puts a tile together, row by row if there are scale offsets, and hashes its whole words.
+struct Join<'a, W, V> {
+    cut: &'a CutCoder,
+    scale: Option<&'a ScaleOffsets>,
+    parts: Parts<'a, V>,
+    /// Number of the tile's first element in the tensor.
+    first: usize,
+    /// Elements, and after those of the last tile the bytes that follow them.
+    out: &'a mut [u8],
+    hash: Option<&'a mut ChunkHash>,
+    word: PhantomData<W>,
+}
+
+impl<W, V> Task for Join<'_, W, V>
+where
+    W: Word + From<u8> + FromValue<V>,
+    V: Value,
+{
+    type Output = ();
+
     #[inline(always)]
-    fn join<W, V>(
-        &self,
-        coder: &ModelCoder<'_>,
-        parts: Parts<'_, V>,
-        first: usize,
-        out: &mut [u8],
-    ) where
-        W: Word + From<u8> + FromValue<V>,
-        V: Value,
-    {
-        let Some(scale) = coder.scale else {
-            return self.cut.join::<W, V>(&parts, Offsets::None, out);
-        };
-        scale.for_each_row(first, parts.values.len(), |range, row, column| {
-            let low: [&[u8]; MAX_LOW_BYTES] = std::array::from_fn(|byte| {
-                parts.low.get(byte).map_or(&[][..], |plane| &plane[range.clone()])
-            });
-            let packed = if parts.packed.is_empty() {
-                parts.packed
-            } else {
-                &parts.packed[range.clone()]
-            };
-            let run = Parts {
-                values: &parts.values[range.clone()],
-                packed,
-                low: &low[..parts.low.len()],
-            };
-            let offsets = if self.columns.is_empty() {
-                Offsets::Row(row)
-            } else {
-                Offsets::Both(row, &self.columns[column * W::BYTES..])
-            };
-            let out = &mut out[range.start * W::BYTES..range.end * W::BYTES];
-            self.cut.join::<W, V>(&run, offsets, out);
-        });
+    fn run(self) {
+        let Self {
+            cut, parts, out, ..
+        } = self;
+        match self.scale {
+            None => cut.cut.join::<W, V>(&parts, Offsets::None, out),
+            Some(scale) => {
+                scale.for_each_row(self.first, parts.values.len(), |range, row, column| {
+                    let offsets = if cut.columns.is_empty() {
+                        Offsets::Row(row)
+                    } else {
+                        Offsets::Both(row, &cut.columns[column * W::BYTES..])
+                    };
+                    let out = &mut out[range.start * W::BYTES..range.end * W::BYTES];
+                    let low = parts.low_planes(&range);
+                    let run = parts.part(&range, &low);
+                    cut.cut.join::<W, V>(&run, offsets, out);
+                })
+            }
+        }
+        if let Some(hash) = self.hash {
+            hash.update(&out[..out.len() / 8 * 8]);
+        }
     }
 }
 
@@ -263,9 +274,8 @@ impl RawTile {
 
     /// Byte range of the packed bits.
     fn packed(&self) -> std::ops::Range<usize> {
-        let begin = self.block
-            + self.low_bytes * self.block_len
-            + raw_len(self.first, self.packed_bits);
+        let begin =
+            self.block + self.low_bytes * self.block_len + raw_len(self.first, self.packed_bits);
         begin..begin + raw_len(self.count, self.packed_bits)
     }
 
@@ -320,13 +330,15 @@ impl CutCoder {
         jobs: &mut [EncodeJob<'_>],
         scratch: &mut Scratch,
     ) {
-        let elements = coder.model.elements(jobs.first().map_or(0, |job| job.chunk.len()));
-        let mut fronts = Vec::with_capacity(jobs.len());
+        let elements = coder
+            .model
+            .elements(jobs.first().map_or(0, |job| job.chunk.len()));
+        let mut states = Vec::with_capacity(jobs.len());
         let mut possible = true;
         for (number, job) in jobs.iter_mut().enumerate() {
             let shape = coder.shape(job.chunk.len());
             job.payload.clear();
-            fronts.push(write_front(shape, job.chunk, &[], &mut job.payload));
+            states.push(write_front(shape, job.chunk, &[], &mut job.payload));
             let indices = &mut scratch.indices[number];
             indices.resize(elements, 0);
             let escapes = &mut scratch.escapes[number];
@@ -354,7 +366,14 @@ impl CutCoder {
                 run(std::slice::from_mut(encoder), &indices[number..=number]);
             }
             let escapes = &scratch.escapes[number];
-            write_coded(0, &fronts[number], &self.plane, encoder, escapes, &mut job.payload);
+            write_coded(
+                0,
+                states[number],
+                &self.plane,
+                encoder,
+                escapes,
+                &mut job.payload,
+            );
             keep_if_shorter(job.chunk, &mut job.payload);
         }
     }
@@ -396,16 +415,17 @@ impl CutCoder {
                         &mut []
                     }
                 });
-                kernels.run(|| {
-                    if end < elements {
-                        hash.update(bytes);
-                    }
-                    W::load(bytes, words);
-                    if let Some(scale) = coder.scale {
-                        scale.subtract(words, job.first + start);
-                    }
-                    lower_sign(words, cut.sign_position);
-                    cut.split(words, base, indices, packed, &mut low[..tile.low_bytes])
+                kernels.run(Split {
+                    cut,
+                    base,
+                    scale: coder.scale,
+                    bytes,
+                    first: job.first + start,
+                    hash: (end < elements).then_some(&mut hash),
+                    words: &mut *words,
+                    indices: &mut *indices,
+                    packed: &mut *packed,
+                    low: &mut low[..tile.low_bytes],
                 })
             };
             if !holds {
@@ -436,7 +456,10 @@ impl CutCoder {
         let last = elements.saturating_sub(1) / TILE * TILE * W::BYTES;
         let rest = &job.chunk[last..];
         let whole = rest.len() / 8 * 8;
-        kernels.run(|| hash.update(&rest[..whole]));
+        kernels.run(Update {
+            hash: &mut hash,
+            words: &rest[..whole],
+        });
         job.hash = hash.finish(&rest[whole..]);
         true
     }
@@ -445,5 +468,38 @@ impl CutCoder {
     fn leave(&self, coder: &ModelCoder<'_>, job: &mut EncodeJob<'_>) -> bool {
         job.hash = super::chunk_hash(coder.kernels, job.chunk);
         false
+    }
+}
+
+/// Hashes a tile and takes it apart; returns whether the constant bits hold.
+struct Split<'a, W> {
+    cut: &'a Cut,
+    base: u16,
+    scale: Option<&'a ScaleOffsets>,
+    bytes: &'a [u8],
+    /// Number of the tile's first element in the tensor.
+    first: usize,
+    hash: Option<&'a mut ChunkHash>,
+    words: &'a mut [W],
+    indices: &'a mut [u8],
+    packed: &'a mut [u8],
+    low: &'a mut [&'a mut [u8]],
+}
+
+impl<W: Word> Task for Split<'_, W> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        if let Some(hash) = self.hash {
+            hash.update(self.bytes);
+        }
+        W::load(self.bytes, self.words);
+        if let Some(scale) = self.scale {
+            scale.subtract(self.words, self.first);
+        }
+        lower_sign(self.words, self.cut.sign_position);
+        self.cut
+            .split(self.words, self.base, self.indices, self.packed, self.low)
     }
 }

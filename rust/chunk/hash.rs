@@ -16,7 +16,7 @@
 //! Not a cryptographic hash.
 //! Place in docs/format.md: "Chunk hash".
 
-use crate::simd::Kernels;
+use crate::simd::{Kernels, Task};
 
 const KEY_LOW: u32 = 0x9e37_79b9;
 const KEY_HIGH: u32 = 0x85eb_ca6b;
@@ -28,8 +28,26 @@ const MULTIPLIER: u64 = 0x9fb2_1c64_1e98_df25;
 pub(crate) fn chunk_hash(kernels: Kernels, bytes: &[u8]) -> u64 {
     let mut hash = ChunkHash::default();
     let words = bytes.len() / 8 * 8;
-    kernels.run(|| hash.update(&bytes[..words]));
+    kernels.run(Update {
+        hash: &mut hash,
+        words: &bytes[..words],
+    });
     hash.finish(&bytes[words..])
+}
+
+/// [`ChunkHash::update`], to be compiled for a tier.
+pub(super) struct Update<'a> {
+    pub(super) hash: &'a mut ChunkHash,
+    pub(super) words: &'a [u8],
+}
+
+impl Task for Update<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.hash.update(self.words);
+    }
 }
 
 /// The hash of the words so far.
@@ -51,8 +69,8 @@ impl ChunkHash {
             let i = self.words.wrapping_add(i as u32);
             let word = u64::from_le_bytes(*word);
             let low = (word as u32).wrapping_add(KEY_LOW.wrapping_add(i.wrapping_mul(STEP_LOW)));
-            let high =
-                ((word >> 32) as u32).wrapping_add(KEY_HIGH.wrapping_add(i.wrapping_mul(STEP_HIGH)));
+            let high = ((word >> 32) as u32)
+                .wrapping_add(KEY_HIGH.wrapping_add(i.wrapping_mul(STEP_HIGH)));
             products = products.wrapping_add(u64::from(low) * u64::from(high));
             sum = sum.wrapping_add(u64::from(high) << 32 | u64::from(low));
         }

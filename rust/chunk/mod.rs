@@ -62,11 +62,7 @@ impl DecodeJob<'_> {
 }
 
 impl<'a> ModelCoder<'a> {
-    pub(crate) fn new(
-        kernels: Kernels,
-        model: &'a Model,
-        scale: Option<&'a ScaleOffsets>,
-    ) -> Self {
+    pub(crate) fn new(kernels: Kernels, model: &'a Model, scale: Option<&'a ScaleOffsets>) -> Self {
         let scale = scale.filter(|_| model.scaled);
         // The scalar tier is the oracle: it goes the plain way.
         let cut = match kernels.tier() {
@@ -129,9 +125,8 @@ impl<'a> ModelCoder<'a> {
             return Ok(());
         }
         self.decode_planes(job)?;
-        job.hash.map_or(Ok(()), |_| {
-            job.check(chunk_hash(self.kernels, job.out))
-        })
+        job.hash
+            .map_or(Ok(()), |_| job.check(chunk_hash(self.kernels, job.out)))
     }
 }
 
@@ -155,11 +150,7 @@ pub(crate) struct ModelEncoder<'a> {
 }
 
 impl<'a> ModelEncoder<'a> {
-    pub(crate) fn new(
-        kernels: Kernels,
-        model: &'a Model,
-        scale: Option<&'a ScaleOffsets>,
-    ) -> Self {
+    pub(crate) fn new(kernels: Kernels, model: &'a Model, scale: Option<&'a ScaleOffsets>) -> Self {
         Self {
             coder: ModelCoder::new(kernels, model, scale),
             plain: OnceLock::new(),

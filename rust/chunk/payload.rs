@@ -56,21 +56,13 @@ impl Payload {
     }
 }
 
-/// The sizes of a payload's front part, in bytes from its begin.
-pub(super) struct Front {
-    /// Where the states of the first coded plane go.
-    pub(super) states: usize,
-    /// Where the first raw plane goes.
-    pub(super) raw: usize,
-}
-
-/// Appends head, zero counts, edge bytes and room for the states.
+/// Appends head, zero counts, edge bytes and room for the states, whose position is returned.
 pub(super) fn write_front(
     shape: ChunkShape<'_>,
     chunk: &[u8],
     zeros: &[u8],
     payload: &mut Payload,
-) -> Front {
+) -> usize {
     let model = shape.model;
     let planes = model.tables().count();
     payload.extend_stale(planes * layout::HEAD_BYTES);
@@ -81,16 +73,14 @@ pub(super) fn write_front(
     payload.pad();
     let states = payload.len();
     payload.extend_stale(planes * STATES_BYTES);
-    Front {
-        states,
-        raw: payload.len(),
-    }
+    states
 }
 
-/// Appends the stream and the escapes of coded plane `index` and fills in its head and states.
+/// Appends the stream and the escapes of coded plane `index`; fills in its head, and its states among
+/// those that begin at `states`.
 pub(super) fn write_coded(
     index: usize,
-    front: &Front,
+    states: usize,
     coder: &PlaneCoder,
     encoder: &Encoder,
     escapes: &[u16],
@@ -110,6 +100,6 @@ pub(super) fn write_coded(
     let head = index * layout::HEAD_BYTES;
     payload[head..head + 4].copy_from_slice(&(stream.len() as u32).to_le_bytes());
     payload[head + 4..head + 8].copy_from_slice(&(escapes.len() as u32).to_le_bytes());
-    let states = front.states + index * STATES_BYTES;
+    let states = states + index * STATES_BYTES;
     payload[states..states + STATES_BYTES].copy_from_slice(&encoder.states());
 }

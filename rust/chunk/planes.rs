@@ -1,6 +1,7 @@
 //! Any model, plane by plane and sub-block by sub-block: the plain way, and the oracle of the others.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 use super::layout::{ChunkShape, PayloadLayout};
 use super::payload::{Payload, write_coded, write_front};
@@ -12,7 +13,7 @@ use crate::model::{Plane, PlaneMode};
 use crate::planes::coded::{IndexTable, IndexedPlane, PlaneCoder};
 use crate::planes::raw;
 use crate::planes::words::{Word, lower_sign, raise_sign, with_word};
-use crate::simd::Kernels;
+use crate::simd::{Kernels, Task};
 
 /// What the encoder looks symbols up in, for each coded plane.
 #[derive(Debug)]
@@ -45,7 +46,8 @@ impl PlanesEncoder {
         SCRATCH.with_borrow_mut(|scratch| {
             let model = coder.model;
             let possible = with_word!(model.element_bytes, W => {
-                coder.kernels.run(|| self.split::<W>(coder, job.chunk, job.first, scratch))
+                let (chunk, first) = (job.chunk, job.first);
+                coder.kernels.run(Split::<W> { encoder: self, coder, chunk, first, scratch, word: PhantomData })
             });
             if possible {
                 write_payload(coder, job.chunk, scratch, &mut job.payload);
@@ -53,16 +55,31 @@ impl PlanesEncoder {
             }
         });
     }
+}
 
-    /// Takes the elements apart; `false` when a plane cannot be represented.
+/// Takes the elements apart; `false` when a plane cannot be represented.
+struct Split<'a, W> {
+    encoder: &'a PlanesEncoder,
+    coder: &'a ModelCoder<'a>,
+    chunk: &'a [u8],
+    first: usize,
+    scratch: &'a mut Scratch,
+    word: PhantomData<W>,
+}
+
+impl<W: Word> Task for Split<'_, W> {
+    type Output = bool;
+
     #[inline(always)]
-    fn split<W: Word>(
-        &self,
-        coder: &ModelCoder<'_>,
-        chunk: &[u8],
-        first: usize,
-        scratch: &mut Scratch,
-    ) -> bool {
+    fn run(self) -> bool {
+        let Self {
+            encoder,
+            coder,
+            chunk,
+            first,
+            scratch,
+            ..
+        } = self;
         let model = coder.model;
         let shape = coder.shape(chunk.len());
         scratch.clear();
@@ -91,7 +108,7 @@ impl PlanesEncoder {
                         }
                     }
                     PlaneMode::Coded(_) => {
-                        let table = &self.tables[coded];
+                        let table = &encoder.tables[coded];
                         if !scratch.coded(coded).extend(words, field, table) {
                             return false;
                         }
@@ -125,7 +142,7 @@ fn write_payload(
     scratch: &mut Scratch,
     payload: &mut Payload,
 ) {
-    let front = write_front(coder.shape(chunk.len()), chunk, &scratch.zeros, payload);
+    let states = write_front(coder.shape(chunk.len()), chunk, &scratch.zeros, payload);
     let is_raw = |plane: &&Plane| plane.mode == PlaneMode::Raw;
     for plane in 0..coder.model.planes.iter().filter(is_raw).count() {
         payload.extend_from_slice(scratch.raw(plane));
@@ -140,7 +157,7 @@ fn write_payload(
             std::slice::from_mut(encoder),
             &[&indexed.indices],
         );
-        write_coded(index, &front, plane, encoder, &indexed.escapes, payload);
+        write_coded(index, states, plane, encoder, &indexed.escapes, payload);
     }
 }
 
@@ -171,21 +188,35 @@ impl ModelCoder<'_> {
     pub(super) fn decode_planes(&self, job: &mut DecodeJob<'_>) -> Result<()> {
         let layout = self.shape(job.out.len()).layout(job.payload)?;
         with_word!(self.model.element_bytes, W => {
-            self.kernels.run(|| self.join::<W>(job, &layout))
+            self.kernels.run(Join::<W> { coder: self, job, layout: &layout, word: PhantomData })
         })
     }
+}
 
-    /// Decodes the planes and puts the elements together, sub-block by sub-block.
+/// Decodes the planes and puts the elements together, sub-block by sub-block.
+struct Join<'a, 'j, W> {
+    coder: &'a ModelCoder<'a>,
+    job: &'a mut DecodeJob<'j>,
+    layout: &'a PayloadLayout,
+    word: PhantomData<W>,
+}
+
+impl<W: Word> Task for Join<'_, '_, W> {
+    type Output = Result<()>;
+
     #[inline(always)]
-    fn join<W: Word>(&self, job: &mut DecodeJob<'_>, layout: &PayloadLayout) -> Result<()> {
-        let model = self.model;
+    fn run(self) -> Result<()> {
+        let Self {
+            coder, job, layout, ..
+        } = self;
+        let model = coder.model;
         let (payload, chunk) = (job.payload, &mut *job.out);
-        let shape = self.shape(chunk.len());
+        let shape = coder.shape(chunk.len());
         let body = copy_edges(shape, &payload[layout.edges.clone()], chunk);
 
         let mut escapes = Vec::with_capacity(layout.coded.len());
-        for (coder, part) in self.planes().iter().zip(&layout.coded) {
-            escapes.push(coder.escaped_values(part.escapes(payload))?);
+        for (plane, part) in coder.planes().iter().zip(&layout.coded) {
+            escapes.push(plane.escaped_values(part.escapes(payload))?);
         }
         let mut coded = Vec::with_capacity(layout.coded.len());
         for (part, escapes) in layout.coded.iter().zip(&escapes) {
@@ -208,7 +239,7 @@ impl ModelCoder<'_> {
             let count = bytes.len() / W::BYTES;
             let (words, fields) = (&mut buffer[..count], &mut field_buffer[..count]);
             words.fill(W::default());
-            let (mut coded, mut raw) = (self.planes().iter().zip(&mut coded), raw.iter_mut());
+            let (mut coded, mut raw) = (coder.planes().iter().zip(&mut coded), raw.iter_mut());
             for (index, plane) in model.planes.iter().enumerate() {
                 match plane.mode {
                     PlaneMode::Constant(value) => {
@@ -218,11 +249,11 @@ impl ModelCoder<'_> {
                         }
                     }
                     PlaneMode::Coded(_) => {
-                        if let Some((coder, decoder)) = coded.next() {
+                        if let Some((table, decoder)) = coded.next() {
                             if plane.bits > 8 {
-                                append::<W, u16>(self.kernels, coder, decoder, words)?;
+                                append::<W, u16>(coder.kernels, table, decoder, words)?;
                             } else {
-                                append::<W, u8>(self.kernels, coder, decoder, words)?;
+                                append::<W, u8>(coder.kernels, table, decoder, words)?;
                             }
                         }
                     }
@@ -233,7 +264,7 @@ impl ModelCoder<'_> {
                         if let Some(rest) = raw.next() {
                             let (now, later) = rest.split_at(raw::raw_len(count, width));
                             *rest = later;
-                            raw::unpack(self.kernels, now, width, fields)?;
+                            raw::unpack(coder.kernels, now, width, fields)?;
                         }
                         shape.trailing_zeros().restore(fields, u32::from(zeros));
                         for (word, &field) in words.iter_mut().zip(&*fields) {
@@ -243,7 +274,7 @@ impl ModelCoder<'_> {
                 }
             }
             raise_sign(words, model.sign_position);
-            if let Some(scale) = self.scale {
+            if let Some(scale) = coder.scale {
                 scale.add(words, job.first + block * SUB_BLOCK);
             }
             W::store(words, bytes);

@@ -9,9 +9,7 @@ use std::sync::OnceLock;
 
 use super::index::{Index, Storage, is_packed};
 use super::prelude::{Body, Chunked, Prelude};
-use crate::chunk::{
-    DecodeJob, ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern,
-};
+use crate::chunk::{DecodeJob, ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern};
 use crate::constants::{ALIGNMENT, PAST_CACHE_BYTES};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, try_zeroed};
@@ -232,9 +230,7 @@ impl<'s> ChunkDecoder<'s> {
     }
 
     fn hash(&self, number: usize) -> Option<u64> {
-        self.options
-            .verify
-            .then(|| self.stream.index.hash(number))
+        self.options.verify.then(|| self.stream.index.hash(number))
     }
 
     /// Joins neighbours of the same model and length into units that are decoded in one call.
@@ -272,7 +268,9 @@ impl<'s> ChunkDecoder<'s> {
         let Storage::Model(model) = self.stream.index.storage(first) else {
             return Ok(());
         };
-        let jobs = unit.iter_mut().map(|piece| self.job(model, piece.number, piece.out));
+        let jobs = unit
+            .iter_mut()
+            .map(|piece| self.job(model, piece.number, piece.out));
         self.coder(model)
             .decode(&mut jobs.collect::<Vec<_>>(), self.past_cache)
             .map_err(|(job, error)| error.within(&format!("chunk {}", first + job)))

@@ -104,7 +104,10 @@ impl StreamWriter<'_> {
         let packed = entries
             .first()
             .is_none_or(|entry| is_packed(1, entry.storage));
-        if let Some(entry) = entries.first_mut().filter(|entry| entry.storage == Storage::Raw) {
+        if let Some(entry) = entries
+            .first_mut()
+            .filter(|entry| entry.storage == Storage::Raw)
+        {
             entry.payload_len = self.data.len() as u32;
         }
         // A model that was not used after all need not be stored.

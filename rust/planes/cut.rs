@@ -10,12 +10,17 @@
 //! planes. The loops are safe code, compiled for each tier by [`crate::simd::Kernels::run`].
 //! Place in docs/format.md: "From element to planes".
 
+use std::ops::Range;
+
 use super::coded::Placement;
 use super::words::Word;
 use crate::constants::ESCAPE;
 use crate::entropy::rans::Value;
 use crate::model::frequency_table::FrequencyTable;
 use crate::model::{Model, PlaneMode};
+
+/// Byte planes below a value at most.
+pub(crate) const MAX_LOW_BYTES: usize = 7;
 
 /// See the module documentation.
 #[derive(Clone, Copy, Debug)]
@@ -255,6 +260,35 @@ pub(crate) struct Parts<'a, V> {
     pub(crate) packed: &'a [u8],
     /// The byte planes, the lowest bits first.
     pub(crate) low: &'a [&'a [u8]],
+}
+
+impl<'a, V> Parts<'a, V> {
+    /// The byte planes of some of the elements.
+    #[inline(always)]
+    pub(crate) fn low_planes(&self, range: &Range<usize>) -> [&'a [u8]; MAX_LOW_BYTES] {
+        let plane = |byte: usize| match self.low.get(byte) {
+            Some(plane) => &plane[range.clone()],
+            None => &[],
+        };
+        std::array::from_fn(plane)
+    }
+
+    /// The parts of some of the elements, with their byte planes.
+    #[inline(always)]
+    pub(crate) fn part<'b>(&self, range: &Range<usize>, low: &'b [&'b [u8]]) -> Parts<'b, V>
+    where
+        'a: 'b,
+    {
+        Parts {
+            values: &self.values[range.clone()],
+            packed: if self.packed.is_empty() {
+                self.packed
+            } else {
+                &self.packed[range.clone()]
+            },
+            low: &low[..self.low.len()],
+        }
+    }
 }
 
 /// Scale offsets of a run of elements in one row, in steps of the magnitude's lowest bit.

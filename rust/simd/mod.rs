@@ -9,9 +9,9 @@
     reason = "calls into kernels compiled for an instruction set"
 )]
 
-mod bits;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bits;
 #[cfg(test)]
 mod tests;
 
@@ -62,6 +62,15 @@ impl SimdTier {
 /// [`Error::InvalidArgument`] when the variable names a tier that is unknown or not available.
 pub fn simd_tier() -> Result<SimdTier> {
     Kernels::select(None).map(|kernels| kernels.tier)
+}
+
+/// Safe code whose loops the compiler turns into vectors.
+///
+/// A closure would do but for one thing: `run` must be `#[inline(always)]`, and so must what it calls,
+/// to be compiled with the features of the function it is called from.
+pub(crate) trait Task {
+    type Output;
+    fn run(self) -> Self::Output;
 }
 
 /// The kernels of a tier that this machine has: having one is the proof that they may be called.
@@ -116,16 +125,13 @@ impl Kernels {
         }
     }
 
-    /// Calls `work` compiled for the tier: its loops use the tier's vectors, wherever they are inlined.
-    #[inline]
-    pub(crate) fn run<R>(self, work: impl FnOnce() -> R) -> R {
+    /// Runs safe code compiled for the tier, so that its loops use the tier's vectors.
+    pub(crate) fn run<T: Task>(self, task: T) -> T::Output {
         match self.tier {
-            SimdTier::Scalar => work(),
             // SAFETY: a `Kernels` of this tier exists, so that the CPU has its features.
             #[cfg(target_arch = "x86_64")]
-            SimdTier::Avx512 => unsafe { avx512::run(work) },
-            #[cfg(not(target_arch = "x86_64"))]
-            SimdTier::Avx512 => work(),
+            SimdTier::Avx512 => unsafe { avx512::run(task) },
+            _ => task.run(),
         }
     }
 
@@ -179,12 +185,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the lists of indices differ in length, are no whole groups, or an encoder has too little room.
-    pub(crate) fn encode_groups(
-        self,
-        spec: &Spec,
-        encoders: &mut [Encoder],
-        indices: &[&[u8]],
-    ) {
+    pub(crate) fn encode_groups(self, spec: &Spec, encoders: &mut [Encoder], indices: &[&[u8]]) {
         let len = indices.first().map_or(0, |indices| indices.len());
         assert_eq!(encoders.len(), indices.len());
         assert!(len.is_multiple_of(64) && indices.iter().all(|indices| indices.len() == len));

@@ -80,7 +80,9 @@ impl<'a> Decoder<'a> {
                 .min();
             let safe = safe.unwrap_or(0).min(groups - done);
             let next = done + safe.max(1);
-            let mut range = out.iter_mut().map(|out| &mut out[done * LANES..next * LANES]);
+            let mut range = out
+                .iter_mut()
+                .map(|out| &mut out[done * LANES..next * LANES]);
             if safe > 0 {
                 let mut range: Vec<&mut [V]> = range.collect();
                 kernels.decode_groups(spec, map, decoders, &mut range, safe);
@@ -88,9 +90,7 @@ impl<'a> Decoder<'a> {
                 decoders
                     .iter_mut()
                     .zip(&mut range)
-                    .try_for_each(|(decoder, out)| {
-                        decoder.last_group(kernels, (spec, map), out)
-                    })?;
+                    .try_for_each(|(decoder, out)| decoder.last_group(kernels, (spec, map), out))?;
             }
             done = next;
         }

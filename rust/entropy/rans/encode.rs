@@ -40,12 +40,7 @@ impl Default for Encoder {
 
 impl Encoder {
     /// Encodes a plane with each encoder, all of the same length; every index has a slot in `spec`.
-    pub(crate) fn encode(
-        kernels: Kernels,
-        spec: &Spec,
-        encoders: &mut [Self],
-        indices: &[&[u8]],
-    ) {
+    pub(crate) fn encode(kernels: Kernels, spec: &Spec, encoders: &mut [Self], indices: &[&[u8]]) {
         let len = indices.first().map_or(0, |indices| indices.len());
         let whole = len / LANES * LANES;
         for (encoder, indices) in encoders.iter_mut().zip(indices) {

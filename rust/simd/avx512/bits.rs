@@ -9,17 +9,52 @@ const fn group_mask(width: u32) -> u64 {
     u64::MAX >> (64 - 8 * width)
 }
 
+/// What the kernels of one width shuffle by.
+#[derive(Clone, Copy)]
+struct Shuffles {
+    /// Gives each 8 bytes the `width` bytes that hold their eight fields.
+    spread: [u8; 64],
+    /// Where in those the fields begin, in bits.
+    shifts: [u8; 64],
+    /// The inverse of `spread`.
+    squeeze: [u8; 64],
+}
+
+static SHUFFLES: [Shuffles; 8] = shuffles();
+
+const fn shuffles() -> [Shuffles; 8] {
+    let mut table = [Shuffles {
+        spread: [0; 64],
+        shifts: [0; 64],
+        squeeze: [0; 64],
+    }; 8];
+    let mut width = 1;
+    while width < 8 {
+        let shuffles = &mut table[width];
+        let mut i = 0;
+        while i < 64 {
+            let (group, byte) = (i / 8, i % 8);
+            let last = if byte < width { byte } else { width - 1 };
+            shuffles.spread[i] = (group * width + last) as u8;
+            shuffles.shifts[i] = (byte * width) as u8;
+            // Bytes from `8 * width` on are not stored.
+            let from = i / width * 8 + i % width;
+            shuffles.squeeze[i] = from as u8 & 63;
+            i += 1;
+        }
+        width += 1;
+    }
+    table
+}
+
 /// Unpacks whole groups of 64 fields and returns how many fields that are.
 ///
 /// # Safety
 /// The CPU has the features of this tier; `packed` holds all fields; `width` is 1 to 7.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(in crate::simd) unsafe fn unpack_bits(packed: &[u8], width: u32, fields: &mut [u8]) -> usize {
-    // Each group of 8 bytes gets the `width` bytes that hold its eight fields.
-    let spread: [u8; 64] =
-        std::array::from_fn(|i| (i / 8 * width as usize + (i % 8).min(width as usize - 1)) as u8);
-    let shifts: [u8; 64] = std::array::from_fn(|i| (i % 8) as u8 * width as u8);
-    let (spread, shifts) = (load(&spread), load(&shifts));
+    let shuffles = &SHUFFLES[width as usize];
+    let (spread, shifts) = (load(&shuffles.spread), load(&shuffles.shifts));
     let mask = _mm512_set1_epi8((1 << width) - 1);
     let (groups, _) = fields.as_chunks_mut::<64>();
     let mut from = packed.as_ptr();
@@ -46,11 +81,7 @@ pub(in crate::simd) unsafe fn pack_bits(fields: &[u8], width: u32, packed: &mut 
     let quads = _mm512_set1_epi32((1 << (2 * width) << 16) | 1);
     let low_half = _mm512_set1_epi64(0xffff_ffff);
     let up = _mm512_set1_epi64(i64::from(32 - 4 * width));
-    let squeeze: [u8; 64] = std::array::from_fn(|i| {
-        let (group, byte) = (i / width as usize, i % width as usize);
-        (group.min(7) * 8 + byte) as u8
-    });
-    let squeeze = load(&squeeze);
+    let squeeze = load(&SHUFFLES[width as usize].squeeze);
     let (groups, _) = fields.as_chunks::<64>();
     let mut to = packed.as_mut_ptr();
     for group in groups {

@@ -11,6 +11,7 @@ pub(super) use bits::{index, pack_bits, unpack_bits};
 pub(super) use rans::{decode_groups, encode_groups};
 pub(super) use stream::copy_past_cache;
 
+use super::Task;
 use std::arch::x86_64::{__m512i, _mm512_loadu_si512, _mm512_storeu_si512};
 
 /// Whether the CPU has what every function of this module needs.
@@ -26,13 +27,12 @@ pub(super) fn is_available() -> bool {
         && is_x86_feature_detected!("popcnt")
 }
 
-/// Calls `work` compiled for this tier.
+/// Runs a task compiled for this tier.
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt"
 )]
-#[inline]
-pub(super) fn run<R>(work: impl FnOnce() -> R) -> R {
-    work()
+pub(super) fn run<T: Task>(task: T) -> T::Output {
+    task.run()
 }
 
 /// A constant or table as a register.
@@ -62,4 +62,3 @@ fn load_words(words: &[u16; 64]) -> [__m512i; 2] {
         ]
     }
 }
-

@@ -18,8 +18,8 @@ use crate::constants::LANES;
 use crate::entropy::rans::{Decoder, Encoder, Spec, Value, ValueMap};
 
 /// `2 i`-th and `2 i + 1`-th byte: low bytes of one register with those of another.
-const INTERLEAVE_FIRST: [u8; 64] = interleave(0);
-const INTERLEAVE_LAST: [u8; 64] = interleave(32);
+static INTERLEAVE_FIRST: [u8; 64] = interleave(0);
+static INTERLEAVE_LAST: [u8; 64] = interleave(32);
 
 const fn interleave(first: u8) -> [u8; 64] {
     let mut bytes = [0; 64];
@@ -32,7 +32,7 @@ const fn interleave(first: u8) -> [u8; 64] {
 }
 
 /// 0 to 63 twice: 64 bytes from `n` on rotate a register by `n`.
-const ROTATIONS: [u8; 128] = {
+static ROTATIONS: [u8; 128] = {
     let mut bytes = [0; 128];
     let mut i = 0;
     while i < 128 {
@@ -52,7 +52,7 @@ struct Division {
     increment: bool,
 }
 
-const DIVISIONS: [Division; 256] = divisions();
+static DIVISIONS: [Division; 256] = divisions();
 
 const fn divisions() -> [Division; 256] {
     let mut table = [Division {
@@ -83,6 +83,27 @@ const fn divisions() -> [Division; 256] {
         frequency += 1;
     }
     table
+}
+
+/// A load that the compiler cannot make part of the instruction that uses it: an expansion from memory
+/// takes ten times as long as one from a register.
+///
+/// # Safety
+/// 64 bytes from `from` on can be read, and the CPU has AVX-512.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load_apart(from: *const u8) -> __m512i {
+    let register;
+    // SAFETY: the instruction reads the 64 bytes that the caller vouches for and nothing else.
+    unsafe {
+        std::arch::asm!(
+            "vmovdqu64 {register}, [{from}]",
+            from = in(reg) from,
+            register = lateout(zmm_reg) register,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    register
 }
 
 /// See [`crate::simd::Kernels::decode_groups`].
@@ -176,21 +197,15 @@ unsafe fn decode<const K: usize, const ESCAPES: bool, V: Value>(
                 _mm512_srli_epi16::<8>(offset),
             );
             // 0xE4: the first operand where the mask is set, else the second.
-            let next_low = _mm512_ternarylogic_epi32::<0xE4>(
-                even,
-                _mm512_slli_epi16::<8>(odd),
-                low_bytes,
-            );
-            let next_high = _mm512_ternarylogic_epi32::<0xE4>(
-                _mm512_srli_epi16::<8>(even),
-                odd,
-                low_bytes,
-            );
+            let next_low =
+                _mm512_ternarylogic_epi32::<0xE4>(even, _mm512_slli_epi16::<8>(odd), low_bytes);
+            let next_high =
+                _mm512_ternarylogic_epi32::<0xE4>(_mm512_srli_epi16::<8>(even), odd, low_bytes);
             let refill = _mm512_testn_epi8_mask(next_high, next_high);
             high[c] = _mm512_mask_mov_epi8(next_high, refill, next_low);
             // SAFETY: group `g` begins at most `64 g` bytes into a stream of `64 * groups`.
             unsafe {
-                let ahead = _mm512_loadu_si512(stream[c].cast());
+                let ahead = load_apart(stream[c]);
                 low[c] = _mm512_mask_expand_epi8(next_low, refill, ahead);
                 stream[c] = stream[c].add(refill.count_ones() as usize);
             }
@@ -206,10 +221,10 @@ unsafe fn decode<const K: usize, const ESCAPES: bool, V: Value>(
                 let position = used[c].min(counts[c]);
                 // SAFETY: `EscapedValues` has 64 bytes from every position up to its count.
                 unsafe {
-                    let next = _mm512_loadu_si512(escapes[c][0].add(position).cast());
+                    let next = load_apart(escapes[c][0].add(position));
                     value = _mm512_mask_expand_epi8(value, escaped, next);
                     if V::WIDE {
-                        let next = _mm512_loadu_si512(escapes[c][1].add(position).cast());
+                        let next = load_apart(escapes[c][1].add(position));
                         high_value = _mm512_mask_expand_epi8(high_value, escaped, next);
                     }
                 }
@@ -285,7 +300,9 @@ unsafe fn encode<const K: usize, const INCREMENT: bool>(
     let division = |index: usize| DIVISIONS[usize::from(spec.frequency[index])];
     let reciprocals = load_words(&std::array::from_fn(|index| division(index).reciprocal));
     let shifts = load_words(&std::array::from_fn(|index| division(index).shift));
-    let increments = load(&std::array::from_fn(|index| u8::from(division(index).increment)));
+    let increments = load(&std::array::from_fn(|index| {
+        u8::from(division(index).increment)
+    }));
     let (frequencies, starts) = (load(&spec.frequency), load(&spec.start));
     let low_bytes = _mm512_set1_epi16(0xff);
     let ones = _mm512_set1_epi8(1);
@@ -318,16 +335,10 @@ unsafe fn encode<const K: usize, const INCREMENT: bool>(
             let x_low = _mm512_mask_mov_epi8(low[c], emit, high[c]);
             let x_high = _mm512_maskz_mov_epi8(!emit, high[c]);
 
-            let mut even = _mm512_ternarylogic_epi32::<0xE4>(
-                x_low,
-                _mm512_slli_epi16::<8>(x_high),
-                low_bytes,
-            );
-            let mut odd = _mm512_ternarylogic_epi32::<0xE4>(
-                _mm512_srli_epi16::<8>(x_low),
-                x_high,
-                low_bytes,
-            );
+            let mut even =
+                _mm512_ternarylogic_epi32::<0xE4>(x_low, _mm512_slli_epi16::<8>(x_high), low_bytes);
+            let mut odd =
+                _mm512_ternarylogic_epi32::<0xE4>(_mm512_srli_epi16::<8>(x_low), x_high, low_bytes);
             if INCREMENT {
                 let increment = _mm512_permutexvar_epi8(index, increments);
                 even = _mm512_add_epi16(even, _mm512_and_si512(increment, low_bytes));
@@ -386,7 +397,11 @@ mod tests {
             for x in frequency..256 * frequency {
                 let sum = x + u32::from(division.increment);
                 let quotient = (sum * u32::from(division.reciprocal)) >> 16 >> division.shift;
-                assert_eq!(quotient + u32::from(frequency == 1), x / frequency, "{x} / {frequency}");
+                assert_eq!(
+                    quotient + u32::from(frequency == 1),
+                    x / frequency,
+                    "{x} / {frequency}"
+                );
             }
         }
     }
