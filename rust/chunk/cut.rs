@@ -11,12 +11,12 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use super::hash::{ChunkHash, Update};
+use super::hash::ChunkHash;
 use super::layout::PayloadLayout;
 use super::payload::{write_coded, write_front};
 use super::{DecodeJob, EncodeJob, ModelCoder, keep_if_shorter};
 use crate::constants::{LANES, MAX_SYMBOLS, SUB_BLOCK};
-use crate::entropy::rans::{Decoder, Encoder, EscapedValues, Value};
+use crate::entropy::rans::{Decoder, Encoder, EscapedValues, MAX_DECODERS, Value};
 use crate::error::Result;
 use crate::model::Model;
 use crate::planes::coded::PlaneCoder;
@@ -28,8 +28,6 @@ use crate::simd::Task;
 
 /// Elements of a tile: small enough that the tiles of all chunks in turn stay in the first cache.
 const TILE: usize = 1024;
-/// Chunks that are decoded in turn at most.
-pub(crate) const MAX_INTERLEAVE: usize = 4;
 
 /// A cut with its tables.
 #[derive(Debug)]
@@ -81,7 +79,7 @@ impl CutCoder {
                 .iter()
                 .any(|&count| count > 0)
         };
-        if jobs.len() > MAX_INTERLEAVE || jobs.iter().zip(&layouts).any(has_zeros) {
+        if jobs.len() > MAX_DECODERS || jobs.iter().zip(&layouts).any(has_zeros) {
             return Ok(false);
         }
         with_word!(coder.model.element_bytes, W => if self.cut.is_wide() {
@@ -92,10 +90,10 @@ impl CutCoder {
         Ok(true)
     }
 
-    fn decode_words<W, V>(
+    fn decode_words<'a, W, V>(
         &self,
         coder: &ModelCoder<'_>,
-        jobs: &mut [DecodeJob<'_>],
+        jobs: &mut [DecodeJob<'a>],
         layouts: &[PayloadLayout],
         past_cache: bool,
     ) -> Result<()>
@@ -107,7 +105,7 @@ impl CutCoder {
         let elements = coder
             .model
             .elements(jobs.first().map_or(0, |job| job.out.len()));
-        let mut escapes: [EscapedValues; MAX_INTERLEAVE] = Default::default();
+        let mut escapes: [EscapedValues; MAX_DECODERS] = Default::default();
         for ((job, layout), escapes) in jobs.iter_mut().zip(layouts).zip(&mut escapes) {
             *escapes = self
                 .plane
@@ -124,12 +122,21 @@ impl CutCoder {
             )?);
         }
 
-        let mut values = Aligned([[V::default(); TILE]; MAX_INTERLEAVE]);
+        let raw = |(job, layout): (&DecodeJob<'a>, &PayloadLayout)| match layout.raw.first() {
+            Some(range) => &job.payload[range.clone()],
+            None => &[],
+        };
+        let raws: Vec<&[u8]> = jobs.iter().zip(layouts).map(raw).collect();
+        let mut values = Aligned([[V::default(); TILE]; MAX_DECODERS]);
         let mut packed = Aligned([0; TILE]);
         let mut staging = Aligned([W::default().to_bytes(); TILE]);
-        let mut hashes = [ChunkHash::default(); MAX_INTERLEAVE];
+        let mut hashes = [ChunkHash::default(); MAX_DECODERS];
         for start in (0..elements).step_by(TILE) {
             let end = elements.min(start + TILE);
+            let tile = RawTile::new(&self.cut, elements, start, end);
+            for (decoder, raw) in decoders.iter_mut().zip(&raws) {
+                decoder.ahead = tile.ahead(raw);
+            }
             let mut tiles = values.0.each_mut().map(|tile| &mut tile[..end - start]);
             Decoder::fill(
                 kernels,
@@ -138,9 +145,7 @@ impl CutCoder {
                 &mut tiles[..jobs.len()],
             )?;
             for (number, job) in jobs.iter_mut().enumerate() {
-                let raw = layouts[number].raw.first();
-                let raw = raw.map_or(&[][..], |range| &job.payload[range.clone()]);
-                let tile = RawTile::new(&self.cut, elements, start, end);
+                let raw = raws[number];
                 let packed = &mut packed.0[..tile.packed_fields()];
                 tile.unpack(coder, raw, packed)?;
                 let low: [&[u8]; MAX_LOW_BYTES] =
@@ -164,16 +169,21 @@ impl CutCoder {
                     scale: coder.scale,
                     parts,
                     first: job.first + start,
-                    out: target,
-                    hash: job.hash.map(|_| &mut hashes[number]),
+                    out: &mut *target,
                     word: PhantomData,
                 });
+                if job.hash.is_some() {
+                    kernels.hash(&mut hashes[number], &target[..target.len() / 8 * 8]);
+                }
                 if staged {
                     let target = &W::as_bytes_mut(&mut staging.0)[..(end - start) * W::BYTES];
                     let out = &mut job.out[begin..end * W::BYTES];
                     kernels.copy_past_cache(target, out);
                 }
             }
+        }
+        if past_cache {
+            kernels.fence();
         }
         decoders.iter().try_for_each(Decoder::finish)?;
         for (job, mut hash) in jobs.iter().zip(hashes) {
@@ -186,7 +196,7 @@ impl CutCoder {
     }
 }
 
-/// Puts a tile together, row by row if there are scale offsets, and hashes its whole words.
+/// Puts a tile together, row by row if there are scale offsets.
 struct Join<'a, W, V> {
     cut: &'a CutCoder,
     scale: Option<&'a ScaleOffsets>,
@@ -195,7 +205,6 @@ struct Join<'a, W, V> {
     first: usize,
     /// Elements, and after those of the last tile the bytes that follow them.
     out: &'a mut [u8],
-    hash: Option<&'a mut ChunkHash>,
     word: PhantomData<W>,
 }
 
@@ -226,9 +235,6 @@ where
                     cut.cut.join::<W, V>(&run, offsets, out);
                 })
             }
-        }
-        if let Some(hash) = self.hash {
-            hash.update(&out[..out.len() / 8 * 8]);
         }
     }
 }
@@ -277,6 +283,11 @@ impl RawTile {
         let begin =
             self.block + self.low_bytes * self.block_len + raw_len(self.first, self.packed_bits);
         begin..begin + raw_len(self.count, self.packed_bits)
+    }
+
+    /// What to fetch while the tile is decoded: the raw bits that follow those of the tile.
+    fn ahead<'r>(&self, raw: &'r [u8]) -> &'r [u8] {
+        &raw[self.packed().end.min(raw.len())..]
     }
 
     fn unpack(&self, coder: &ModelCoder<'_>, raw: &[u8], fields: &mut [u8]) -> Result<()> {
@@ -415,13 +426,15 @@ impl CutCoder {
                         &mut []
                     }
                 });
+                if end < elements {
+                    kernels.hash(&mut hash, bytes);
+                }
                 kernels.run(Split {
                     cut,
                     base,
                     scale: coder.scale,
                     bytes,
                     first: job.first + start,
-                    hash: (end < elements).then_some(&mut hash),
                     words: &mut *words,
                     indices: &mut *indices,
                     packed: &mut *packed,
@@ -456,10 +469,7 @@ impl CutCoder {
         let last = elements.saturating_sub(1) / TILE * TILE * W::BYTES;
         let rest = &job.chunk[last..];
         let whole = rest.len() / 8 * 8;
-        kernels.run(Update {
-            hash: &mut hash,
-            words: &rest[..whole],
-        });
+        kernels.hash(&mut hash, &rest[..whole]);
         job.hash = hash.finish(&rest[whole..]);
         true
     }
@@ -471,7 +481,7 @@ impl CutCoder {
     }
 }
 
-/// Hashes a tile and takes it apart; returns whether the constant bits hold.
+/// Takes a tile apart; returns whether the constant bits hold.
 struct Split<'a, W> {
     cut: &'a Cut,
     base: u16,
@@ -479,7 +489,6 @@ struct Split<'a, W> {
     bytes: &'a [u8],
     /// Number of the tile's first element in the tensor.
     first: usize,
-    hash: Option<&'a mut ChunkHash>,
     words: &'a mut [W],
     indices: &'a mut [u8],
     packed: &'a mut [u8],
@@ -491,9 +500,6 @@ impl<W: Word> Task for Split<'_, W> {
 
     #[inline(always)]
     fn run(self) -> bool {
-        if let Some(hash) = self.hash {
-            hash.update(self.bytes);
-        }
         W::load(self.bytes, self.words);
         if let Some(scale) = self.scale {
             scale.subtract(self.words, self.first);

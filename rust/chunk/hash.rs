@@ -16,7 +16,7 @@
 //! Not a cryptographic hash.
 //! Place in docs/format.md: "Chunk hash".
 
-use crate::simd::{Kernels, Task};
+use crate::simd::Kernels;
 
 const KEY_LOW: u32 = 0x9e37_79b9;
 const KEY_HIGH: u32 = 0x85eb_ca6b;
@@ -24,59 +24,43 @@ const STEP_LOW: u32 = 0xc2b2_ae35;
 const STEP_HIGH: u32 = 0x27d4_eb2f;
 const MULTIPLIER: u64 = 0x9fb2_1c64_1e98_df25;
 
+/// What is added to the low and the high half of word 0, and how much more for each later word.
+pub(crate) const HASH_KEYS: [u32; 2] = [KEY_LOW, KEY_HIGH];
+pub(crate) const HASH_STEPS: [u32; 2] = [STEP_LOW, STEP_HIGH];
+
 /// Hash of `bytes`.
 pub(crate) fn chunk_hash(kernels: Kernels, bytes: &[u8]) -> u64 {
     let mut hash = ChunkHash::default();
     let words = bytes.len() / 8 * 8;
-    kernels.run(Update {
-        hash: &mut hash,
-        words: &bytes[..words],
-    });
+    kernels.hash(&mut hash, &bytes[..words]);
     hash.finish(&bytes[words..])
 }
 
-/// [`ChunkHash::update`], to be compiled for a tier.
-pub(super) struct Update<'a> {
-    pub(super) hash: &'a mut ChunkHash,
-    pub(super) words: &'a [u8],
-}
-
-impl Task for Update<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.hash.update(self.words);
-    }
-}
-
 /// The hash of the words so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ChunkHash {
-    words: u32,
-    products: u64,
-    sum: u64,
+    pub(crate) words: u32,
+    pub(crate) products: u64,
+    /// Of keyed words.
+    pub(crate) sum: u64,
 }
 
 impl ChunkHash {
-    /// Adds whole words.
-    #[inline(always)]
+    /// Adds whole words: the scalar kernel.
     pub(crate) fn update(&mut self, bytes: &[u8]) {
-        debug_assert!(bytes.len().is_multiple_of(8));
-        let words = bytes.as_chunks::<8>().0;
-        let (mut products, mut sum) = (0_u64, 0_u64);
-        for (i, word) in words.iter().enumerate() {
-            let i = self.words.wrapping_add(i as u32);
+        for word in bytes.as_chunks::<8>().0 {
             let word = u64::from_le_bytes(*word);
-            let low = (word as u32).wrapping_add(KEY_LOW.wrapping_add(i.wrapping_mul(STEP_LOW)));
-            let high = ((word >> 32) as u32)
-                .wrapping_add(KEY_HIGH.wrapping_add(i.wrapping_mul(STEP_HIGH)));
-            products = products.wrapping_add(u64::from(low) * u64::from(high));
-            sum = sum.wrapping_add(u64::from(high) << 32 | u64::from(low));
+            let key = |half: usize| {
+                HASH_KEYS[half].wrapping_add(self.words.wrapping_mul(HASH_STEPS[half]))
+            };
+            let low = (word as u32).wrapping_add(key(0));
+            let high = ((word >> 32) as u32).wrapping_add(key(1));
+            self.products = self.products.wrapping_add(u64::from(low) * u64::from(high));
+            self.sum = self
+                .sum
+                .wrapping_add(u64::from(high) << 32 | u64::from(low));
+            self.words = self.words.wrapping_add(1);
         }
-        self.words = self.words.wrapping_add(words.len() as u32);
-        self.products = self.products.wrapping_add(products);
-        self.sum = self.sum.wrapping_add(sum);
     }
 
     /// Adds the bytes after the last whole word, fewer than 8.

@@ -11,7 +11,7 @@ mod layout;
 mod payload;
 mod planes;
 
-pub(crate) use hash::chunk_hash;
+pub(crate) use hash::{ChunkHash, HASH_KEYS, HASH_STEPS, chunk_hash};
 pub(crate) use payload::Payload;
 
 use std::sync::OnceLock;

@@ -15,6 +15,7 @@ mod bits;
 #[cfg(test)]
 mod tests;
 
+use crate::chunk::ChunkHash;
 use crate::entropy::rans::{Decoder, Encoder, Spec, Value, ValueMap};
 use crate::error::{Error, Result};
 
@@ -259,7 +260,33 @@ impl Kernels {
         bits::pack(&fields[done..], width, rest);
     }
 
-    /// Copies past the caches, for an output that is much larger than they are.
+    /// Adds whole 8-byte words to a chunk hash.
+    ///
+    /// # Panics
+    /// If there are bytes left over.
+    pub(crate) fn hash(self, hash: &mut ChunkHash, bytes: &[u8]) {
+        assert!(bytes.len().is_multiple_of(8));
+        let done = match self.tier {
+            // SAFETY: the CPU has the features.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::hash(hash, bytes) },
+            _ => 0,
+        };
+        hash.update(&bytes[done..]);
+    }
+
+    /// Makes copies past the caches visible to other threads before what this one does next.
+    pub(crate) fn fence(self) {
+        match self.tier {
+            // SAFETY: the CPU has the features.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::fence() },
+            _ => {}
+        }
+    }
+
+    /// Copies past the caches, for an output that is much larger than they are; [`Kernels::fence`] is
+    /// due before another thread reads it.
     ///
     /// # Panics
     /// If the lengths differ.

@@ -17,8 +17,13 @@ use crate::constants::{LANES, SLOTS, STATE_LOW, STATES_BYTES};
 use crate::error::{Error, Result};
 use crate::simd::Kernels;
 
+/// Decoders that are filled together at most.
+pub(crate) const MAX_DECODERS: usize = 4;
+/// Groups that are decoded from padded copies where a stream is about to end.
+const PADDED_GROUPS: usize = 4;
+
 /// A coded plane being decoded, piece by piece.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Decoder<'a> {
     /// Low bytes of the states.
     pub(crate) low: [u8; LANES],
@@ -29,6 +34,22 @@ pub(crate) struct Decoder<'a> {
     pub(crate) escapes: &'a EscapedValues,
     /// Escapes met so far, which may be more than there are values.
     pub(crate) used: usize,
+    /// What the caller reads next: kernels may fetch a line of it with each group.
+    pub(crate) ahead: &'a [u8],
+}
+
+impl Default for Decoder<'_> {
+    fn default() -> Self {
+        static NONE: EscapedValues = EscapedValues::none();
+        Self {
+            low: [0; LANES],
+            high: [1; LANES],
+            stream: &[],
+            escapes: &NONE,
+            used: 0,
+            ahead: &[],
+        }
+    }
 }
 
 impl<'a> Decoder<'a> {
@@ -49,7 +70,7 @@ impl<'a> Decoder<'a> {
             high,
             stream,
             escapes,
-            used: 0,
+            ..Self::default()
         })
     }
 
@@ -58,8 +79,8 @@ impl<'a> Decoder<'a> {
         self.stream.len() / LANES >= groups
     }
 
-    /// Decodes the next values of every decoder, as many from each; all calls but the last take a
-    /// multiple of 64.
+    /// Decodes the next values of every decoder, at most [`MAX_DECODERS`] of them and as many values
+    /// from each; all calls but the last take a multiple of 64.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when a stream is too short.
@@ -77,49 +98,58 @@ impl<'a> Decoder<'a> {
             let safe = decoders
                 .iter()
                 .map(|decoder| decoder.stream.len() / LANES)
-                .min();
-            let safe = safe.unwrap_or(0).min(groups - done);
-            let next = done + safe.max(1);
-            let mut range = out
-                .iter_mut()
-                .map(|out| &mut out[done * LANES..next * LANES]);
-            if safe > 0 {
-                let mut range: Vec<&mut [V]> = range.collect();
-                kernels.decode_groups(spec, map, decoders, &mut range, safe);
+                .min()
+                .map_or(0, |safe| safe.min(groups - done));
+            let count = if safe > 0 {
+                safe
             } else {
-                decoders
-                    .iter_mut()
-                    .zip(&mut range)
-                    .try_for_each(|(decoder, out)| decoder.last_group(kernels, (spec, map), out))?;
+                PADDED_GROUPS.min(groups - done)
+            };
+            let range = done * LANES..(done + count) * LANES;
+            let mut now = out.iter_mut().map(|out| &mut out[range.clone()]);
+            let mut now: [&mut [V]; MAX_DECODERS] =
+                std::array::from_fn(|_| now.next().unwrap_or_default());
+            let now = &mut now[..decoders.len()];
+            if safe > 0 {
+                kernels.decode_groups(spec, map, decoders, now, count);
+            } else {
+                Self::decode_padded(kernels, (spec, map), decoders, now, count)?;
             }
-            done = next;
+            done += count;
         }
         decoders.iter_mut().zip(out).try_for_each(|(decoder, out)| {
             decoder.decode_carefully(spec, map, &mut out[groups * LANES..])
         })
     }
 
-    /// A group that may take more bytes than there are: from a padded copy.
-    fn last_group<V: Value>(
-        &mut self,
+    /// Groups that may take more bytes than there are: from padded copies of what is left.
+    fn decode_padded<V: Value>(
         kernels: Kernels,
-        (spec, map): (&Spec, &ValueMap),
-        out: &mut [V],
+        tables: (&Spec, &ValueMap),
+        decoders: &mut [Self],
+        out: &mut [&mut [V]],
+        groups: usize,
     ) -> Result<()> {
-        let mut padded = [0; LANES];
-        let left = self.stream.len().min(LANES);
-        padded[..left].copy_from_slice(&self.stream[..left]);
-        let mut group = Decoder {
-            stream: &padded,
-            ..*self
-        };
-        kernels.decode_groups(spec, map, std::slice::from_mut(&mut group), &mut [out], 1);
-        let used = LANES - group.stream.len();
-        (self.low, self.high, self.used) = (group.low, group.high, group.used);
-        self.stream = self
-            .stream
-            .get(used..)
-            .ok_or_else(|| Error::corrupt("a coded plane ends too early"))?;
+        const PADDED: usize = PADDED_GROUPS * LANES;
+        let mut padded = [[0; PADDED]; MAX_DECODERS];
+        let mut copies: [Decoder<'_>; MAX_DECODERS] = Default::default();
+        for ((copy, padded), decoder) in copies.iter_mut().zip(&mut padded).zip(&*decoders) {
+            let left = decoder.stream.len().min(PADDED);
+            padded[..left].copy_from_slice(&decoder.stream[..left]);
+            *copy = Decoder {
+                stream: padded,
+                ..*decoder
+            };
+        }
+        let copies = &mut copies[..decoders.len()];
+        kernels.decode_groups(tables.0, tables.1, copies, out, groups);
+        for (decoder, copy) in decoders.iter_mut().zip(copies) {
+            (decoder.low, decoder.high, decoder.used) = (copy.low, copy.high, copy.used);
+            decoder.stream = decoder
+                .stream
+                .get(PADDED - copy.stream.len()..)
+                .ok_or_else(|| Error::corrupt("a coded plane ends too early"))?;
+        }
         Ok(())
     }
 

@@ -59,6 +59,14 @@ pub(crate) struct EscapedValues {
 }
 
 impl EscapedValues {
+    pub(crate) const fn none() -> Self {
+        Self {
+            low: Vec::new(),
+            high: Vec::new(),
+            count: 0,
+        }
+    }
+
     pub(crate) fn new(values: impl ExactSizeIterator<Item = u16>) -> Self {
         let count = values.len();
         if count == 0 {

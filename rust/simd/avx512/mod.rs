@@ -4,12 +4,14 @@
 //! one instruction in each direction.
 
 mod bits;
+mod hash;
 mod rans;
 mod stream;
 
 pub(super) use bits::{index, pack_bits, unpack_bits};
+pub(super) use hash::hash;
 pub(super) use rans::{decode_groups, encode_groups};
-pub(super) use stream::copy_past_cache;
+pub(super) use stream::{copy_past_cache, fence};
 
 use super::Task;
 use std::arch::x86_64::{__m512i, _mm512_loadu_si512, _mm512_storeu_si512};

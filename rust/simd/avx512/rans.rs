@@ -106,6 +106,9 @@ unsafe fn load_apart(from: *const u8) -> __m512i {
     register
 }
 
+/// How far ahead of its use the stream is fetched, in bytes.
+const STREAM_AHEAD: usize = 512;
+
 /// See [`crate::simd::Kernels::decode_groups`].
 ///
 /// # Safety
@@ -171,9 +174,12 @@ unsafe fn decode<const K: usize, const ESCAPES: bool, V: Value>(
         std::array::from_fn(|c| decoders[c].escapes.padded().map(<[u8]>::as_ptr));
     let counts: [usize; K] = std::array::from_fn(|c| decoders[c].escapes.count());
     let mut used: [usize; K] = std::array::from_fn(|c| decoders[c].used);
+    let ahead: [*const i8; K] = std::array::from_fn(|c| decoders[c].ahead.as_ptr().cast());
 
-    for _ in 0..groups {
+    for group in 0..groups {
         for c in 0..K {
+            _mm_prefetch::<_MM_HINT_T0>(ahead[c].wrapping_add(64 * group));
+            _mm_prefetch::<_MM_HINT_T0>(stream[c].wrapping_add(STREAM_AHEAD).cast());
             let upper_half = _mm512_movepi8_mask(low[c]);
             let index = _mm512_mask_blend_epi8(
                 upper_half,

@@ -25,5 +25,10 @@ pub(in crate::simd) unsafe fn copy_past_cache(from: &[u8], to: &mut [u8]) {
         }
     }
     to[tail..].copy_from_slice(&from[tail..]);
+}
+
+/// Makes the copies of this thread visible to others before what follows.
+#[target_feature(enable = "sse2")]
+pub(in crate::simd) fn fence() {
     _mm_sfence();
 }
