@@ -10,13 +10,14 @@
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::hash::ChunkHash;
 use super::layout::PayloadLayout;
 use super::payload::{write_coded, write_front};
 use super::{DecodeJob, EncodeJob, ModelCoder, keep_if_shorter};
 use crate::constants::{LANES, MAX_SYMBOLS, SUB_BLOCK};
-use crate::entropy::rans::{Decoder, Encoder, EscapedValues, MAX_DECODERS, Value};
+use crate::entropy::rans::{Decoder, Encoder, EscapedValues, MAX_DECODERS, PADDED_GROUPS, Value};
 use crate::error::Result;
 use crate::model::Model;
 use crate::planes::coded::PlaneCoder;
@@ -24,7 +25,8 @@ use crate::planes::cut::{Cut, FromValue, MAX_LOW_BYTES, Offsets, Parts};
 use crate::planes::raw::{check_tail, raw_len};
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, low_mask, lower_sign, with_word};
-use crate::simd::Task;
+use crate::simd::cut::{CutForm, CutRun, ScaleWords};
+use crate::simd::{Kernels, Task};
 
 /// Elements of a tile: small enough that the tiles of all chunks in turn stay in the first cache.
 const TILE: usize = 1024;
@@ -38,6 +40,9 @@ pub(super) struct CutCoder {
     indices: Option<[u8; MAX_SYMBOLS]>,
     /// The offsets of all columns, as words of the element's width.
     columns: Vec<u8>,
+    /// The same for the fused kernel: one bit up where the sign is the lowest bit, and the first ones
+    /// again at the end; zeros if there are none.
+    ring: Vec<u8>,
 }
 
 /// On a cache line of its own, as wide loads like it.
@@ -51,10 +56,18 @@ impl CutCoder {
         let plane = PlaneCoder::new(table, cut.placement());
         let columns = scale.map_or(
             Vec::new(),
-            |scale| with_word!(model.element_bytes, W => scale.column_words::<W>()),
+            |scale| with_word!(model.element_bytes, W => scale.column_words::<W>(scale.shift)),
         );
+        let ring = scale.map_or(Vec::new(), |scale| {
+            let shift = scale.shift + u32::from(cut.sign_position == 0);
+            let mut words = with_word!(model.element_bytes, W => scale.column_words::<W>(shift));
+            words.extend_from_within(..words.len().min(LANES * model.element_bytes));
+            words.resize(words.len().max(LANES * model.element_bytes), 0);
+            words
+        });
         Some(Self {
             cut,
+            ring,
             indices: plane.offset_table(),
             plane,
             columns,
@@ -131,8 +144,36 @@ impl CutCoder {
         let mut packed = Aligned([0; TILE]);
         let mut staging = Aligned([W::default().to_bytes(); TILE]);
         let mut hashes = [ChunkHash::default(); MAX_DECODERS];
-        for start in (0..elements).step_by(TILE) {
-            let end = elements.min(start + TILE);
+        let fused = self.form(coder, jobs.iter().any(|job| job.hash.is_some()), past_cache);
+        let mut start = 0;
+        while start < elements {
+            let block_end = elements.min((start / SUB_BLOCK + 1) * SUB_BLOCK);
+            let mut end = block_end.min(start + TILE);
+            if let Some(form) = &fused {
+                // The last group is left to the tiles, which know about ends.
+                let groups = (block_end.min(elements - 1) - start) / LANES;
+                let safe = decoders
+                    .iter()
+                    .map(|decoder| decoder.stream.len() / LANES)
+                    .min();
+                let groups = groups.min(safe.unwrap_or(0));
+                if groups > 0 {
+                    let end = start + groups * LANES;
+                    self.decode_fused::<W>(
+                        kernels,
+                        form,
+                        jobs,
+                        &raws,
+                        &mut decoders,
+                        &mut hashes,
+                        elements,
+                        start..end,
+                    );
+                    start = end;
+                    continue;
+                }
+                end = end.min(start + PADDED_GROUPS * LANES);
+            }
             let tile = RawTile::new(&self.cut, elements, start, end);
             for (decoder, raw) in decoders.iter_mut().zip(&raws) {
                 decoder.ahead = tile.ahead(raw);
@@ -181,6 +222,7 @@ impl CutCoder {
                     kernels.copy_past_cache(target, out);
                 }
             }
+            start = end;
         }
         if past_cache {
             kernels.fence();
@@ -193,6 +235,71 @@ impl CutCoder {
             job.check(hash.finish(&job.out[job.out.len() / 8 * 8..]))?;
         }
         Ok(())
+    }
+}
+
+impl CutCoder {
+    /// What the fused kernel is told, if the tier has one for these elements.
+    fn form<'a>(
+        &'a self,
+        coder: &ModelCoder<'a>,
+        hashed: bool,
+        past_cache: bool,
+    ) -> Option<CutForm<'a>> {
+        let element_bytes = coder.model.element_bytes;
+        let scale = match coder.scale {
+            None => None,
+            Some(scale) if scale.columns >= LANES => Some(ScaleWords {
+                columns: scale.columns,
+                rows: &scale.rows,
+                shift: scale.shift + u32::from(self.cut.sign_position == 0),
+                words: &self.ring,
+                has_columns: !scale.cols.is_empty(),
+            }),
+            Some(_) => return None,
+        };
+        coder
+            .kernels
+            .has_decode_cut(element_bytes)
+            .then_some(CutForm {
+                spec: &self.plane.spec,
+                map: &self.plane.map,
+                element_bytes,
+                wide: self.cut.is_wide(),
+                low_bytes: self.cut.low_bytes(),
+                packed_bits: self.cut.packed_bits(),
+                sign_position: self.cut.sign_position,
+                scale,
+                hashed,
+                past_cache,
+            })
+    }
+
+    /// Decodes groups of 64 elements, within one sub-block, with the fused kernel.
+    fn decode_fused<W: Word>(
+        &self,
+        kernels: Kernels,
+        form: &CutForm<'_>,
+        jobs: &mut [DecodeJob<'_>],
+        raws: &[&[u8]],
+        decoders: &mut [Decoder<'_>],
+        hashes: &mut [ChunkHash; MAX_DECODERS],
+        elements: usize,
+        range: Range<usize>,
+    ) {
+        let tile = RawTile::new(&self.cut, elements, range.start, range.end);
+        let parts = jobs.iter_mut().zip(raws).zip(decoders).zip(hashes);
+        let mut runs: Vec<CutRun<'_, '_>> = parts
+            .map(|(((job, raw), decoder), hash)| CutRun {
+                decoder,
+                low: std::array::from_fn(|byte| tile.low_plane(raw, byte)),
+                packed: &raw[tile.packed()],
+                out: &mut job.out[range.start * W::BYTES..range.end * W::BYTES],
+                hash,
+                first: job.first + range.start,
+            })
+            .collect();
+        kernels.decode_cut(form, &mut runs, range.len() / LANES);
     }
 }
 
@@ -279,7 +386,7 @@ impl RawTile {
     }
 
     /// Byte range of the packed bits.
-    fn packed(&self) -> std::ops::Range<usize> {
+    fn packed(&self) -> Range<usize> {
         let begin =
             self.block + self.low_bytes * self.block_len + raw_len(self.first, self.packed_bits);
         begin..begin + raw_len(self.count, self.packed_bits)

@@ -74,12 +74,13 @@ impl ScaleOffsets {
         }
     }
 
-    /// The offsets of all columns in steps of the magnitude's lowest bit, as little-endian words.
-    pub(crate) fn column_words<W: Word>(&self) -> Vec<u8> {
-        let shift = self.shift.min(W::BITS - 1);
+    /// The offsets of all columns, shifted to the left, as little-endian words.
+    pub(crate) fn column_words<W: Word>(&self, shift: u32) -> Vec<u8> {
+        let shift =
+            |word: W| word << shift.min(W::BITS - 1) << shift.saturating_sub(W::BITS - 1).min(1);
         let mut words = vec![0; self.cols.len() * W::BYTES];
         for (word, &offset) in W::split_mut(&mut words).iter_mut().zip(&self.cols) {
-            *word = (W::truncate(i64::from(offset) as u64) << shift).to_bytes();
+            *word = shift(W::truncate(i64::from(offset) as u64)).to_bytes();
         }
         words
     }

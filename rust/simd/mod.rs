@@ -12,12 +12,14 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bits;
+pub(crate) mod cut;
 #[cfg(test)]
 mod tests;
 
 use crate::chunk::ChunkHash;
 use crate::entropy::rans::{Decoder, Encoder, Spec, Value, ValueMap};
 use crate::error::{Error, Result};
+use cut::{CutForm, CutRun};
 
 /// Environment variable that pins a tier.
 const SIMD_VARIABLE: &str = "NEUZIP_SIMD";
@@ -180,6 +182,32 @@ impl Kernels {
                 }
             }
         }
+    }
+
+    /// Decodes `groups` groups of each chunk and puts the elements together; `false`, with nothing
+    /// done, where the tier has no kernel for it.
+    ///
+    /// # Panics
+    /// If a part of a run is too short, or the runs do not begin at the same word of their chunks.
+    pub(crate) fn decode_cut(
+        self,
+        form: &CutForm<'_>,
+        runs: &mut [CutRun<'_, '_>],
+        groups: usize,
+    ) -> bool {
+        let same = |run: &CutRun<'_, '_>| run.hash.words == runs[0].hash.words;
+        assert!(runs.iter().all(|run| form.covers(run, groups) && same(run)));
+        match self.tier {
+            // SAFETY: the CPU has the features; the runs are covered, as asserted.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::decode_cut(form, runs, groups) },
+            _ => false,
+        }
+    }
+
+    /// Whether [`Kernels::decode_cut`] has a kernel for elements of this width.
+    pub(crate) const fn has_decode_cut(self, element_bytes: usize) -> bool {
+        matches!(self.tier, SimdTier::Avx512) && element_bytes <= 4
     }
 
     /// Encodes whole groups of 64 indices with each encoder, the last group first.

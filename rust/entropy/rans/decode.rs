@@ -20,7 +20,7 @@ use crate::simd::Kernels;
 /// Decoders that are filled together at most.
 pub(crate) const MAX_DECODERS: usize = 4;
 /// Groups that are decoded from padded copies where a stream is about to end.
-const PADDED_GROUPS: usize = 4;
+pub(crate) const PADDED_GROUPS: usize = 4;
 
 /// A coded plane being decoded, piece by piece.
 #[derive(Clone, Debug)]

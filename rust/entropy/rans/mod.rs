@@ -5,7 +5,7 @@ mod encode;
 mod spec;
 mod values;
 
-pub(crate) use decode::{Decoder, MAX_DECODERS};
+pub(crate) use decode::{Decoder, MAX_DECODERS, PADDED_GROUPS};
 pub(crate) use encode::Encoder;
 pub(crate) use spec::Spec;
 pub(crate) use values::{EscapedValues, Value, ValueMap};

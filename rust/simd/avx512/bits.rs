@@ -11,16 +11,16 @@ const fn group_mask(width: u32) -> u64 {
 
 /// What the kernels of one width shuffle by.
 #[derive(Clone, Copy)]
-struct Shuffles {
+pub(super) struct Shuffles {
     /// Gives each 8 bytes the `width` bytes that hold their eight fields.
-    spread: [u8; 64],
+    pub(super) spread: [u8; 64],
     /// Where in those the fields begin, in bits.
-    shifts: [u8; 64],
+    pub(super) shifts: [u8; 64],
     /// The inverse of `spread`.
     squeeze: [u8; 64],
 }
 
-static SHUFFLES: [Shuffles; 8] = shuffles();
+pub(super) static SHUFFLES: [Shuffles; 8] = shuffles();
 
 const fn shuffles() -> [Shuffles; 8] {
     let mut table = [Shuffles {

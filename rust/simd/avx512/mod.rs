@@ -4,11 +4,13 @@
 //! one instruction in each direction.
 
 mod bits;
+mod cut;
 mod hash;
 mod rans;
 mod stream;
 
 pub(super) use bits::{index, pack_bits, unpack_bits};
+pub(super) use cut::decode_cut;
 pub(super) use hash::hash;
 pub(super) use rans::{decode_groups, encode_groups};
 pub(super) use stream::{copy_past_cache, fence};

@@ -107,7 +107,7 @@ unsafe fn load_apart(from: *const u8) -> __m512i {
 }
 
 /// How far ahead of its use the stream is fetched, in bytes.
-const STREAM_AHEAD: usize = 512;
+pub(super) const STREAM_AHEAD: usize = 512;
 
 /// See [`crate::simd::Kernels::decode_groups`].
 ///
@@ -121,84 +121,111 @@ pub(in crate::simd) unsafe fn decode_groups<V: Value>(
     mut out: &mut [&mut [V]],
     groups: usize,
 ) {
-    while let Some(k) = [4, 3, 2, 1].into_iter().find(|&k| k <= decoders.len()) {
+    while let Some(k) = [4, 2, 1].into_iter().find(|&k| k <= decoders.len()) {
         let (now, later) = decoders.split_at_mut(k);
         let (now_out, later_out) = out.split_at_mut(k);
         // SAFETY: passed on.
         unsafe {
-            match (k, map.escape) {
-                (4, true) => decode::<4, true, V>(spec, map, now, now_out, groups),
-                (4, false) => decode::<4, false, V>(spec, map, now, now_out, groups),
-                (3, true) => decode::<3, true, V>(spec, map, now, now_out, groups),
-                (3, false) => decode::<3, false, V>(spec, map, now, now_out, groups),
-                (2, true) => decode::<2, true, V>(spec, map, now, now_out, groups),
-                (2, false) => decode::<2, false, V>(spec, map, now, now_out, groups),
-                (_, true) => decode::<1, true, V>(spec, map, now, now_out, groups),
-                (_, false) => decode::<1, false, V>(spec, map, now, now_out, groups),
+            match k {
+                4 => decode::<4, V>(spec, map, now, now_out, groups),
+                2 => decode::<2, V>(spec, map, now, now_out, groups),
+                _ => decode::<1, V>(spec, map, now, now_out, groups),
             }
         }
         (decoders, out) = (later, later_out);
     }
 }
 
-/// # Safety
-/// As [`decode_groups`], with `K` decoders and outputs.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2")]
-unsafe fn decode<const K: usize, const ESCAPES: bool, V: Value>(
-    spec: &Spec,
-    map: &ValueMap,
-    decoders: &mut [Decoder<'_>],
-    outputs: &mut [&mut [V]],
-    groups: usize,
-) {
-    let slots: [__m512i; 4] = {
+/// The tables of the decoder in registers.
+pub(super) struct Tables {
+    slots: [__m512i; 4],
+    frequencies: __m512i,
+    starts: __m512i,
+    low_values: __m512i,
+    high_values: __m512i,
+    /// The index of the escape, or one that does not occur.
+    escape: __m512i,
+}
+
+impl Tables {
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    pub(super) fn new(spec: &Spec, map: &ValueMap) -> Self {
         let (parts, _) = spec.slot_index.as_chunks::<64>();
-        [
-            load(&parts[0]),
-            load(&parts[1]),
-            load(&parts[2]),
-            load(&parts[3]),
-        ]
-    };
-    let (frequencies, starts) = (load(&spec.frequency), load(&spec.start));
-    let (low_values, high_values) = (load(&map.low), load(&map.high));
-    let (first, last) = (load(&INTERLEAVE_FIRST), load(&INTERLEAVE_LAST));
-    let low_bytes = _mm512_set1_epi16(0xff);
-    let escape = _mm512_set1_epi8(63);
+        Self {
+            slots: [
+                load(&parts[0]),
+                load(&parts[1]),
+                load(&parts[2]),
+                load(&parts[3]),
+            ],
+            frequencies: load(&spec.frequency),
+            starts: load(&spec.start),
+            low_values: load(&map.low),
+            high_values: load(&map.high),
+            escape: _mm512_set1_epi8(if map.escape { 63 } else { -1 }),
+        }
+    }
+}
 
-    let mut low: [__m512i; K] = std::array::from_fn(|c| load(&decoders[c].low));
-    let mut high: [__m512i; K] = std::array::from_fn(|c| load(&decoders[c].high));
-    let mut stream: [*const u8; K] = std::array::from_fn(|c| decoders[c].stream.as_ptr());
-    let mut out: [*mut u8; K] = std::array::from_fn(|c| outputs[c].as_mut_ptr().cast());
-    let escapes: [[*const u8; 2]; K] =
-        std::array::from_fn(|c| decoders[c].escapes.padded().map(<[u8]>::as_ptr));
-    let counts: [usize; K] = std::array::from_fn(|c| decoders[c].escapes.count());
-    let mut used: [usize; K] = std::array::from_fn(|c| decoders[c].used);
-    let ahead: [*const i8; K] = std::array::from_fn(|c| decoders[c].ahead.as_ptr().cast());
+/// The states of `K` decoders in registers, and where they read.
+pub(super) struct States<const K: usize> {
+    low: [__m512i; K],
+    high: [__m512i; K],
+    pub(super) stream: [*const u8; K],
+    escapes: [[*const u8; 2]; K],
+    counts: [usize; K],
+    used: [usize; K],
+}
 
-    for group in 0..groups {
-        for c in 0..K {
-            _mm_prefetch::<_MM_HINT_T0>(ahead[c].wrapping_add(64 * group));
-            _mm_prefetch::<_MM_HINT_T0>(stream[c].wrapping_add(STREAM_AHEAD).cast());
-            let upper_half = _mm512_movepi8_mask(low[c]);
+impl<const K: usize> States<K> {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn new<'a, 'd: 'a>(decoder: impl Fn(usize) -> &'a Decoder<'d>) -> Self {
+        Self {
+            low: std::array::from_fn(|c| load(&decoder(c).low)),
+            high: std::array::from_fn(|c| load(&decoder(c).high)),
+            stream: std::array::from_fn(|c| decoder(c).stream.as_ptr()),
+            escapes: std::array::from_fn(|c| decoder(c).escapes.padded().map(<[u8]>::as_ptr)),
+            counts: std::array::from_fn(|c| decoder(c).escapes.count()),
+            used: std::array::from_fn(|c| decoder(c).used),
+        }
+    }
+
+    /// Decodes a group of 64 values: their low bytes, and if they are wide their high bytes.
+    ///
+    /// # Safety
+    /// The CPU has the features of this tier, and stream `c` has 64 bytes left.
+    #[inline(always)]
+    pub(super) unsafe fn step<const WIDE: bool>(
+        &mut self,
+        c: usize,
+        tables: &Tables,
+    ) -> [__m512i; 2] {
+        // SAFETY: the CPU has the features; the stream has the bytes; `EscapedValues` has 64 bytes
+        // from every position up to its count.
+        unsafe {
+            let low_bytes = _mm512_set1_epi16(0xff);
+            let (low, high) = (self.low[c], self.high[c]);
+            let upper_half = _mm512_movepi8_mask(low);
             let index = _mm512_mask_blend_epi8(
                 upper_half,
-                _mm512_permutex2var_epi8(slots[0], low[c], slots[1]),
-                _mm512_permutex2var_epi8(slots[2], low[c], slots[3]),
+                _mm512_permutex2var_epi8(tables.slots[0], low, tables.slots[1]),
+                _mm512_permutex2var_epi8(tables.slots[2], low, tables.slots[3]),
             );
-            let frequency = _mm512_permutexvar_epi8(index, frequencies);
-            let offset = _mm512_sub_epi8(low[c], _mm512_permutexvar_epi8(index, starts));
+            let frequency = _mm512_permutexvar_epi8(index, tables.frequencies);
+            let offset = _mm512_sub_epi8(low, _mm512_permutexvar_epi8(index, tables.starts));
             let even = _mm512_add_epi16(
                 _mm512_mullo_epi16(
                     _mm512_and_si512(frequency, low_bytes),
-                    _mm512_and_si512(high[c], low_bytes),
+                    _mm512_and_si512(high, low_bytes),
                 ),
                 _mm512_and_si512(offset, low_bytes),
             );
             let odd = _mm512_add_epi16(
                 _mm512_mullo_epi16(
                     _mm512_srli_epi16::<8>(frequency),
-                    _mm512_srli_epi16::<8>(high[c]),
+                    _mm512_srli_epi16::<8>(high),
                 ),
                 _mm512_srli_epi16::<8>(offset),
             );
@@ -208,58 +235,79 @@ unsafe fn decode<const K: usize, const ESCAPES: bool, V: Value>(
             let next_high =
                 _mm512_ternarylogic_epi32::<0xE4>(_mm512_srli_epi16::<8>(even), odd, low_bytes);
             let refill = _mm512_testn_epi8_mask(next_high, next_high);
-            high[c] = _mm512_mask_mov_epi8(next_high, refill, next_low);
-            // SAFETY: group `g` begins at most `64 g` bytes into a stream of `64 * groups`.
-            unsafe {
-                let ahead = load_apart(stream[c]);
-                low[c] = _mm512_mask_expand_epi8(next_low, refill, ahead);
-                stream[c] = stream[c].add(refill.count_ones() as usize);
-            }
+            self.high[c] = _mm512_mask_mov_epi8(next_high, refill, next_low);
+            let ahead = load_apart(self.stream[c]);
+            self.low[c] = _mm512_mask_expand_epi8(next_low, refill, ahead);
+            self.stream[c] = self.stream[c].add(refill.count_ones() as usize);
 
-            let mut value = _mm512_permutexvar_epi8(index, low_values);
-            let mut high_value = if V::WIDE {
-                _mm512_permutexvar_epi8(index, high_values)
-            } else {
-                low_bytes
+            let escaped = _mm512_cmpeq_epi8_mask(index, tables.escape);
+            let position = self.used[c].min(self.counts[c]);
+            self.used[c] += escaped.count_ones() as usize;
+            let value = |values, part: usize| {
+                let value = _mm512_permutexvar_epi8(index, values);
+                let next = load_apart(self.escapes[c][part].add(position));
+                _mm512_mask_expand_epi8(value, escaped, next)
             };
-            if ESCAPES {
-                let escaped = _mm512_cmpeq_epi8_mask(index, escape);
-                let position = used[c].min(counts[c]);
-                // SAFETY: `EscapedValues` has 64 bytes from every position up to its count.
-                unsafe {
-                    let next = load_apart(escapes[c][0].add(position));
-                    value = _mm512_mask_expand_epi8(value, escaped, next);
-                    if V::WIDE {
-                        let next = load_apart(escapes[c][1].add(position));
-                        high_value = _mm512_mask_expand_epi8(high_value, escaped, next);
-                    }
-                }
-                used[c] += escaped.count_ones() as usize;
-            }
-            // SAFETY: the output has room for `64 * groups` values.
+            [
+                value(tables.low_values, 0),
+                if WIDE {
+                    value(tables.high_values, 1)
+                } else {
+                    low_bytes
+                },
+            ]
+        }
+    }
+
+    /// Stores states and positions.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn write_back(&self, c: usize, decoder: &mut Decoder<'_>) {
+        store(self.low[c], &mut decoder.low);
+        store(self.high[c], &mut decoder.high);
+        let taken = self.stream[c].addr() - decoder.stream.as_ptr().addr();
+        decoder.stream = &decoder.stream[taken..];
+        decoder.used = self.used[c];
+    }
+}
+
+/// # Safety
+/// As [`decode_groups`], with `K` decoders and outputs.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2")]
+unsafe fn decode<const K: usize, V: Value>(
+    spec: &Spec,
+    map: &ValueMap,
+    decoders: &mut [Decoder<'_>],
+    outputs: &mut [&mut [V]],
+    groups: usize,
+) {
+    let tables = Tables::new(spec, map);
+    let mut states: States<K> = States::new(|c| &decoders[c]);
+    let (first, last) = (load(&INTERLEAVE_FIRST), load(&INTERLEAVE_LAST));
+    let mut out: [*mut u8; K] = std::array::from_fn(|c| outputs[c].as_mut_ptr().cast());
+    for _ in 0..groups {
+        for c in 0..K {
+            // SAFETY: group `g` begins at most `64 g` bytes into a stream of `64 * groups`, and the
+            // output has room for `64 * groups` values.
             unsafe {
                 if V::WIDE {
+                    let [low, high] = states.step::<true>(c, &tables);
                     let words = [
-                        _mm512_permutex2var_epi8(value, first, high_value),
-                        _mm512_permutex2var_epi8(value, last, high_value),
+                        _mm512_permutex2var_epi8(low, first, high),
+                        _mm512_permutex2var_epi8(low, last, high),
                     ];
                     _mm512_storeu_si512(out[c].cast(), words[0]);
                     _mm512_storeu_si512(out[c].add(64).cast(), words[1]);
                 } else {
-                    _mm512_storeu_si512(out[c].cast(), value);
+                    let [low, _] = states.step::<false>(c, &tables);
+                    _mm512_storeu_si512(out[c].cast(), low);
                 }
                 out[c] = out[c].add(64 * size_of::<V>());
             }
         }
     }
-
     for (c, decoder) in decoders.iter_mut().enumerate() {
-        store(low[c], &mut decoder.low);
-        store(high[c], &mut decoder.high);
-        // SAFETY: both point into the same stream.
-        let taken = unsafe { stream[c].offset_from(decoder.stream.as_ptr()) };
-        decoder.stream = &decoder.stream[taken as usize..];
-        decoder.used = used[c];
+        states.write_back(c, decoder);
     }
 }
 

@@ -1,0 +1,72 @@
+//! What a fused kernel is told: decoder, raw bits, scale offsets, sign, hash and store in one loop.
+
+use crate::chunk::ChunkHash;
+use crate::entropy::rans::{Decoder, Spec, ValueMap};
+use crate::planes::cut::MAX_LOW_BYTES;
+
+/// Groups of 64 elements of one chunk.
+pub(crate) struct CutRun<'a, 'd> {
+    pub(crate) decoder: &'a mut Decoder<'d>,
+    /// The byte planes, from the run's first element on.
+    pub(crate) low: [&'a [u8]; MAX_LOW_BYTES],
+    /// The packed bits, from the run's first element on.
+    pub(crate) packed: &'a [u8],
+    pub(crate) out: &'a mut [u8],
+    pub(crate) hash: &'a mut ChunkHash,
+    /// Number of the run's first element in the tensor.
+    pub(crate) first: usize,
+}
+
+/// How elements are put together, the same for all chunks of a model.
+#[derive(Clone, Copy)]
+pub(crate) struct CutForm<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) map: &'a ValueMap,
+    pub(crate) element_bytes: usize,
+    /// Whether values have 16 bits.
+    pub(crate) wide: bool,
+    pub(crate) low_bytes: usize,
+    pub(crate) packed_bits: u32,
+    pub(crate) sign_position: u32,
+    pub(crate) scale: Option<ScaleWords<'a>>,
+    pub(crate) hashed: bool,
+    pub(crate) past_cache: bool,
+}
+
+/// Scale offsets as words of the element's width, one bit up where the sign is the lowest bit.
+#[derive(Clone, Copy)]
+pub(crate) struct ScaleWords<'a> {
+    /// Columns of the matrix, 64 at least.
+    pub(crate) columns: usize,
+    pub(crate) rows: &'a [i8],
+    /// By how much the offset of a row is shifted.
+    pub(crate) shift: u32,
+    /// The columns' words and the first 63 of them again; or 64 zeros.
+    pub(crate) words: &'a [u8],
+    /// Whether `words` are those of the columns.
+    pub(crate) has_columns: bool,
+}
+
+impl CutForm<'_> {
+    /// Whether every part of the run has what `groups` groups need.
+    pub(super) fn covers(&self, run: &CutRun<'_, '_>, groups: usize) -> bool {
+        let elements = 64 * groups;
+        let scaled = self.scale.is_none_or(|scale| {
+            let words = if scale.has_columns {
+                scale.columns + 63
+            } else {
+                64
+            };
+            scale.columns >= 64 && scale.words.len() >= words * self.element_bytes
+        });
+        run.decoder.has_groups(groups)
+            && run.low[..self.low_bytes]
+                .iter()
+                .all(|plane| plane.len() >= elements)
+            && run.packed.len() >= elements / 8 * self.packed_bits as usize
+            && run.out.len() >= elements * self.element_bytes
+            && self.low_bytes + 1 + usize::from(self.wide) == self.element_bytes
+            && self.packed_bits < 8
+            && scaled
+    }
+}
