@@ -151,7 +151,12 @@ impl CutCoder {
             let mut end = block_end.min(start + TILE);
             if let Some(form) = &fused {
                 // The last group is left to the tiles, which know about ends.
-                let groups = (block_end.min(elements - 1) - start) / LANES;
+                let stop = if self.cut.is_contiguous() {
+                    elements
+                } else {
+                    block_end
+                };
+                let groups = (stop.min(elements - 1) - start) / LANES;
                 let safe = decoders
                     .iter()
                     .map(|decoder| decoder.stream.len() / LANES)

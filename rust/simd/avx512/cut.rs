@@ -5,10 +5,10 @@
 
 use std::arch::x86_64::*;
 
-use super::bits::SHUFFLES;
+use super::bits::{SHUFFLES, Shuffles};
 use super::load;
-use super::rans::{STREAM_AHEAD, States, Tables};
-use super::stream::Output;
+use super::rans::{STREAM_AHEAD, State, Tables};
+use super::stream::{Output, Way, joint};
 use crate::chunk::{HASH_KEYS, HASH_STEPS};
 use crate::simd::cut::{CutForm, CutRun, ScaleWords};
 
@@ -248,15 +248,176 @@ unsafe fn by_mode<E: Element, const WIDE: bool>(
     }
 }
 
-/// Where a chunk is in the matrix of its tensor.
-#[derive(Clone, Copy)]
-struct Place {
+/// What all chunks share.
+struct Shared<'a> {
+    tables: Tables,
+    shuffles: &'a Shuffles,
+    /// Bytes of the packed bits of a group, and as a mask.
+    packed_bytes: usize,
+    packed_lanes: u64,
+    packed_mask: __m512i,
+    scale: Option<ScaleWords<'a>>,
+    sign_right: __m128i,
+    top_left: __m128i,
+    below: __m512i,
+    magnitude: __m512i,
+    hashed: bool,
+    way: Way,
+    joint: __m512i,
+}
+
+/// One chunk.
+struct Chunk {
+    state: State,
+    low: [*const u8; 3],
+    packed: *const u8,
     row: usize,
     column: usize,
+    row_word: __m512i,
+    products: __m512i,
+    sums: __m512i,
+    out: Output,
+}
+
+/// The offset of a row in every element.
+#[inline(always)]
+unsafe fn row_word<E: Element>(scale: &ScaleWords<'_>, row: usize) -> __m512i {
+    let offset = scale.rows.get(row).map_or(0, |&offset| i64::from(offset));
+    // SAFETY: as the caller's.
+    unsafe { E::broadcast(offset.checked_shl(scale.shift).unwrap_or(0) as u64) }
+}
+
+impl Chunk {
+    #[inline(always)]
+    unsafe fn new<E: Element>(run: &mut CutRun<'_, '_>, shared: &Shared<'_>) -> Self {
+        let columns = shared.scale.map_or(1, |scale| scale.columns);
+        let (row, column) = (run.first / columns, run.first % columns);
+        // SAFETY: as the caller's.
+        unsafe {
+            let zero = _mm512_setzero_si512();
+            Self {
+                state: State::new(run.decoder),
+                low: std::array::from_fn(|plane| run.low[plane].as_ptr()),
+                packed: run.packed.as_ptr(),
+                row,
+                column,
+                row_word: shared
+                    .scale
+                    .map_or(zero, |scale| row_word::<E>(&scale, row)),
+                products: zero,
+                sums: zero,
+                out: Output::new(run.out.as_mut_ptr()),
+            }
+        }
+    }
+
+    /// Decodes and stores 64 elements.
+    ///
+    /// # Safety
+    /// The CPU has the features of this tier; the form covers the run, which has a group left.
+    #[inline(always)]
+    unsafe fn group<E: Element, const WIDE: bool, const MODE: u8>(
+        &mut self,
+        shared: &Shared<'_>,
+        keys: &[__m512i; 4],
+    ) {
+        // SAFETY: every part of the run has what a group needs, and is moved on by just that; fetches
+        // cannot fault.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(self.state.stream.wrapping_add(STREAM_AHEAD).cast());
+            let [mut value, high_value] = self.state.step::<WIDE>(&shared.tables);
+            if shared.packed_bytes > 0 {
+                _mm_prefetch::<_MM_HINT_T0>(self.packed.wrapping_add(RAW_AHEAD).cast());
+                let bytes = _mm512_maskz_loadu_epi8(shared.packed_lanes, self.packed.cast());
+                self.packed = self.packed.wrapping_add(shared.packed_bytes);
+                let bundles = _mm512_permutexvar_epi8(load(&shared.shuffles.spread), bytes);
+                let fields = _mm512_multishift_epi64_epi8(load(&shared.shuffles.shifts), bundles);
+                // 0xF8: the first operand, or both others together.
+                value = _mm512_ternarylogic_epi32::<0xF8>(value, fields, shared.packed_mask);
+            }
+            let mut bytes = [_mm512_setzero_si512(); 4];
+            let planes = E::BYTES - 1 - usize::from(WIDE);
+            for (bytes, from) in bytes.iter_mut().zip(&mut self.low).take(planes) {
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(RAW_AHEAD).cast());
+                *bytes = _mm512_loadu_si512((*from).cast());
+                *from = from.wrapping_add(64);
+            }
+            bytes[planes] = value;
+            if WIDE {
+                bytes[planes + 1] = high_value;
+            }
+            let words = E::interleave(bytes);
+            let offsets = if MODE == ROTATED {
+                [_mm512_setzero_si512(); 4]
+            } else {
+                self.offsets::<E>(shared)
+            };
+            for part in 0..E::BYTES {
+                let (word, offset) = (words[part], offsets[part]);
+                let word = match MODE {
+                    ROTATED => E::rotate(word),
+                    ROTATED_SCALED => E::rotate(E::add(word, offset)),
+                    _ => {
+                        let top = E::shift(word, shared.sign_right, shared.top_left);
+                        let one = _mm_cvtsi32_si128(1);
+                        let halved = E::shift(word, one, _mm_setzero_si128());
+                        // 0xE4: the first operand where the mask is set, else the second.
+                        let value = _mm512_ternarylogic_epi32::<0xE4>(word, halved, shared.below);
+                        let value = E::add(value, offset);
+                        _mm512_ternarylogic_epi32::<0xE4>(value, top, shared.magnitude)
+                    }
+                };
+                if shared.hashed {
+                    let keyed = _mm512_add_epi32(word, keys[part]);
+                    let product = _mm512_mul_epu32(keyed, _mm512_srli_epi64::<32>(keyed));
+                    self.products = _mm512_add_epi64(self.products, product);
+                    self.sums = _mm512_add_epi64(self.sums, keyed);
+                }
+                self.out.push(word, shared.way, shared.joint);
+            }
+        }
+    }
+
+    /// The scale offsets of the next 64 elements.
+    #[inline(always)]
+    unsafe fn offsets<E: Element>(&mut self, shared: &Shared<'_>) -> [__m512i; 4] {
+        // SAFETY: as the caller's; `words` has 64 from every column on.
+        unsafe {
+            let mut offsets = [_mm512_setzero_si512(); 4];
+            let Some(scale) = &shared.scale else {
+                return offsets;
+            };
+            let column = if scale.has_columns { self.column } else { 0 };
+            let from = scale.words.as_ptr().add(column * E::BYTES);
+            let left = scale.columns - self.column;
+            for (part, offset) in offsets.iter_mut().take(E::BYTES).enumerate() {
+                let column = _mm512_loadu_si512(from.add(64 * part).cast());
+                *offset = E::add(column, self.row_word);
+            }
+            self.column += 64;
+            if left <= 64 {
+                // The row ends here or among these elements.
+                self.column -= scale.columns;
+                self.row += 1;
+                let next = row_word::<E>(scale, self.row);
+                let lanes = 64 / E::BYTES;
+                for (part, offset) in offsets.iter_mut().take(E::BYTES).enumerate() {
+                    let mine = left.saturating_sub(part * lanes).min(lanes);
+                    if mine < lanes {
+                        let column = _mm512_loadu_si512(from.add(64 * part).cast());
+                        let mask = (1_u64 << mine) - 1;
+                        *offset = E::first_of(mask, *offset, E::add(column, next));
+                    }
+                }
+                self.row_word = next;
+            }
+            offsets
+        }
+    }
 }
 
 /// # Safety
-/// As [`decode_cut`], with `K` runs and the mode that belongs to the form.
+/// As [`decode_cut`], with `K` runs (1, 2 or 4) and the mode that belongs to the form.
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2"
 )]
@@ -265,166 +426,99 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
     runs: &mut [CutRun<'_, '_>],
     groups: usize,
 ) {
-    let tables = Tables::new(form.spec, form.map);
-    let mut states: States<K> = States::new(|c| &*runs[c].decoder);
-    let planes = E::BYTES - 1 - usize::from(WIDE);
-    let low: [[*const u8; 3]; K] =
-        std::array::from_fn(|c| std::array::from_fn(|plane| runs[c].low[plane].as_ptr()));
-    let mut packed: [*const u8; K] = std::array::from_fn(|c| runs[c].packed.as_ptr());
-
-    let width = form.packed_bits as usize;
-    let packed_lanes = u64::MAX.checked_shr(64 - 8 * form.packed_bits).unwrap_or(0);
-    let shuffles = &SHUFFLES[width];
-    let packed_mask = _mm512_set1_epi8(((1_u32 << width) - 1) as i8);
-
-    // The offset of a row, in the form of its elements.
-    let row_word = |scale: &ScaleWords<'_>, row: usize| {
-        let offset = scale.rows.get(row).map_or(0, |&offset| i64::from(offset));
-        // SAFETY: the features are this function's.
-        unsafe { E::broadcast(offset.checked_shl(scale.shift).unwrap_or(0) as u64) }
-    };
-    let scale = form.scale.filter(|_| MODE != ROTATED);
-    let zero = _mm512_setzero_si512();
-    let mut places = [Place { row: 0, column: 0 }; K];
-    let mut row_words = [zero; K];
-    if let Some(scale) = &scale {
-        for c in 0..K {
-            let (row, column) = (runs[c].first / scale.columns, runs[c].first % scale.columns);
-            places[c] = Place { row, column };
-            row_words[c] = row_word(scale, row);
-        }
-    }
     let bits = 8 * E::BYTES as u32;
     let sign = form.sign_position;
-    let count = |count: u32| _mm_cvtsi32_si128(count as i32);
-    let (sign_right, top_left) = (count(sign), count(bits - 1));
-    let (one, none) = (count(1), count(0));
+    let way = Way::of(runs[0].out.as_ptr(), form.past_cache);
     // SAFETY: the features are this function's.
-    let (below, magnitude) = unsafe {
-        let below = (1_u64 << sign) - 1;
-        (E::broadcast(below), E::broadcast((1_u64 << (bits - 1)) - 1))
+    let shared = unsafe {
+        Shared {
+            tables: Tables::new(form.spec, form.map),
+            shuffles: &SHUFFLES[form.packed_bits as usize],
+            packed_bytes: 8 * form.packed_bits as usize,
+            packed_lanes: u64::MAX.checked_shr(64 - 8 * form.packed_bits).unwrap_or(0),
+            packed_mask: _mm512_set1_epi8(((1_u32 << form.packed_bits) - 1) as i8),
+            scale: form.scale,
+            sign_right: _mm_cvtsi32_si128(sign as i32),
+            top_left: _mm_cvtsi32_si128(bits as i32 - 1),
+            below: E::broadcast((1_u64 << sign) - 1),
+            magnitude: E::broadcast((1_u64 << (bits - 1)) - 1),
+            hashed: form.hashed,
+            way,
+            joint: joint(runs[0].out.as_ptr()),
+        }
     };
+    let mut keys = keys(runs[0].hash.words);
+    let step = pair(|half| HASH_STEPS[half].wrapping_mul(bits));
+    let step = _mm512_set1_epi64(step);
 
-    let first_word = runs[0].hash.words;
-    let keys_of = |i: u32| {
-        let key = |half: usize| {
-            HASH_STEPS[half]
-                .wrapping_mul(i)
-                .wrapping_add(HASH_KEYS[half])
-        };
-        i64::from(key(0)) | i64::from(key(1)) << 32
-    };
-    let mut keys: [__m512i; 4] = std::array::from_fn(|part| {
-        let at = |lane: u32| keys_of(first_word.wrapping_add(8 * part as u32 + lane));
-        _mm512_setr_epi64(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7))
-    });
-    let step = |half: usize| HASH_STEPS[half].wrapping_mul(8 * E::BYTES as u32);
-    let step = _mm512_set1_epi64(i64::from(step(0)) | i64::from(step(1)) << 32);
-    let mut products = [zero; K];
-    let mut sums = [zero; K];
-
-    let mut outs: [Output; K] =
-        std::array::from_fn(|c| Output::new(runs[c].out.as_mut_ptr(), form.past_cache));
-
-    for group in 0..groups {
-        for c in 0..K {
-            // SAFETY: `form` covers the run, and this is one of its groups; fetches cannot fault.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(states.stream[c].wrapping_add(STREAM_AHEAD).cast());
-                let [mut value, high_value] = states.step::<WIDE>(c, &tables);
-                if width > 0 {
-                    _mm_prefetch::<_MM_HINT_T0>(packed[c].wrapping_add(RAW_AHEAD).cast());
-                    let bytes = _mm512_maskz_loadu_epi8(packed_lanes, packed[c].cast());
-                    packed[c] = packed[c].wrapping_add(8 * width);
-                    let bundles = _mm512_permutexvar_epi8(load(&shuffles.spread), bytes);
-                    let fields = _mm512_multishift_epi64_epi8(load(&shuffles.shifts), bundles);
-                    // 0xF8: the first operand, or both others together.
-                    value = _mm512_ternarylogic_epi32::<0xF8>(value, fields, packed_mask);
-                }
-                let mut bytes = [zero; 4];
-                for plane in 0..planes {
-                    let from = low[c][plane].wrapping_add(64 * group);
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(RAW_AHEAD).cast());
-                    bytes[plane] = _mm512_loadu_si512(from.cast());
-                }
-                bytes[planes] = value;
-                if WIDE {
-                    bytes[planes + 1] = high_value;
-                }
-                let mut words = E::interleave(bytes);
-                let words = &mut words[..E::BYTES];
-
-                let mut offsets = [zero; 4];
-                if let Some(scale) = &scale {
-                    let place = &mut places[c];
-                    let column = if scale.has_columns { place.column } else { 0 };
-                    let from = scale.words.as_ptr().add(column * E::BYTES);
-                    for (part, offset) in offsets[..E::BYTES].iter_mut().enumerate() {
-                        *offset = _mm512_loadu_si512(from.add(64 * part).cast());
-                    }
-                    let left = scale.columns - place.column;
-                    if left >= 64 {
-                        for offset in &mut offsets[..E::BYTES] {
-                            *offset = E::add(*offset, row_words[c]);
-                        }
-                    } else {
-                        let next = row_word(scale, place.row + 1);
-                        for (part, offset) in offsets[..E::BYTES].iter_mut().enumerate() {
-                            let lanes = 64 / E::BYTES;
-                            let mine = left.saturating_sub(part * lanes).min(lanes);
-                            // Fewer than 64 are left of the row.
-                            let mask = (1_u64 << mine) - 1;
-                            *offset = E::add(*offset, E::first_of(mask, row_words[c], next));
+    // Written out, so that every chunk's state is in registers of its own.
+    let mut runs = runs.iter_mut();
+    // SAFETY: passed on; there are `K` runs of `groups` groups.
+    unsafe {
+        let mut chunk = || runs.next().map(|run| (Chunk::new::<E>(run, &shared), run));
+        macro_rules! run {
+            ($($chunk:ident),*) => {
+                if let ($(Some(mut $chunk),)*) = ($({ let $chunk = chunk(); $chunk },)*) {
+                    for _ in 0..groups {
+                        $($chunk.0.group::<E, WIDE, MODE>(&shared, &keys);)*
+                        for key in &mut keys[..E::BYTES] {
+                            *key = _mm512_add_epi32(*key, step);
                         }
                     }
-                    place.column += 64;
-                    if left <= 64 {
-                        place.column -= scale.columns;
-                        place.row += 1;
-                        row_words[c] = row_word(scale, place.row);
-                    }
+                    $($chunk.0.finish::<E>($chunk.1, &shared, groups);)*
                 }
-                for (word, offset) in words.iter_mut().zip(offsets) {
-                    *word = match MODE {
-                        ROTATED => E::rotate(*word),
-                        ROTATED_SCALED => E::rotate(E::add(*word, offset)),
-                        _ => {
-                            let top = E::shift(*word, sign_right, top_left);
-                            let halved = E::shift(*word, one, none);
-                            let value = _mm512_ternarylogic_epi32::<0xE4>(*word, halved, below);
-                            let value = E::add(value, offset);
-                            _mm512_ternarylogic_epi32::<0xE4>(value, top, magnitude)
-                        }
-                    };
-                }
-                if form.hashed {
-                    for (part, word) in words.iter().enumerate() {
-                        let keyed = _mm512_add_epi32(*word, keys[part]);
-                        let product = _mm512_mul_epu32(keyed, _mm512_srli_epi64::<32>(keyed));
-                        products[c] = _mm512_add_epi64(products[c], product);
-                        sums[c] = _mm512_add_epi64(sums[c], keyed);
-                    }
-                }
-                for word in &*words {
-                    outs[c].push(*word);
-                }
+            };
+        }
+        match K {
+            4 => run!(a, b, c, d),
+            2 => run!(a, b),
+            _ => run!(a),
+        }
+    }
+}
+
+impl Chunk {
+    /// Stores what is left and writes decoder and hash back.
+    #[inline(always)]
+    unsafe fn finish<E: Element>(
+        self,
+        run: &mut CutRun<'_, '_>,
+        shared: &Shared<'_>,
+        groups: usize,
+    ) {
+        // SAFETY: as the caller's.
+        unsafe {
+            self.out.finish(shared.way);
+            self.state.write_back(run.decoder);
+            if shared.hashed {
+                let words = (groups * 8 * E::BYTES) as u32;
+                run.hash.words = run.hash.words.wrapping_add(words);
+                let products = _mm512_reduce_add_epi64(self.products) as u64;
+                run.hash.products = run.hash.products.wrapping_add(products);
+                let sums = _mm512_reduce_add_epi64(self.sums) as u64;
+                run.hash.sum = run.hash.sum.wrapping_add(sums);
             }
         }
-        for key in &mut keys[..E::BYTES] {
-            *key = _mm512_add_epi32(*key, step);
-        }
     }
+}
 
-    for (c, run) in runs.iter_mut().enumerate() {
-        states.write_back(c, run.decoder);
-        // SAFETY: all `groups` groups have been pushed.
-        unsafe { outs[c].finish() };
-        if form.hashed {
-            let words = (groups * 8 * E::BYTES) as u32;
-            run.hash.words = run.hash.words.wrapping_add(words);
-            let total = |sum| _mm512_reduce_add_epi64(sum) as u64;
-            run.hash.products = run.hash.products.wrapping_add(total(products[c]));
-            run.hash.sum = run.hash.sum.wrapping_add(total(sums[c]));
-        }
+/// A number for the low and one for the high half of a word.
+fn pair(half: impl Fn(usize) -> u32) -> i64 {
+    (u64::from(half(0)) | u64::from(half(1)) << 32) as i64
+}
+
+/// The keys of 32 words from `first` on, 8 to a register.
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn keys(first: u32) -> [__m512i; 4] {
+    let lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    let steps = _mm512_set1_epi64(pair(|half| HASH_STEPS[half]));
+    let base = _mm512_set1_epi64(pair(|half| HASH_KEYS[half]));
+    let mut number = _mm512_add_epi32(lanes, _mm512_set1_epi32(first as i32));
+    let mut keys = [base; 4];
+    for key in &mut keys {
+        *key = _mm512_add_epi32(*key, _mm512_mullo_epi32(number, steps));
+        number = _mm512_add_epi32(number, _mm512_set1_epi32(8));
     }
+    keys
 }

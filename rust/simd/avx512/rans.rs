@@ -85,22 +85,29 @@ const fn divisions() -> [Division; 256] {
     table
 }
 
-/// A load that the compiler cannot make part of the instruction that uses it: an expansion from memory
-/// takes ten times as long as one from a register.
+/// Replaces the bytes of `register` that the mask names by the next ones from memory.
+///
+/// Written as assembly because the compiler would make load and expansion one instruction, which takes
+/// ten times as long as the two, and would move it to where it needs the result.
 ///
 /// # Safety
-/// 64 bytes from `from` on can be read, and the CPU has AVX-512.
-#[target_feature(enable = "avx512f")]
+/// 64 bytes from `from` on can be read, and the CPU has AVX-512 VBMI2.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
 #[inline]
-unsafe fn load_apart(from: *const u8) -> __m512i {
-    let register;
-    // SAFETY: the instruction reads the 64 bytes that the caller vouches for and nothing else.
+unsafe fn expand_from(register: __m512i, mask: __mmask64, from: *const u8) -> __m512i {
+    let mut register = register;
+    // The type tells the assembler how wide the register is.
+    let _ahead: __m512i;
+    // SAFETY: the instructions read the 64 bytes that the caller vouches for and nothing else.
     unsafe {
         std::arch::asm!(
-            "vmovdqu64 {register}, [{from}]",
+            "vmovdqu64 {ahead}, [{from}]",
+            "vpexpandb {register} {{{mask}}}, {ahead}",
+            ahead = out(zmm_reg) _ahead,
             from = in(reg) from,
-            register = lateout(zmm_reg) register,
-            options(pure, readonly, nostack, preserves_flags),
+            mask = in(kreg) mask,
+            register = inout(zmm_reg) register,
+            options(readonly, nostack, preserves_flags),
         );
     }
     register
@@ -168,45 +175,41 @@ impl Tables {
     }
 }
 
-/// The states of `K` decoders in registers, and where they read.
-pub(super) struct States<const K: usize> {
-    low: [__m512i; K],
-    high: [__m512i; K],
-    pub(super) stream: [*const u8; K],
-    escapes: [[*const u8; 2]; K],
-    counts: [usize; K],
-    used: [usize; K],
+/// The state of a decoder in registers, and where it reads.
+pub(super) struct State {
+    low: __m512i,
+    high: __m512i,
+    pub(super) stream: *const u8,
+    escapes: [*const u8; 2],
+    count: usize,
+    used: usize,
 }
 
-impl<const K: usize> States<K> {
+impl State {
     #[target_feature(enable = "avx512f")]
     #[inline]
-    pub(super) fn new<'a, 'd: 'a>(decoder: impl Fn(usize) -> &'a Decoder<'d>) -> Self {
+    pub(super) fn new(decoder: &Decoder<'_>) -> Self {
         Self {
-            low: std::array::from_fn(|c| load(&decoder(c).low)),
-            high: std::array::from_fn(|c| load(&decoder(c).high)),
-            stream: std::array::from_fn(|c| decoder(c).stream.as_ptr()),
-            escapes: std::array::from_fn(|c| decoder(c).escapes.padded().map(<[u8]>::as_ptr)),
-            counts: std::array::from_fn(|c| decoder(c).escapes.count()),
-            used: std::array::from_fn(|c| decoder(c).used),
+            low: load(&decoder.low),
+            high: load(&decoder.high),
+            stream: decoder.stream.as_ptr(),
+            escapes: decoder.escapes.padded().map(<[u8]>::as_ptr),
+            count: decoder.escapes.count(),
+            used: decoder.used,
         }
     }
 
     /// Decodes a group of 64 values: their low bytes, and if they are wide their high bytes.
     ///
     /// # Safety
-    /// The CPU has the features of this tier, and stream `c` has 64 bytes left.
+    /// The CPU has the features of this tier, and the stream has 64 bytes left.
     #[inline(always)]
-    pub(super) unsafe fn step<const WIDE: bool>(
-        &mut self,
-        c: usize,
-        tables: &Tables,
-    ) -> [__m512i; 2] {
+    pub(super) unsafe fn step<const WIDE: bool>(&mut self, tables: &Tables) -> [__m512i; 2] {
         // SAFETY: the CPU has the features; the stream has the bytes; `EscapedValues` has 64 bytes
         // from every position up to its count.
         unsafe {
             let low_bytes = _mm512_set1_epi16(0xff);
-            let (low, high) = (self.low[c], self.high[c]);
+            let (low, high) = (self.low, self.high);
             let upper_half = _mm512_movepi8_mask(low);
             let index = _mm512_mask_blend_epi8(
                 upper_half,
@@ -235,18 +238,16 @@ impl<const K: usize> States<K> {
             let next_high =
                 _mm512_ternarylogic_epi32::<0xE4>(_mm512_srli_epi16::<8>(even), odd, low_bytes);
             let refill = _mm512_testn_epi8_mask(next_high, next_high);
-            self.high[c] = _mm512_mask_mov_epi8(next_high, refill, next_low);
-            let ahead = load_apart(self.stream[c]);
-            self.low[c] = _mm512_mask_expand_epi8(next_low, refill, ahead);
-            self.stream[c] = self.stream[c].add(refill.count_ones() as usize);
+            self.high = _mm512_mask_mov_epi8(next_high, refill, next_low);
+            self.low = expand_from(next_low, refill, self.stream);
+            self.stream = self.stream.add(refill.count_ones() as usize);
 
             let escaped = _mm512_cmpeq_epi8_mask(index, tables.escape);
-            let position = self.used[c].min(self.counts[c]);
-            self.used[c] += escaped.count_ones() as usize;
+            let position = self.used.min(self.count);
+            self.used += escaped.count_ones() as usize;
             let value = |values, part: usize| {
                 let value = _mm512_permutexvar_epi8(index, values);
-                let next = load_apart(self.escapes[c][part].add(position));
-                _mm512_mask_expand_epi8(value, escaped, next)
+                expand_from(value, escaped, self.escapes[part].add(position))
             };
             [
                 value(tables.low_values, 0),
@@ -262,12 +263,12 @@ impl<const K: usize> States<K> {
     /// Stores states and positions.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    pub(super) fn write_back(&self, c: usize, decoder: &mut Decoder<'_>) {
-        store(self.low[c], &mut decoder.low);
-        store(self.high[c], &mut decoder.high);
-        let taken = self.stream[c].addr() - decoder.stream.as_ptr().addr();
+    pub(super) fn write_back(&self, decoder: &mut Decoder<'_>) {
+        store(self.low, &mut decoder.low);
+        store(self.high, &mut decoder.high);
+        let taken = self.stream.addr() - decoder.stream.as_ptr().addr();
         decoder.stream = &decoder.stream[taken..];
-        decoder.used = self.used[c];
+        decoder.used = self.used;
     }
 }
 
@@ -282,32 +283,41 @@ unsafe fn decode<const K: usize, V: Value>(
     groups: usize,
 ) {
     let tables = Tables::new(spec, map);
-    let mut states: States<K> = States::new(|c| &decoders[c]);
     let (first, last) = (load(&INTERLEAVE_FIRST), load(&INTERLEAVE_LAST));
-    let mut out: [*mut u8; K] = std::array::from_fn(|c| outputs[c].as_mut_ptr().cast());
-    for _ in 0..groups {
-        for c in 0..K {
-            // SAFETY: group `g` begins at most `64 g` bytes into a stream of `64 * groups`, and the
-            // output has room for `64 * groups` values.
-            unsafe {
-                if V::WIDE {
-                    let [low, high] = states.step::<true>(c, &tables);
-                    let words = [
-                        _mm512_permutex2var_epi8(low, first, high),
-                        _mm512_permutex2var_epi8(low, last, high),
-                    ];
-                    _mm512_storeu_si512(out[c].cast(), words[0]);
-                    _mm512_storeu_si512(out[c].add(64).cast(), words[1]);
-                } else {
-                    let [low, _] = states.step::<false>(c, &tables);
-                    _mm512_storeu_si512(out[c].cast(), low);
+    let mut parts = decoders.iter_mut().zip(outputs);
+    let mut next = || {
+        let (decoder, out) = parts.next()?;
+        Some((State::new(decoder), out.as_mut_ptr().cast::<u8>(), decoder))
+    };
+    // Written out, so that every decoder's state is in registers of its own.
+    macro_rules! run {
+        ($($plane:ident),*) => {
+            if let ($(Some(mut $plane),)*) = ($({ let $plane = next(); $plane },)*) {
+                for _ in 0..groups {
+                    // SAFETY: group `g` begins at most `64 g` bytes into a stream of `64 * groups`,
+                    // and the output has room for `64 * groups` values.
+                    $(unsafe {
+                        if V::WIDE {
+                            let [low, high] = $plane.0.step::<true>(&tables);
+                            let head = _mm512_permutex2var_epi8(low, first, high);
+                            let tail = _mm512_permutex2var_epi8(low, last, high);
+                            _mm512_storeu_si512($plane.1.cast(), head);
+                            _mm512_storeu_si512($plane.1.add(64).cast(), tail);
+                        } else {
+                            let [low, _] = $plane.0.step::<false>(&tables);
+                            _mm512_storeu_si512($plane.1.cast(), low);
+                        }
+                        $plane.1 = $plane.1.add(64 * size_of::<V>());
+                    })*
                 }
-                out[c] = out[c].add(64 * size_of::<V>());
+                $($plane.0.write_back($plane.2);)*
             }
-        }
+        };
     }
-    for (c, decoder) in decoders.iter_mut().enumerate() {
-        states.write_back(c, decoder);
+    match K {
+        4 => run!(a, b, c, d),
+        2 => run!(a, b),
+        _ => run!(a),
     }
 }
 

@@ -33,21 +33,9 @@ pub(in crate::simd) fn fence() {
     _mm_sfence();
 }
 
-/// An output that is written from front to back.
-pub(super) struct Output {
-    to: *mut u8,
-    way: Way,
-    /// The last register pushed, of which the end is still to be stored.
-    pending: __m512i,
-    /// Joins the end of one register with the begin of the next.
-    joint: __m512i,
-    /// Bytes of a register that go to the line that is being filled.
-    head: u64,
-    pushed: bool,
-}
-
+/// How an output is stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// Through the caches.
     Plain,
     /// Streaming stores to aligned lines.
@@ -56,48 +44,64 @@ enum Way {
     Shifted,
 }
 
+impl Way {
+    pub(super) fn of(to: *const u8, past_cache: bool) -> Self {
+        match to.addr() % 64 {
+            shift if !past_cache || !shift.is_multiple_of(4) => Self::Plain,
+            0 => Self::Aligned,
+            _ => Self::Shifted,
+        }
+    }
+}
+
+/// Joins the end of one register with the begin of the next, for [`Way::Shifted`].
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn joint(to: *const u8) -> __m512i {
+    let first = _mm512_set1_epi32(16 - (to.addr() % 64 / 4) as i32);
+    let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    _mm512_add_epi32(first, lanes)
+}
+
+/// An output that is written from front to back.
+pub(super) struct Output {
+    to: *mut u8,
+    /// The last register pushed, of which the end is still to be stored.
+    pending: __m512i,
+    begin: *mut u8,
+}
+
 impl Output {
     #[target_feature(enable = "avx512f")]
     #[inline]
-    pub(super) fn new(to: *mut u8, past_cache: bool) -> Self {
-        let shift = to.addr() % 64;
-        let way = match shift {
-            _ if !past_cache || !shift.is_multiple_of(4) => Way::Plain,
-            0 => Way::Aligned,
-            _ => Way::Shifted,
-        };
-        let first = _mm512_set1_epi32(16 - shift as i32 / 4);
-        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    pub(super) fn new(to: *mut u8) -> Self {
         Self {
             to,
-            way,
             pending: _mm512_setzero_si512(),
-            joint: _mm512_add_epi32(first, lanes),
-            head: u64::MAX >> shift,
-            pushed: false,
+            begin: to,
         }
     }
 
     /// Stores the next 64 bytes.
     ///
     /// # Safety
-    /// The CPU has AVX-512 with BW, and there is room for 64 more bytes.
+    /// The CPU has AVX-512 with BW, there is room for 64 more bytes, `way` and `joint` are those of
+    /// this output or of one of the same alignment.
     #[inline(always)]
-    pub(super) unsafe fn push(&mut self, register: __m512i) {
+    pub(super) unsafe fn push(&mut self, register: __m512i, way: Way, joint: __m512i) {
         // SAFETY: plain stores go where there is room. A shifted output stores the first part of its
         // first register by mask, then whole lines of which every byte has been pushed.
         unsafe {
-            match self.way {
+            match way {
                 Way::Plain => _mm512_storeu_si512(self.to.cast(), register),
                 Way::Aligned => _mm512_stream_si512(self.to.cast(), register),
                 Way::Shifted => {
-                    if self.pushed {
-                        let line = _mm512_permutex2var_epi32(self.pending, self.joint, register);
-                        let shift = self.head.leading_zeros() as usize;
-                        _mm512_stream_si512(self.to.sub(shift).cast(), line);
+                    let shift = self.to.addr() % 64;
+                    if self.to == self.begin {
+                        _mm512_mask_storeu_epi8(self.to.cast(), u64::MAX >> shift, register);
                     } else {
-                        _mm512_mask_storeu_epi8(self.to.cast(), self.head, register);
-                        self.pushed = true;
+                        let line = _mm512_permutex2var_epi32(self.pending, joint, register);
+                        _mm512_stream_si512(self.to.sub(shift).cast(), line);
                     }
                     self.pending = register;
                 }
@@ -109,14 +113,15 @@ impl Output {
     /// Stores what a shifted output still holds.
     ///
     /// # Safety
-    /// The CPU has AVX-512 with BW.
+    /// As [`Output::push`].
     #[inline(always)]
-    pub(super) unsafe fn finish(&mut self) {
-        if self.way == Way::Shifted && self.pushed {
+    pub(super) unsafe fn finish(self, way: Way) {
+        if way == Way::Shifted && self.to != self.begin {
+            let shift = self.to.addr() % 64;
             // SAFETY: the masked bytes are the end of the last register pushed, for which there was room.
             unsafe {
                 let end = self.to.sub(64).cast();
-                _mm512_mask_storeu_epi8(end, !self.head, self.pending);
+                _mm512_mask_storeu_epi8(end, !(u64::MAX >> shift), self.pending);
             }
         }
     }
