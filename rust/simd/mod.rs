@@ -142,7 +142,7 @@ impl Kernels {
     pub(crate) const fn decode_interleave(self) -> usize {
         match self.tier {
             SimdTier::Scalar => 1,
-            SimdTier::Avx512 => 4,
+            SimdTier::Avx512 => 3,
         }
     }
 

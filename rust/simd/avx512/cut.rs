@@ -228,7 +228,7 @@ unsafe fn by_mode<E: Element, const WIDE: bool>(
         (0, true) => ROTATED_SCALED,
         _ => GENERAL,
     };
-    while let Some(k) = [4, 2, 1].into_iter().find(|&k| k <= runs.len()) {
+    while let Some(k) = [4, 3, 2, 1].into_iter().find(|&k| k <= runs.len()) {
         let (now, later) = runs.split_at_mut(k);
         // SAFETY: passed on.
         unsafe {
@@ -236,6 +236,9 @@ unsafe fn by_mode<E: Element, const WIDE: bool>(
                 (4, ROTATED) => decode::<4, E, WIDE, ROTATED>(form, now, groups),
                 (4, ROTATED_SCALED) => decode::<4, E, WIDE, ROTATED_SCALED>(form, now, groups),
                 (4, _) => decode::<4, E, WIDE, GENERAL>(form, now, groups),
+                (3, ROTATED) => decode::<3, E, WIDE, ROTATED>(form, now, groups),
+                (3, ROTATED_SCALED) => decode::<3, E, WIDE, ROTATED_SCALED>(form, now, groups),
+                (3, _) => decode::<3, E, WIDE, GENERAL>(form, now, groups),
                 (2, ROTATED) => decode::<2, E, WIDE, ROTATED>(form, now, groups),
                 (2, ROTATED_SCALED) => decode::<2, E, WIDE, ROTATED_SCALED>(form, now, groups),
                 (2, _) => decode::<2, E, WIDE, GENERAL>(form, now, groups),
@@ -316,7 +319,7 @@ impl Chunk {
     /// # Safety
     /// The CPU has the features of this tier; the form covers the run, which has a group left.
     #[inline(always)]
-    unsafe fn group<E: Element, const WIDE: bool, const MODE: u8>(
+    unsafe fn group<E: Element, const WIDE: bool, const MODE: u8, const HASHED: bool>(
         &mut self,
         shared: &Shared<'_>,
         keys: &[__m512i; 4],
@@ -367,7 +370,7 @@ impl Chunk {
                         _mm512_ternarylogic_epi32::<0xE4>(value, top, shared.magnitude)
                     }
                 };
-                if shared.hashed {
+                if HASHED {
                     let keyed = _mm512_add_epi32(word, keys[part]);
                     let product = _mm512_mul_epu32(keyed, _mm512_srli_epi64::<32>(keyed));
                     self.products = _mm512_add_epi64(self.products, product);
@@ -417,7 +420,7 @@ impl Chunk {
 }
 
 /// # Safety
-/// As [`decode_cut`], with `K` runs (1, 2 or 4) and the mode that belongs to the form.
+/// As [`decode_cut`], with `K` runs (1 to 4) and the mode that belongs to the form.
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2"
 )]
@@ -459,10 +462,16 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
         macro_rules! run {
             ($($chunk:ident),*) => {
                 if let ($(Some(mut $chunk),)*) = ($({ let $chunk = chunk(); $chunk },)*) {
-                    for _ in 0..groups {
-                        $($chunk.0.group::<E, WIDE, MODE>(&shared, &keys);)*
-                        for key in &mut keys[..E::BYTES] {
-                            *key = _mm512_add_epi32(*key, step);
+                    if form.hashed {
+                        for _ in 0..groups {
+                            $($chunk.0.group::<E, WIDE, MODE, true>(&shared, &keys);)*
+                            for key in &mut keys[..E::BYTES] {
+                                *key = _mm512_add_epi32(*key, step);
+                            }
+                        }
+                    } else {
+                        for _ in 0..groups {
+                            $($chunk.0.group::<E, WIDE, MODE, false>(&shared, &keys);)*
                         }
                     }
                     $($chunk.0.finish::<E>($chunk.1, &shared, groups);)*
@@ -471,6 +480,7 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
         }
         match K {
             4 => run!(a, b, c, d),
+            3 => run!(a, b, c),
             2 => run!(a, b),
             _ => run!(a),
         }
