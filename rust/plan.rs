@@ -4,7 +4,8 @@ use crate::constants::{CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_MODELS};
 use crate::container::prelude::{Chunked, TensorType};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::select::{Input, select_float, select_generic};
+use crate::model::select::{Input, select_float};
+use crate::model::select_bytes::select_generic;
 use crate::options::CompressOptions;
 use crate::parallel;
 

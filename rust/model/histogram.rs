@@ -1,15 +1,17 @@
 //! Samples of a tensor and the counts taken from them.
 //!
-//! A sample is a fixed set of whole sub-blocks, so that the same input gives the same model on every
-//! machine and for every thread count.
+//! A sample is a fixed set of runs of neighbouring elements, so that the same input gives the same
+//! model on every machine and for every thread count.
 
 use std::ops::Range;
 
 use super::log2::log2;
 use crate::constants::SUB_BLOCK;
-use crate::planes::raw::TrailingZeros;
 use crate::planes::scale::ScaleOffsets;
-use crate::planes::words::{Word, with_word};
+use crate::planes::words::{Word, low_mask, with_word};
+
+/// Elements of a run: a few cache lines, and many places.
+const RUN: usize = 128;
 
 /// Which elements are looked at.
 #[derive(Clone, Copy, Debug)]
@@ -18,25 +20,31 @@ pub(crate) struct Sample<'a> {
     pub(crate) element_bytes: usize,
     /// Bytes before the first element.
     pub(crate) phase: usize,
-    /// One of `step` neighbouring sub-blocks is taken; 1 takes everything.
-    pub(crate) step: usize,
+    /// Elements of a run.
+    run: usize,
+    /// One of `step` neighbouring runs is taken; 1 takes everything.
+    step: usize,
 }
 
 /// Which of `step` neighbours number `index` of a sample is: fixed, but without a period that could
 /// meet one of the tensor's.
+#[inline]
 pub(crate) fn jitter(index: usize, step: usize) -> usize {
-    ((index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % step
+    // The high half of a product with the hash spreads it without a division.
+    let hash = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    ((u128::from(hash) * step as u128) >> 32) as usize
 }
 
 impl<'a> Sample<'a> {
-    /// At least `blocks` sub-blocks, or everything if there are not that many.
-    pub(crate) fn new(bytes: &'a [u8], element_bytes: usize, phase: usize, blocks: usize) -> Self {
+    /// At least `limit` elements, or everything if there are not twice as many.
+    pub(crate) fn new(bytes: &'a [u8], element_bytes: usize, phase: usize, limit: usize) -> Self {
         let elements = bytes.len().saturating_sub(phase) / element_bytes;
-        let step = (elements.div_ceil(SUB_BLOCK) / blocks).max(1);
+        let step = (elements / limit).max(1);
         Self {
             bytes,
             element_bytes,
             phase,
+            run: if step == 1 { SUB_BLOCK } else { RUN },
             step,
         }
     }
@@ -51,57 +59,105 @@ impl<'a> Sample<'a> {
         self.bytes.len().saturating_sub(self.phase) / self.element_bytes
     }
 
-    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+    fn runs(&self) -> impl Iterator<Item = Range<usize>> {
         let elements = self.elements();
-        let step = self.step;
-        (0..elements.div_ceil(SUB_BLOCK).div_ceil(step))
-            .map(move |index| (index * step + jitter(index, step)) * SUB_BLOCK)
+        let (run, step) = (self.run, self.step);
+        (0..elements.div_ceil(run).div_ceil(step))
+            .map(move |index| (index * step + jitter(index, step)) * run)
             .filter(move |&start| start < elements)
-            .map(move |start| start..elements.min(start + SUB_BLOCK))
+            .map(move |start| start..elements.min(start + run))
     }
 
-    /// Calls `visit` with the words of every sub-block taken, scale offsets subtracted.
+    /// Calls `visit` with the words of every run taken, scale offsets subtracted.
     ///
     /// `W` is as wide as the elements.
-    pub(crate) fn for_each_block<W: Word>(
+    pub(crate) fn for_each_run<W: Word>(
         &self,
         scale: Option<&ScaleOffsets>,
         mut visit: impl FnMut(&[W]),
     ) {
         debug_assert_eq!(W::BYTES, self.element_bytes);
         let mut buffer = [W::default(); SUB_BLOCK];
-        for range in self.blocks() {
-            let words = &mut buffer[..range.len()];
-            let start = self.phase + range.start * W::BYTES;
-            W::load(&self.bytes[start..start + range.len() * W::BYTES], words);
-            if let Some(scale) = scale {
-                scale.subtract(words, range.start);
+        let mut runs = self.runs();
+        let mut batch = Vec::with_capacity(SUB_BLOCK / self.run);
+        loop {
+            // Loading some runs before the first is counted lets their cache misses overlap.
+            batch.clear();
+            // In this order, or a run would be taken that no room is left for.
+            for (words, range) in buffer.chunks_exact_mut(self.run).zip(&mut runs) {
+                let start = self.phase + range.start * W::BYTES;
+                let bytes = &self.bytes[start..start + range.len() * W::BYTES];
+                W::load(bytes, &mut words[..range.len()]);
+                batch.push(range);
             }
-            visit(words);
+            if batch.is_empty() {
+                return;
+            }
+            for (range, words) in batch.iter().zip(buffer.chunks_exact_mut(self.run)) {
+                let words = &mut words[..range.len()];
+                if let Some(scale) = scale {
+                    scale.subtract(words, range.start);
+                }
+                visit(words);
+            }
         }
     }
 
     /// Elements taken.
     pub(crate) fn taken(&self) -> u64 {
-        self.blocks().map(|range| range.len() as u64).sum()
+        self.runs().map(|range| range.len() as u64).sum()
     }
 }
 
-/// Counts of a float's leading magnitude bits and its sign, and of its trailing zeros.
+/// Adds the leading bits of `words`, those above `below`, to four counts that take turns: one count
+/// would wait for the store of the element before.
+#[inline(always)]
+fn count_leading<W: Word>(words: &[W], below: u32, counts: &mut [u32], size: usize) {
+    let mask = size - 1;
+    let (a, rest) = counts.split_at_mut(size);
+    let (b, rest) = rest.split_at_mut(size);
+    let (c, d) = rest.split_at_mut(size);
+    let (a, b, c, d) = (
+        &mut a[..=mask],
+        &mut b[..=mask],
+        &mut c[..=mask],
+        &mut d[..=mask],
+    );
+    let index = |word: W| (word >> below).widen() as usize & mask;
+    let (quads, rest) = words.as_chunks::<4>();
+    for &[w, x, y, z] in quads {
+        a[index(w)] += 1;
+        b[index(x)] += 1;
+        c[index(y)] += 1;
+        d[index(z)] += 1;
+    }
+    for &word in rest {
+        a[index(word)] += 1;
+    }
+}
+
+/// Trailing zeros that the low `bits` of all `words` share.
+#[inline(always)]
+fn shared_zeros<W: Word>(words: &[W], bits: u32) -> u32 {
+    let any = words.iter().fold(W::default(), |any, &word| any | word);
+    (any.widen() | !low_mask(bits)).trailing_zeros().min(bits)
+}
+
+/// Counts of a float's leading bits, and of its trailing zeros.
 #[derive(Clone, Debug)]
 pub(crate) struct FloatHistogram {
-    /// Index: the top `bits` magnitude bits, then the sign.
+    /// Index: the top `bits` magnitude bits, below the sign.
     counts: Vec<u32>,
     /// Width of the counted magnitude bits.
     bits: u32,
     /// Elements counted.
     pub(crate) total: u64,
-    /// `zeros[z]` elements lie in sub-blocks whose mantissas share `z` trailing zeros.
+    /// `zeros[z]` elements lie in runs whose mantissas share `z` trailing zeros.
     zeros: [u64; 65],
 }
 
 impl FloatHistogram {
-    /// Counts the top `bits` of the `element_bits - 1` magnitude bits over the sample.
+    /// Counts the sign and the top `bits` of the `element_bits - 1` magnitude bits over the sample.
     pub(crate) fn new(
         sample: &Sample<'_>,
         scale: Option<&ScaleOffsets>,
@@ -119,51 +175,50 @@ impl FloatHistogram {
         bits: u32,
         mantissa_bits: u32,
     ) -> Self {
-        let sign_position = W::BITS - 1;
-        let below = sign_position - bits;
-        let mut histogram = Self {
-            counts: vec![0; 2 << bits],
-            bits,
-            total: 0,
-            zeros: [0; 65],
-        };
-        let rule = TrailingZeros {
-            bits: mantissa_bits,
-            sign_is_last: false,
-        };
-        let mask = histogram.counts.len() - 1;
-        sample.for_each_block::<W>(scale, |words| {
-            for &word in words {
-                // Sign and leading magnitude bits are the top of the element; the sign goes last.
-                let top = (word >> below).widen() as usize;
-                let index = (top << 1 | top >> bits) & mask;
-                histogram.counts[index] += 1;
-            }
-            histogram.total += words.len() as u64;
-            histogram.zeros[rule.count(words) as usize] += words.len() as u64;
+        let below = W::BITS - 1 - bits;
+        let size = 2 << bits;
+        let mut counts = vec![0; 4 * size];
+        let mut total = 0;
+        let mut zeros = [0; 65];
+        sample.for_each_run::<W>(scale, |words| {
+            count_leading(words, below, &mut counts, size);
+            total += words.len() as u64;
+            zeros[shared_zeros(words, mantissa_bits) as usize] += words.len() as u64;
         });
-        histogram
+        let (sums, others) = counts.split_at_mut(size);
+        for other in others.chunks_exact(size) {
+            sums.iter_mut()
+                .zip(other)
+                .for_each(|(sum, add)| *sum += add);
+        }
+        counts.truncate(size);
+        Self {
+            counts,
+            bits,
+            total,
+            zeros,
+        }
     }
 
     /// Counts of the top `bits` magnitude bits, with the sign below them if it is wanted.
     pub(crate) fn symbols(&self, bits: u32, with_sign: bool) -> Vec<u32> {
-        let mut counts = vec![0; 1 << (bits + u32::from(with_sign))];
-        for (index, &count) in self.counts.iter().enumerate() {
-            let top = index >> 1 >> (self.bits - bits);
-            counts[if with_sign { top << 1 | index & 1 } else { top }] += count;
+        let (positive, negative) = self.counts.split_at(1 << self.bits);
+        let group = 1 << (self.bits - bits);
+        let pairs = positive
+            .chunks_exact(group)
+            .zip(negative.chunks_exact(group));
+        let sums = pairs.map(|(p, n)| (p.iter().sum::<u32>(), n.iter().sum::<u32>()));
+        if with_sign {
+            sums.flat_map(|(p, n)| [p, n]).collect()
+        } else {
+            sums.map(|(p, n)| p + n).collect()
         }
-        counts
     }
 
     /// The sign of every element counted, if they agree.
     pub(crate) fn constant_sign(&self) -> Option<u64> {
-        let negative: u64 = self
-            .counts
-            .iter()
-            .skip(1)
-            .step_by(2)
-            .map(|&c| u64::from(c))
-            .sum();
+        let negative = &self.counts[1 << self.bits..];
+        let negative: u64 = negative.iter().map(|&count| u64::from(count)).sum();
         match negative {
             0 => Some(0),
             all if all == self.total => Some(1),
@@ -182,7 +237,7 @@ impl FloatHistogram {
 /// Counts of each byte of the elements, the highest byte first.
 pub(crate) fn byte_histograms(sample: &Sample<'_>) -> Vec<Vec<u32>> {
     let mut counts = vec![vec![0; 256]; sample.element_bytes];
-    with_word!(sample.element_bytes, W => sample.for_each_block::<W>(None, |words| {
+    with_word!(sample.element_bytes, W => sample.for_each_run::<W>(None, |words| {
         for (plane, counts) in counts.iter_mut().rev().enumerate() {
             for &word in words {
                 counts[usize::from((word >> (8 * plane as u32)).widen() as u8)] += 1;
