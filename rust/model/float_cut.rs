@@ -65,7 +65,7 @@ impl FloatCut {
         histogram: &FloatHistogram,
     ) -> Option<u64> {
         let bits = self.symbol_bits()?;
-        let counts = histogram.symbols(self.top_bits(), self.in_symbol);
+        let (_, counts) = histogram.symbols(self.top_bits(), self.in_symbol);
         let (cost, symbols) = estimate(&counts, bits, sample.is_exact())?;
         let overhead = if symbols > 1 {
             input.plane_overhead() + 2 * symbols as u64
@@ -85,7 +85,9 @@ impl FloatCut {
         scaled: bool,
     ) -> Option<Candidate> {
         let symbol_bits = self.symbol_bits()?;
-        let counts = histogram.symbols(self.top_bits(), self.in_symbol);
+        let (first, used) = histogram.symbols(self.top_bits(), self.in_symbol);
+        let mut counts = vec![0; 1 << symbol_bits];
+        counts[first..first + used.len()].copy_from_slice(&used);
         let symbol = fit(&counts, symbol_bits, sample.is_exact())?;
         let (raw_cost, trailing_zeros) = self.raw_cost(histogram);
         let cost = symbol.cost() + raw_cost;

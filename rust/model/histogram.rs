@@ -7,11 +7,15 @@ use std::ops::Range;
 
 use super::log2::log2;
 use crate::constants::SUB_BLOCK;
+use crate::dtype::FloatFields;
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, low_mask, with_word};
 
 /// Elements of a run: a few cache lines, and many places.
 const RUN: usize = 128;
+
+/// Counts that take turns.
+const TURNS: usize = 4;
 
 /// Which elements are looked at.
 #[derive(Clone, Copy, Debug)]
@@ -109,30 +113,21 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// Adds the leading bits of `words`, those above `below`, to four counts that take turns: one count
+/// Adds the leading bits of `words`, those above `below`, to counts that take turns: one count alone
 /// would wait for the store of the element before.
 #[inline(always)]
-fn count_leading<W: Word>(words: &[W], below: u32, counts: &mut [u32], size: usize) {
+fn count_leading<W: Word, const TURNS: usize>(words: &[W], below: u32, counts: &mut [u32]) {
+    let size = counts.len() / TURNS;
     let mask = size - 1;
-    let (a, rest) = counts.split_at_mut(size);
-    let (b, rest) = rest.split_at_mut(size);
-    let (c, d) = rest.split_at_mut(size);
-    let (a, b, c, d) = (
-        &mut a[..=mask],
-        &mut b[..=mask],
-        &mut c[..=mask],
-        &mut d[..=mask],
-    );
     let index = |word: W| (word >> below).widen() as usize & mask;
-    let (quads, rest) = words.as_chunks::<4>();
-    for &[w, x, y, z] in quads {
-        a[index(w)] += 1;
-        b[index(x)] += 1;
-        c[index(y)] += 1;
-        d[index(z)] += 1;
+    let (groups, rest) = words.as_chunks::<TURNS>();
+    for group in groups {
+        for (turn, &word) in group.iter().enumerate() {
+            counts[turn * size + index(word)] += 1;
+        }
     }
     for &word in rest {
-        a[index(word)] += 1;
+        counts[index(word)] += 1;
     }
 }
 
@@ -148,8 +143,12 @@ fn shared_zeros<W: Word>(words: &[W], bits: u32) -> u32 {
 pub(crate) struct FloatHistogram {
     /// Index: the top `bits` magnitude bits, below the sign.
     counts: Vec<u32>,
+    /// Magnitudes that were counted, from and to multiples of `2^joint_bits`.
+    used: Range<usize>,
     /// Width of the counted magnitude bits.
     bits: u32,
+    /// Mantissa bits among them.
+    joint_bits: u32,
     /// Elements counted.
     pub(crate) total: u64,
     /// `zeros[z]` elements lie in runs whose mantissas share `z` trailing zeros.
@@ -157,33 +156,42 @@ pub(crate) struct FloatHistogram {
 }
 
 impl FloatHistogram {
-    /// Counts the sign and the top `bits` of the `element_bits - 1` magnitude bits over the sample.
+    /// Counts the sign, the exponent and `joint_bits` of the mantissa over the sample.
     pub(crate) fn new(
         sample: &Sample<'_>,
         scale: Option<&ScaleOffsets>,
-        bits: u32,
-        mantissa_bits: u32,
+        fields: FloatFields,
+        joint_bits: u32,
     ) -> Self {
-        with_word!(sample.element_bytes, W => {
-            Self::count::<W>(sample, scale, bits, mantissa_bits)
-        })
+        with_word!(sample.element_bytes, W => Self::count::<W>(sample, scale, fields, joint_bits))
     }
 
     fn count<W: Word>(
         sample: &Sample<'_>,
         scale: Option<&ScaleOffsets>,
-        bits: u32,
-        mantissa_bits: u32,
+        fields: FloatFields,
+        joint_bits: u32,
     ) -> Self {
+        let bits = fields.exponent_bits + joint_bits;
         let below = W::BITS - 1 - bits;
         let size = 2 << bits;
-        let mut counts = vec![0; 4 * size];
+        // Several counts are worth their clearing and adding only for many elements.
+        let turns = if sample.taken() < 2 * size as u64 {
+            1
+        } else {
+            TURNS
+        };
+        let mut counts = vec![0; turns * size];
         let mut total = 0;
         let mut zeros = [0; 65];
         sample.for_each_run::<W>(scale, |words| {
-            count_leading(words, below, &mut counts, size);
+            if turns == 1 {
+                count_leading::<W, 1>(words, below, &mut counts);
+            } else {
+                count_leading::<W, TURNS>(words, below, &mut counts);
+            }
             total += words.len() as u64;
-            zeros[shared_zeros(words, mantissa_bits) as usize] += words.len() as u64;
+            zeros[shared_zeros(words, fields.mantissa_bits) as usize] += words.len() as u64;
         });
         let (sums, others) = counts.split_at_mut(size);
         for other in others.chunks_exact(size) {
@@ -192,34 +200,67 @@ impl FloatHistogram {
                 .for_each(|(sum, add)| *sum += add);
         }
         counts.truncate(size);
-        Self {
+        let mut histogram = Self {
             counts,
+            used: 0..0,
             bits,
+            joint_bits,
             total,
             zeros,
-        }
+        };
+        histogram.find_used();
+        histogram
     }
 
-    /// Counts of the top `bits` magnitude bits, with the sign below them if it is wanted.
-    pub(crate) fn symbols(&self, bits: u32, with_sign: bool) -> Vec<u32> {
+    fn find_used(&mut self) {
+        let group = 1 << self.joint_bits;
+        let used = |part: &[u32]| {
+            let is_used = |group: &[u32]| group.iter().any(|&count| count > 0);
+            let first = part.chunks_exact(group).position(is_used);
+            let last = part.chunks_exact(group).rposition(is_used);
+            first.zip(last)
+        };
         let (positive, negative) = self.counts.split_at(1 << self.bits);
-        let group = 1 << (self.bits - bits);
-        let pairs = positive
-            .chunks_exact(group)
-            .zip(negative.chunks_exact(group));
-        let sums = pairs.map(|(p, n)| (p.iter().sum::<u32>(), n.iter().sum::<u32>()));
+        let used = match (used(positive), used(negative)) {
+            (Some(p), Some(n)) => p.0.min(n.0)..p.1.max(n.1) + 1,
+            (Some(one), None) | (None, Some(one)) => one.0..one.1 + 1,
+            (None, None) => 0..1,
+        };
+        self.used = used.start * group..used.end * group;
+    }
+
+    /// The counts there would be if all magnitudes were less by `steps` of the lowest counted bit.
+    pub(crate) fn lowered(&self, steps: i8) -> Self {
+        let mut lowered = self.clone();
+        let half = 1 << self.bits;
+        let by = i64::from(steps).rem_euclid(half as i64) as usize;
+        let (positive, negative) = lowered.counts.split_at_mut(half);
+        positive.rotate_left(by);
+        negative.rotate_left(by);
+        lowered.find_used();
+        lowered
+    }
+
+    /// Counts of the top `bits` magnitude bits, with the sign below them if it is wanted, and the
+    /// symbol that the first one is for.
+    pub(crate) fn symbols(&self, bits: u32, with_sign: bool) -> (usize, Vec<u32>) {
+        let folded = self.bits - bits;
+        let (positive, negative) = self.counts.split_at(1 << self.bits);
+        let positive = fold(&positive[self.used.clone()], folded);
+        let negative = fold(&negative[self.used.clone()], folded);
+        let pairs = positive.iter().zip(&negative);
+        let first = self.used.start >> folded;
         if with_sign {
-            sums.flat_map(|(p, n)| [p, n]).collect()
+            (first << 1, pairs.flat_map(|(&p, &n)| [p, n]).collect())
         } else {
-            sums.map(|(p, n)| p + n).collect()
+            (first, pairs.map(|(p, n)| p + n).collect())
         }
     }
 
     /// The sign of every element counted, if they agree.
     pub(crate) fn constant_sign(&self) -> Option<u64> {
-        let negative = &self.counts[1 << self.bits..];
-        let negative: u64 = negative.iter().map(|&count| u64::from(count)).sum();
-        match negative {
+        let negative = &self.counts[1 << self.bits..][self.used.clone()];
+        match negative.iter().map(|&count| u64::from(count)).sum::<u64>() {
             0 => Some(0),
             all if all == self.total => Some(1),
             _ => None,
@@ -234,17 +275,57 @@ impl FloatHistogram {
     }
 }
 
+/// Adds `2^times` neighbours.
+fn fold(counts: &[u32], times: u32) -> Vec<u32> {
+    match times {
+        0 => counts.to_vec(),
+        1 => counts
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|&[a, b]| a + b)
+            .collect(),
+        2 => counts
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&[a, b, c, d]| a + b + c + d)
+            .collect(),
+        _ => fold(&fold(counts, 2), times - 2),
+    }
+}
+
 /// Counts of each byte of the elements, the highest byte first.
 pub(crate) fn byte_histograms(sample: &Sample<'_>) -> Vec<Vec<u32>> {
-    let mut counts = vec![vec![0; 256]; sample.element_bytes];
+    let mut turns = vec![[0_u32; 256]; sample.element_bytes * TURNS];
     with_word!(sample.element_bytes, W => sample.for_each_run::<W>(None, |words| {
-        for (plane, counts) in counts.iter_mut().rev().enumerate() {
-            for &word in words {
-                counts[usize::from((word >> (8 * plane as u32)).widen() as u8)] += 1;
-            }
+        for (plane, turns) in turns.chunks_exact_mut(TURNS).rev().enumerate() {
+            count_bytes(words, 8 * plane as u32, turns);
         }
     }));
-    counts
+    let sum = |turns: &[[u32; 256]]| {
+        (0..256)
+            .map(|byte| turns.iter().map(|counts| counts[byte]).sum())
+            .collect()
+    };
+    turns.chunks_exact(TURNS).map(sum).collect()
+}
+
+/// Adds the bytes above `below` to counts that take turns.
+#[inline(always)]
+fn count_bytes<W: Word>(words: &[W], below: u32, turns: &mut [[u32; 256]]) {
+    let [a, b, c, d] = turns else { return };
+    let byte = |word: W| usize::from((word >> below).widen() as u8);
+    let (groups, rest) = words.as_chunks::<TURNS>();
+    for &[w, x, y, z] in groups {
+        a[byte(w)] += 1;
+        b[byte(x)] += 1;
+        c[byte(y)] += 1;
+        d[byte(z)] += 1;
+    }
+    for &word in rest {
+        a[byte(word)] += 1;
+    }
 }
 
 /// Order-0 entropy of frequencies that sum to 256, in bits.

@@ -29,6 +29,11 @@ const MIN_SAMPLE: usize = 1 << 16;
 /// Rows that a column's sum may have before it could overflow.
 const MAX_COLUMN_ROWS: usize = 1 << 20;
 
+/// log2 of the steps in an octave.
+pub(super) fn octave_log2(fields: FloatFields) -> u32 {
+    OCTAVE_LOG2.min(fields.mantissa_bits)
+}
+
 /// A tensor seen as a matrix: element `i` is in row `i / columns`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matrix<'a> {
@@ -190,7 +195,7 @@ impl Matrix<'_> {
     }
 
     fn unit_log2(&self) -> u32 {
-        OCTAVE_LOG2.min(self.fields.mantissa_bits)
+        octave_log2(self.fields)
     }
 
     /// The offsets for one choice of axes.

@@ -8,7 +8,7 @@ use super::Model;
 use super::float_cut::{FloatCut, FloatLayout};
 use super::histogram::{FloatHistogram, Sample};
 use super::normalize::ONE_BIT;
-use super::scale_fit::Matrix;
+use super::scale_fit::{Matrix, octave_log2};
 use crate::constants::STATES_BYTES;
 use crate::dtype::FloatFields;
 use crate::error::Result;
@@ -18,7 +18,7 @@ use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, with_word};
 
 /// Elements that candidates are compared on, and that the final table is made from.
-const SEARCH_ELEMENTS: usize = 1 << 14;
+const SEARCH_ELEMENTS: usize = 1 << 13;
 const TABLE_ELEMENTS: usize = 1 << 16;
 /// Elements per row and per column that scale offsets are fitted on.
 const LINE_SAMPLE: usize = 128;
@@ -89,11 +89,11 @@ pub(crate) fn select_float(
     shape: &[u64],
 ) -> Result<Option<(Model, Option<ScaleOffsets>)>> {
     let layout = FloatLayout { fields, phase: 0 };
-    let scale = match input.level {
+    let mut scale = match input.level {
         Level::Fast => None,
         Level::Default | Level::Max => select_scale(input, layout, shape)?,
     };
-    let best = float_candidate(input, layout, scale.as_ref(), input.effort(TABLE_ELEMENTS));
+    let best = float_candidate(input, layout, scale.as_mut(), input.effort(TABLE_ELEMENTS));
     Ok(best
         .filter(|best| input.is_worthwhile(best.bytes))
         .map(|best| (best.model, scale)))
@@ -140,7 +140,7 @@ fn select_scale(
     let sizes = parallel::map(threads, candidates.len(), |candidate| {
         let scale = candidates[candidate].as_ref();
         let sample = input.sample(element_bytes, 0, input.effort(SEARCH_ELEMENTS));
-        let cuts = Cuts::new(input, layout, &sample, scale);
+        let cuts = Cuts::new(input, layout, &sample, scale, false);
         cuts.smallest_estimate().map_or(u64::MAX, |size| {
             size + scale.map_or(0, |s| s.wire_len() as u64)
         })
@@ -178,12 +178,17 @@ impl<'a> Cuts<'a> {
         layout: FloatLayout,
         sample: &'a Sample<'a>,
         scale: Option<&ScaleOffsets>,
+        finely: bool,
     ) -> Self {
         let fields = layout.fields;
         let fast = input.level == Level::Fast;
         let joint_limit = if fast { 0 } else { fields.mantissa_bits.min(2) };
-        let bits = fields.exponent_bits + joint_limit;
-        let histogram = FloatHistogram::new(sample, scale, bits, fields.mantissa_bits);
+        let counted = if finely {
+            octave_log2(fields)
+        } else {
+            joint_limit
+        };
+        let histogram = FloatHistogram::new(sample, scale, fields, counted);
         let constant_sign = histogram.constant_sign();
         let ways = (0..=joint_limit)
             .flat_map(|joint| [(joint, false), (joint, true)])
@@ -211,6 +216,28 @@ impl<'a> Cuts<'a> {
             .filter_map(move |cut| Some((estimate(cut)?, cut)))
     }
 
+    /// Takes the number of steps off all magnitudes that makes the smallest estimate, and returns it.
+    ///
+    /// Exponents change at octaves: where those lie among the magnitudes is free to choose.
+    fn settle_phase(&mut self, octave_log2: u32) -> i8 {
+        let Some((least, cut)) = self.estimates().min_by_key(|&(size, _)| size) else {
+            return 0;
+        };
+        let half = 1 << octave_log2 >> 1;
+        let lowered = (1 - half..=half).filter(|&steps| steps != 0).map(|steps| {
+            let histogram = self.histogram.lowered(steps);
+            let size = cut.estimate(self.input, self.sample, &histogram);
+            (size.unwrap_or(u64::MAX), steps, histogram)
+        });
+        match lowered.min_by_key(|&(size, ..)| size) {
+            Some((size, steps, histogram)) if size < least => {
+                self.histogram = histogram;
+                steps
+            }
+            _ => 0,
+        }
+    }
+
     fn smallest_estimate(&self) -> Option<u64> {
         self.estimates().map(|(size, _)| size).min()
     }
@@ -230,21 +257,31 @@ impl<'a> Cuts<'a> {
     }
 }
 
-/// The best cut of floats at one alignment.
+/// About what floats at one alignment take.
+pub(super) fn float_estimate(input: &Input<'_>, layout: FloatLayout, limit: usize) -> Option<u64> {
+    let element_bytes = layout.fields.element_bits as usize / 8;
+    let sample = input.sample(element_bytes, layout.phase, limit);
+    Cuts::new(input, layout, &sample, None, false).smallest_estimate()
+}
+
+/// The best cut of floats at one alignment, and the best phase of the offsets.
 pub(super) fn float_candidate(
     input: &Input<'_>,
     layout: FloatLayout,
-    scale: Option<&ScaleOffsets>,
+    scale: Option<&mut ScaleOffsets>,
     limit: usize,
 ) -> Option<Candidate> {
     let element_bytes = layout.fields.element_bits as usize / 8;
     let sample = input.sample(element_bytes, layout.phase, limit);
-    let mut cuts = Cuts::new(input, layout, &sample, scale);
+    let mut cuts = Cuts::new(input, layout, &sample, scale.as_deref(), scale.is_some());
     let unsure = cuts.histogram.constant_sign().is_some() && !sample.is_exact();
     if unsure && !all_signs_equal(&sample) {
         cuts.ways
             .iter_mut()
             .for_each(|cut| cut.constant_sign = None);
+    }
+    if let Some(scale) = scale {
+        scale.add_to_all(cuts.settle_phase(octave_log2(layout.fields)));
     }
     cuts.best()
 }
