@@ -4,7 +4,8 @@ use crate::constants::{CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_MODELS};
 use crate::container::prelude::{Chunked, TensorType};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::select::{Input, select_float, select_generic};
+use crate::model::select::{Input, select_float};
+use crate::model::select_bytes::{Known, select_generic};
 use crate::options::CompressOptions;
 use crate::parallel;
 
@@ -12,6 +13,8 @@ use crate::parallel;
 const MIN_MODEL_BYTES: usize = 2048;
 /// Original bytes that share a model where the data may change its nature on the way.
 const SEGMENT_BYTES: usize = 1 << 17;
+/// Segments whose models are searched for together.
+const GROUP_SEGMENTS: usize = 8;
 
 /// What the encoder does with a tensor.
 #[derive(Debug)]
@@ -63,12 +66,17 @@ impl Plan {
         let mut plan = whole(Vec::new(), None);
         plan.segment_chunks = segment_chunks;
         plan.assignment.clear();
-        let segments: Vec<&[u8]> = data.chunks(segment_chunks * chunk_bytes).collect();
-        let models = parallel::map(options.threads, segments.len(), |number| {
-            let bytes = segments[number];
-            select_generic(&Input { bytes, ..input }, width, options.hint)
+        let segment_bytes = segment_chunks * chunk_bytes;
+        let groups: Vec<&[u8]> = data.chunks(GROUP_SEGMENTS * segment_bytes).collect();
+        let known = Known {
+            width,
+            hint: options.hint,
+        };
+        let models = parallel::map(options.threads, groups.len(), |group| {
+            let segments = groups[group].chunks(segment_bytes);
+            select_generic(segments.map(|bytes| Input { bytes, ..input }), known)
         })?;
-        for model in models {
+        for model in models.into_iter().flatten() {
             plan.assign(model);
         }
         Ok(plan)

@@ -1,15 +1,21 @@
 //! Samples of a tensor and the counts taken from them.
 //!
-//! A sample is a fixed set of whole sub-blocks, so that the same input gives the same model on every
-//! machine and for every thread count.
+//! A sample is a fixed set of runs of neighbouring elements, so that the same input gives the same
+//! model on every machine and for every thread count.
 
 use std::ops::Range;
 
 use super::log2::log2;
 use crate::constants::SUB_BLOCK;
-use crate::planes::raw::TrailingZeros;
+use crate::dtype::FloatFields;
 use crate::planes::scale::ScaleOffsets;
-use crate::planes::words::{Word, with_word};
+use crate::planes::words::{Word, low_mask, with_word};
+
+/// Elements of a run: a few cache lines, and many places.
+const RUN: usize = 128;
+
+/// Counts that take turns.
+const TURNS: usize = 4;
 
 /// Which elements are looked at.
 #[derive(Clone, Copy, Debug)]
@@ -18,25 +24,31 @@ pub(crate) struct Sample<'a> {
     pub(crate) element_bytes: usize,
     /// Bytes before the first element.
     pub(crate) phase: usize,
-    /// One of `step` neighbouring sub-blocks is taken; 1 takes everything.
-    pub(crate) step: usize,
+    /// Elements of a run.
+    run: usize,
+    /// One of `step` neighbouring runs is taken; 1 takes everything.
+    step: usize,
 }
 
 /// Which of `step` neighbours number `index` of a sample is: fixed, but without a period that could
 /// meet one of the tensor's.
+#[inline]
 pub(crate) fn jitter(index: usize, step: usize) -> usize {
-    ((index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % step
+    // The high half of a product with the hash spreads it without a division.
+    let hash = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    ((u128::from(hash) * step as u128) >> 32) as usize
 }
 
 impl<'a> Sample<'a> {
-    /// At least `blocks` sub-blocks, or everything if there are not that many.
-    pub(crate) fn new(bytes: &'a [u8], element_bytes: usize, phase: usize, blocks: usize) -> Self {
+    /// At least `limit` elements, or everything if there are not twice as many.
+    pub(crate) fn new(bytes: &'a [u8], element_bytes: usize, phase: usize, limit: usize) -> Self {
         let elements = bytes.len().saturating_sub(phase) / element_bytes;
-        let step = (elements.div_ceil(SUB_BLOCK) / blocks).max(1);
+        let step = (elements / limit).max(1);
         Self {
             bytes,
             element_bytes,
             phase,
+            run: if step == 1 { SUB_BLOCK } else { RUN },
             step,
         }
     }
@@ -51,120 +63,204 @@ impl<'a> Sample<'a> {
         self.bytes.len().saturating_sub(self.phase) / self.element_bytes
     }
 
-    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+    fn runs(&self) -> impl Iterator<Item = Range<usize>> {
         let elements = self.elements();
-        let step = self.step;
-        (0..elements.div_ceil(SUB_BLOCK).div_ceil(step))
-            .map(move |index| (index * step + jitter(index, step)) * SUB_BLOCK)
+        let (run, step) = (self.run, self.step);
+        (0..elements.div_ceil(run).div_ceil(step))
+            .map(move |index| (index * step + jitter(index, step)) * run)
             .filter(move |&start| start < elements)
-            .map(move |start| start..elements.min(start + SUB_BLOCK))
+            .map(move |start| start..elements.min(start + run))
     }
 
-    /// Calls `visit` with the words of every sub-block taken, scale offsets subtracted.
+    /// Calls `visit` with the words of every run taken, scale offsets subtracted.
     ///
     /// `W` is as wide as the elements.
-    pub(crate) fn for_each_block<W: Word>(
+    pub(crate) fn for_each_run<W: Word>(
         &self,
         scale: Option<&ScaleOffsets>,
         mut visit: impl FnMut(&[W]),
     ) {
         debug_assert_eq!(W::BYTES, self.element_bytes);
         let mut buffer = [W::default(); SUB_BLOCK];
-        for range in self.blocks() {
-            let words = &mut buffer[..range.len()];
-            let start = self.phase + range.start * W::BYTES;
-            W::load(&self.bytes[start..start + range.len() * W::BYTES], words);
-            if let Some(scale) = scale {
-                scale.subtract(words, range.start);
+        let mut runs = self.runs();
+        let mut batch = Vec::with_capacity(SUB_BLOCK / self.run);
+        loop {
+            // Loading some runs before the first is counted lets their cache misses overlap.
+            batch.clear();
+            // In this order, or a run would be taken that no room is left for.
+            for (words, range) in buffer.chunks_exact_mut(self.run).zip(&mut runs) {
+                let start = self.phase + range.start * W::BYTES;
+                let bytes = &self.bytes[start..start + range.len() * W::BYTES];
+                W::load(bytes, &mut words[..range.len()]);
+                batch.push(range);
             }
-            visit(words);
+            if batch.is_empty() {
+                return;
+            }
+            for (range, words) in batch.iter().zip(buffer.chunks_exact_mut(self.run)) {
+                let words = &mut words[..range.len()];
+                if let Some(scale) = scale {
+                    scale.subtract(words, range.start);
+                }
+                visit(words);
+            }
         }
     }
 
     /// Elements taken.
     pub(crate) fn taken(&self) -> u64 {
-        self.blocks().map(|range| range.len() as u64).sum()
+        self.runs().map(|range| range.len() as u64).sum()
     }
 }
 
-/// Counts of a float's leading magnitude bits and its sign, and of its trailing zeros.
+/// Adds the leading bits of `words`, those above `below`, to counts that take turns: one count alone
+/// would wait for the store of the element before.
+#[inline(always)]
+fn count_leading<W: Word, const TURNS: usize>(words: &[W], below: u32, counts: &mut [u32]) {
+    let size = counts.len() / TURNS;
+    let mask = size - 1;
+    let index = |word: W| (word >> below).widen() as usize & mask;
+    let (groups, rest) = words.as_chunks::<TURNS>();
+    for group in groups {
+        for (turn, &word) in group.iter().enumerate() {
+            counts[turn * size + index(word)] += 1;
+        }
+    }
+    for &word in rest {
+        counts[index(word)] += 1;
+    }
+}
+
+/// Trailing zeros that the low `bits` of all `words` share.
+#[inline(always)]
+fn shared_zeros<W: Word>(words: &[W], bits: u32) -> u32 {
+    let any = words.iter().fold(W::default(), |any, &word| any | word);
+    (any.widen() | !low_mask(bits)).trailing_zeros().min(bits)
+}
+
+/// Counts of a float's leading bits, and of its trailing zeros.
 #[derive(Clone, Debug)]
 pub(crate) struct FloatHistogram {
-    /// Index: the top `bits` magnitude bits, then the sign.
+    /// Index: the top `bits` magnitude bits, below the sign.
     counts: Vec<u32>,
+    /// Magnitudes that were counted, from and to multiples of `2^joint_bits`.
+    used: Range<usize>,
     /// Width of the counted magnitude bits.
     bits: u32,
+    /// Mantissa bits among them.
+    joint_bits: u32,
     /// Elements counted.
     pub(crate) total: u64,
-    /// `zeros[z]` elements lie in sub-blocks whose mantissas share `z` trailing zeros.
+    /// `zeros[z]` elements lie in runs whose mantissas share `z` trailing zeros.
     zeros: [u64; 65],
 }
 
 impl FloatHistogram {
-    /// Counts the top `bits` of the `element_bits - 1` magnitude bits over the sample.
+    /// Counts the sign, the exponent and `joint_bits` of the mantissa over the sample.
     pub(crate) fn new(
         sample: &Sample<'_>,
         scale: Option<&ScaleOffsets>,
-        bits: u32,
-        mantissa_bits: u32,
+        fields: FloatFields,
+        joint_bits: u32,
     ) -> Self {
-        with_word!(sample.element_bytes, W => {
-            Self::count::<W>(sample, scale, bits, mantissa_bits)
-        })
+        with_word!(sample.element_bytes, W => Self::count::<W>(sample, scale, fields, joint_bits))
     }
 
     fn count<W: Word>(
         sample: &Sample<'_>,
         scale: Option<&ScaleOffsets>,
-        bits: u32,
-        mantissa_bits: u32,
+        fields: FloatFields,
+        joint_bits: u32,
     ) -> Self {
-        let sign_position = W::BITS - 1;
-        let below = sign_position - bits;
-        let mut histogram = Self {
-            counts: vec![0; 2 << bits],
-            bits,
-            total: 0,
-            zeros: [0; 65],
+        let bits = fields.exponent_bits + joint_bits;
+        let below = W::BITS - 1 - bits;
+        let size = 2 << bits;
+        // Several counts are worth their clearing and adding only for many elements.
+        let turns = if sample.taken() < 2 * size as u64 {
+            1
+        } else {
+            TURNS
         };
-        let rule = TrailingZeros {
-            bits: mantissa_bits,
-            sign_is_last: false,
-        };
-        let mask = histogram.counts.len() - 1;
-        sample.for_each_block::<W>(scale, |words| {
-            for &word in words {
-                // Sign and leading magnitude bits are the top of the element; the sign goes last.
-                let top = (word >> below).widen() as usize;
-                let index = (top << 1 | top >> bits) & mask;
-                histogram.counts[index] += 1;
+        let mut counts = vec![0; turns * size];
+        let mut total = 0;
+        let mut zeros = [0; 65];
+        sample.for_each_run::<W>(scale, |words| {
+            if turns == 1 {
+                count_leading::<W, 1>(words, below, &mut counts);
+            } else {
+                count_leading::<W, TURNS>(words, below, &mut counts);
             }
-            histogram.total += words.len() as u64;
-            histogram.zeros[rule.count(words) as usize] += words.len() as u64;
+            total += words.len() as u64;
+            zeros[shared_zeros(words, fields.mantissa_bits) as usize] += words.len() as u64;
         });
+        let (sums, others) = counts.split_at_mut(size);
+        for other in others.chunks_exact(size) {
+            sums.iter_mut()
+                .zip(other)
+                .for_each(|(sum, add)| *sum += add);
+        }
+        counts.truncate(size);
+        let mut histogram = Self {
+            counts,
+            used: 0..0,
+            bits,
+            joint_bits,
+            total,
+            zeros,
+        };
+        histogram.find_used();
         histogram
     }
 
-    /// Counts of the top `bits` magnitude bits, with the sign below them if it is wanted.
-    pub(crate) fn symbols(&self, bits: u32, with_sign: bool) -> Vec<u32> {
-        let mut counts = vec![0; 1 << (bits + u32::from(with_sign))];
-        for (index, &count) in self.counts.iter().enumerate() {
-            let top = index >> 1 >> (self.bits - bits);
-            counts[if with_sign { top << 1 | index & 1 } else { top }] += count;
+    fn find_used(&mut self) {
+        let group = 1 << self.joint_bits;
+        let used = |part: &[u32]| {
+            let is_used = |group: &[u32]| group.iter().any(|&count| count > 0);
+            let first = part.chunks_exact(group).position(is_used);
+            let last = part.chunks_exact(group).rposition(is_used);
+            first.zip(last)
+        };
+        let (positive, negative) = self.counts.split_at(1 << self.bits);
+        let used = match (used(positive), used(negative)) {
+            (Some(p), Some(n)) => p.0.min(n.0)..p.1.max(n.1) + 1,
+            (Some(one), None) | (None, Some(one)) => one.0..one.1 + 1,
+            (None, None) => 0..1,
+        };
+        self.used = used.start * group..used.end * group;
+    }
+
+    /// The counts there would be if all magnitudes were less by `steps` of the lowest counted bit.
+    pub(crate) fn lowered(&self, steps: i8) -> Self {
+        let mut lowered = self.clone();
+        let half = 1 << self.bits;
+        let by = i64::from(steps).rem_euclid(half as i64) as usize;
+        let (positive, negative) = lowered.counts.split_at_mut(half);
+        positive.rotate_left(by);
+        negative.rotate_left(by);
+        lowered.find_used();
+        lowered
+    }
+
+    /// Counts of the top `bits` magnitude bits, with the sign below them if it is wanted, and the
+    /// symbol that the first one is for.
+    pub(crate) fn symbols(&self, bits: u32, with_sign: bool) -> (usize, Vec<u32>) {
+        let folded = self.bits - bits;
+        let (positive, negative) = self.counts.split_at(1 << self.bits);
+        let positive = fold(&positive[self.used.clone()], folded);
+        let negative = fold(&negative[self.used.clone()], folded);
+        let pairs = positive.iter().zip(&negative);
+        let first = self.used.start >> folded;
+        if with_sign {
+            (first << 1, pairs.flat_map(|(&p, &n)| [p, n]).collect())
+        } else {
+            (first, pairs.map(|(p, n)| p + n).collect())
         }
-        counts
     }
 
     /// The sign of every element counted, if they agree.
     pub(crate) fn constant_sign(&self) -> Option<u64> {
-        let negative: u64 = self
-            .counts
-            .iter()
-            .skip(1)
-            .step_by(2)
-            .map(|&c| u64::from(c))
-            .sum();
-        match negative {
+        let negative = &self.counts[1 << self.bits..][self.used.clone()];
+        match negative.iter().map(|&count| u64::from(count)).sum::<u64>() {
             0 => Some(0),
             all if all == self.total => Some(1),
             _ => None,
@@ -179,17 +275,57 @@ impl FloatHistogram {
     }
 }
 
+/// Adds `2^times` neighbours.
+fn fold(counts: &[u32], times: u32) -> Vec<u32> {
+    match times {
+        0 => counts.to_vec(),
+        1 => counts
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|&[a, b]| a + b)
+            .collect(),
+        2 => counts
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&[a, b, c, d]| a + b + c + d)
+            .collect(),
+        _ => fold(&fold(counts, 2), times - 2),
+    }
+}
+
 /// Counts of each byte of the elements, the highest byte first.
 pub(crate) fn byte_histograms(sample: &Sample<'_>) -> Vec<Vec<u32>> {
-    let mut counts = vec![vec![0; 256]; sample.element_bytes];
-    with_word!(sample.element_bytes, W => sample.for_each_block::<W>(None, |words| {
-        for (plane, counts) in counts.iter_mut().rev().enumerate() {
-            for &word in words {
-                counts[usize::from((word >> (8 * plane as u32)).widen() as u8)] += 1;
-            }
+    let mut turns = vec![[0_u32; 256]; sample.element_bytes * TURNS];
+    with_word!(sample.element_bytes, W => sample.for_each_run::<W>(None, |words| {
+        for (plane, turns) in turns.chunks_exact_mut(TURNS).rev().enumerate() {
+            count_bytes(words, 8 * plane as u32, turns);
         }
     }));
-    counts
+    let sum = |turns: &[[u32; 256]]| {
+        (0..256)
+            .map(|byte| turns.iter().map(|counts| counts[byte]).sum())
+            .collect()
+    };
+    turns.chunks_exact(TURNS).map(sum).collect()
+}
+
+/// Adds the bytes above `below` to counts that take turns.
+#[inline(always)]
+fn count_bytes<W: Word>(words: &[W], below: u32, turns: &mut [[u32; 256]]) {
+    let [a, b, c, d] = turns else { return };
+    let byte = |word: W| usize::from((word >> below).widen() as u8);
+    let (groups, rest) = words.as_chunks::<TURNS>();
+    for &[w, x, y, z] in groups {
+        a[byte(w)] += 1;
+        b[byte(x)] += 1;
+        c[byte(y)] += 1;
+        d[byte(z)] += 1;
+    }
+    for &word in rest {
+        a[byte(word)] += 1;
+    }
 }
 
 /// Order-0 entropy of frequencies that sum to 256, in bits.

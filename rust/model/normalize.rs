@@ -2,6 +2,8 @@
 //!
 //! Integers only. Costs are in 1/65536 bit.
 
+use std::sync::LazyLock;
+
 use super::frequency_table::{Entry, FrequencyTable};
 use super::log2::{LOG2_FRACTION_BITS, log2};
 use crate::constants::{ESCAPE, MAX_SYMBOLS, SLOTS};
@@ -63,16 +65,89 @@ fn best_window(counts: &[u32], width: usize) -> (usize, u64) {
     if alphabet <= width {
         return (0, counts.iter().map(|&count| u64::from(count)).sum());
     }
+    // Windows that fit between the first and the last symbol used need no search.
+    let used = used_range(counts);
+    if used.len() <= width {
+        let mass = counts[used.clone()].iter().map(|&count| u64::from(count));
+        return (used.end.saturating_sub(width), mass.sum());
+    }
     let mut mass: u64 = counts[..width].iter().map(|&count| u64::from(count)).sum();
     let mut best = (0, mass);
     for start in 1..alphabet {
-        mass += u64::from(counts[(start + width - 1) % alphabet]);
+        let entering = start + width - 1;
+        let entering = if entering < alphabet {
+            entering
+        } else {
+            entering - alphabet
+        };
+        mass += u64::from(counts[entering]);
         mass -= u64::from(counts[start - 1]);
         if mass > best.1 {
             best = (start, mass);
         }
     }
     best
+}
+
+/// From the first symbol that was counted to behind the last one.
+fn used_range(counts: &[u32]) -> std::ops::Range<usize> {
+    let is_used = |&count: &u32| count > 0;
+    let start = counts.iter().position(is_used).unwrap_or(0);
+    let end = counts.iter().rposition(is_used).map_or(0, |last| last + 1);
+    start..end.max(start)
+}
+
+/// About what [`fit`] would find: the cost of the counted symbols and how many symbols get slots.
+///
+/// Slots may be fractions here, but none is below one, and all of them have to fit.
+pub(crate) fn estimate(counts: &[u32], bits: u32, exact: bool) -> Option<(u64, usize)> {
+    let used = used_range(counts);
+    if used.is_empty() {
+        return None;
+    }
+    let counts = &counts[used];
+    if counts.len() == 1 && exact {
+        return Some((0, 1));
+    }
+    let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
+    let window = heaviest(counts, usize::from(ESCAPE));
+    let log_total = log2(total);
+    let (mut cost, mut listed, mut listed_mass, mut slots) = (0, 0, 0, 0);
+    for &count in &counts[window] {
+        let count = u64::from(count);
+        if count * MIN_SHARE >= total && count > 0 {
+            listed += 1;
+            listed_mass += count;
+            slots += (count * SLOTS as u64).max(total);
+            cost += count * (log_total - log2(count)).min(8 * ONE_BIT);
+        }
+    }
+    let escaped = total - listed_mass;
+    if escaped > 0 || !exact {
+        listed += 1;
+        slots += (escaped * SLOTS as u64).max(total);
+        cost += escaped * (log_total - log2(escaped)).min(8 * ONE_BIT);
+        cost += escaped * 8 * u64::from(bits.div_ceil(8)) * ONE_BIT;
+    }
+    // All slots together are more than there are: every symbol gets fewer.
+    cost += total * (log2(slots) - log_total).saturating_sub(8 * ONE_BIT);
+    Some((cost, listed))
+}
+
+/// The `width` neighbours with the most mass.
+fn heaviest(counts: &[u32], width: usize) -> std::ops::Range<usize> {
+    if counts.len() <= width {
+        return 0..counts.len();
+    }
+    let mut mass: u64 = counts[..width].iter().map(|&count| u64::from(count)).sum();
+    let (mut start, mut most) = (0, mass);
+    for (index, (&leaving, &entering)) in counts.iter().zip(&counts[width..]).enumerate() {
+        mass = mass + u64::from(entering) - u64::from(leaving);
+        if mass > most {
+            (start, most) = (index + 1, mass);
+        }
+    }
+    start..start + width
 }
 
 /// A table over the best window, with or without an escape for what it leaves out.
@@ -131,35 +206,70 @@ fn slot_cost(frequency: u64) -> u64 {
     log2(SLOTS as u64) - log2(frequency)
 }
 
-/// Frequencies of 1 to 255 that sum to 256, close to the cheapest for `weights` (at least two).
+/// `log2(f + 1) - log2(f)`: what one more slot is worth to a symbol that has `f`.
+static STEPS: LazyLock<[u64; SLOTS]> = LazyLock::new(|| {
+    let mut steps = [0; SLOTS];
+    for (f, step) in steps.iter_mut().enumerate().skip(1) {
+        *step = log2(f as u64 + 1) - log2(f as u64);
+    }
+    steps
+});
+
+/// Frequencies of 1 to 255 that sum to 256, close to the cheapest for `weights`.
+///
+/// There are 2 to 64 weights, and their sum is below 2^46.
 fn normalize(weights: &[u64]) -> Vec<u64> {
     let total: u64 = weights.iter().sum::<u64>().max(1);
     let limit = SLOTS as u64 - 1;
+    let steps = &*STEPS;
     let mut frequencies: Vec<u64> = weights
         .iter()
-        .map(|&weight| {
-            ((u128::from(weight) * SLOTS as u128 / u128::from(total)) as u64).clamp(1, limit)
-        })
+        .map(|&weight| (weight * SLOTS as u64 / total).clamp(1, limit))
         .collect();
     let mut sum: u64 = frequencies.iter().sum();
-    let step = |weight: u64, low: u64| u128::from(weight) * u128::from(log2(low + 1) - log2(low));
-    while sum < SLOTS as u64 {
-        let gain = |&i: &usize| step(weights[i], frequencies[i]);
-        let grow = (0..weights.len())
-            .filter(|&i| frequencies[i] < limit)
-            .max_by_key(|i| (gain(i), std::cmp::Reverse(*i)));
-        let Some(grow) = grow else { break };
-        frequencies[grow] += 1;
-        sum += 1;
-    }
-    while sum > SLOTS as u64 {
-        let loss = |&i: &usize| step(weights[i], frequencies[i] - 1);
-        let shrink = (0..weights.len())
-            .filter(|&i| frequencies[i] > 1)
-            .min_by_key(|i| (loss(i), *i));
-        let Some(shrink) = shrink else { break };
-        frequencies[shrink] -= 1;
-        sum -= 1;
+    let mut values = [0; MAX_SYMBOLS];
+    let values = &mut values[..weights.len()];
+    if sum < SLOTS as u64 {
+        // What one more slot gains, plus one: 0 stands for a symbol that can have no more.
+        let gain = |weight: u64, f: u64| {
+            if f < limit {
+                weight * steps[f as usize] + 1
+            } else {
+                0
+            }
+        };
+        for ((value, &weight), &f) in values.iter_mut().zip(weights).zip(&frequencies) {
+            *value = gain(weight, f);
+        }
+        while sum < SLOTS as u64 {
+            let most = values.iter().copied().fold(0, u64::max);
+            let Some(grow) = values.iter().position(|&value| value == most && most > 0) else {
+                break;
+            };
+            frequencies[grow] += 1;
+            values[grow] = gain(weights[grow], frequencies[grow]);
+            sum += 1;
+        }
+    } else {
+        let loss = |weight: u64, f: u64| {
+            if f > 1 {
+                weight * steps[f as usize - 1]
+            } else {
+                u64::MAX
+            }
+        };
+        for ((value, &weight), &f) in values.iter_mut().zip(weights).zip(&frequencies) {
+            *value = loss(weight, f);
+        }
+        while sum > SLOTS as u64 {
+            let least = values.iter().copied().fold(u64::MAX, u64::min);
+            let Some(shrink) = values.iter().position(|&v| v == least && least < u64::MAX) else {
+                break;
+            };
+            frequencies[shrink] -= 1;
+            values[shrink] = loss(weights[shrink], frequencies[shrink]);
+            sum -= 1;
+        }
     }
     frequencies
 }

@@ -1,32 +1,35 @@
 //! Which model a tensor gets: candidates are compared by the size they are estimated to give.
 //!
 //! Floats are cut into their fields, with the scale offsets of [`super::scale_fit`] where they pay;
-//! everything else is cut into bytes, or into the fields of floats that raw bytes may hold.
-//! Estimates are integers taken from fixed samples: the same input gives the same models everywhere.
+//! [`super::select_bytes`] is for everything else. Estimates are integers taken from fixed samples:
+//! the same input gives the same models everywhere.
 
-use super::histogram::{FloatHistogram, Sample, byte_histograms};
-use super::normalize::{Fit, ONE_BIT, fit};
-use super::scale_fit::Matrix;
-use super::{Model, Plane};
-use crate::constants::{MAX_CODED_BITS, STATES_BYTES, SUB_BLOCK};
-use crate::dtype::{Dtype, FloatFields};
+use super::Model;
+use super::float_cut::{FloatCut, FloatLayout};
+use super::histogram::{FloatHistogram, Sample};
+use super::normalize::ONE_BIT;
+use super::scale_fit::{Matrix, octave_log2};
+use crate::constants::STATES_BYTES;
+use crate::dtype::FloatFields;
 use crate::error::Result;
 use crate::options::{Level, Threads};
 use crate::parallel;
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, with_word};
 
-/// Sub-blocks that candidates are compared on, and that the final table is made from.
-const SEARCH_BLOCKS: usize = 8;
-const TABLE_BLOCKS: usize = 512;
+/// Elements that candidates are compared on, and that the final table is made from.
+const SEARCH_ELEMENTS: usize = 1 << 13;
+const TABLE_ELEMENTS: usize = 1 << 16;
 /// Elements per row and per column that scale offsets are fitted on.
-const LINE_SAMPLE: usize = 256;
+const LINE_SAMPLE: usize = 128;
 /// Scale offsets are not tried below this number of elements.
 const MIN_SCALED_ELEMENTS: usize = 4096;
 /// Below this number of elements other threads are not worth waking.
-const PARALLEL_ELEMENTS: usize = 1 << 17;
+const PARALLEL_ELEMENTS: usize = 1 << 21;
 /// A model must take less than 99.5 % of the raw size, in 1/1024.
 const WORTHWHILE: u64 = 1019;
+/// Cuts are fitted exactly while their estimates are within a 512th of the best.
+const CLOSE_CUTS_LOG2: u32 = 9;
 
 /// A model and what it is estimated to take, in bytes.
 #[derive(Clone, Debug)]
@@ -44,13 +47,6 @@ pub(crate) struct Input<'a> {
     pub(crate) threads: Threads,
 }
 
-/// How the elements of a float candidate are read.
-#[derive(Clone, Copy, Debug)]
-struct FloatLayout {
-    fields: FloatFields,
-    phase: usize,
-}
-
 impl Input<'_> {
     /// A size of a sample; the level `max` looks at everything.
     fn effort(&self, sample: usize) -> usize {
@@ -61,19 +57,23 @@ impl Input<'_> {
         }
     }
 
-    fn sample(&self, element_bytes: usize, phase: usize, blocks: usize) -> Sample<'_> {
-        Sample::new(self.bytes, element_bytes, phase, blocks)
+    pub(super) fn sample(&self, element_bytes: usize, phase: usize, limit: usize) -> Sample<'_> {
+        Sample::new(self.bytes, element_bytes, phase, limit)
     }
 
     /// States and heads of one coded plane in every chunk.
-    fn plane_overhead(&self) -> u64 {
+    pub(super) fn plane_overhead(&self) -> u64 {
         self.bytes.len().div_ceil(self.chunk_bytes) as u64 * (STATES_BYTES as u64 + 8)
     }
 
     /// Scales a cost among `counted` elements to `elements`, in bytes.
-    fn total(cost: u64, counted: u64, elements: usize) -> u64 {
+    pub(super) fn total(cost: u64, counted: u64, elements: usize) -> u64 {
         let total = u128::from(cost) * elements as u128 / u128::from(counted.max(1));
         (total / u128::from(8 * ONE_BIT)) as u64
+    }
+
+    pub(super) fn is_worthwhile(&self, bytes: u64) -> bool {
+        u128::from(bytes) * 1024 < self.bytes.len() as u128 * u128::from(WORTHWHILE)
     }
 }
 
@@ -89,18 +89,14 @@ pub(crate) fn select_float(
     shape: &[u64],
 ) -> Result<Option<(Model, Option<ScaleOffsets>)>> {
     let layout = FloatLayout { fields, phase: 0 };
-    let scale = match input.level {
+    let mut scale = match input.level {
         Level::Fast => None,
         Level::Default | Level::Max => select_scale(input, layout, shape)?,
     };
-    let best = float_candidate(input, layout, scale.as_ref(), input.effort(TABLE_BLOCKS));
+    let best = float_candidate(input, layout, scale.as_mut(), input.effort(TABLE_ELEMENTS));
     Ok(best
-        .filter(|best| is_worthwhile(best.bytes, input))
+        .filter(|best| input.is_worthwhile(best.bytes))
         .map(|best| (best.model, scale)))
-}
-
-fn is_worthwhile(bytes: u64, input: &Input<'_>) -> bool {
-    u128::from(bytes) * 1024 < input.bytes.len() as u128 * u128::from(WORTHWHILE)
 }
 
 /// The scale offsets that make the smallest estimate, if any make it smaller.
@@ -114,37 +110,40 @@ fn select_scale(
     if elements < MIN_SCALED_ELEMENTS {
         return Ok(None);
     }
-    let views = views(shape, elements);
-    let small = elements < PARALLEL_ELEMENTS;
-    let threads = if small {
+    let threads = if elements < PARALLEL_ELEMENTS {
         Threads::new(1)
     } else {
         input.threads
     };
-    let fitted = parallel::map(threads, views.len(), |view| {
+    // The first of equals wins: no offsets before any, so that the choice is the same every time.
+    let mut candidates: Vec<Option<ScaleOffsets>> = vec![None];
+    for columns in views(shape, elements) {
         let matrix = Matrix {
             bytes: input.bytes,
             fields: layout.fields,
-            columns: views[view],
+            columns,
             sample: input.effort(LINE_SAMPLE),
+            threads,
         };
-        let axes = matrix.fit();
-        [
-            matrix.offsets(&axes.rows, &axes.cols),
-            matrix.offsets(&axes.rows, &[]),
-            matrix.offsets(&[], &axes.cols_alone),
-        ]
-    })?;
-    // The first of equals wins: no offsets before any, so that the choice is the same every time.
-    let candidates: Vec<Option<ScaleOffsets>> = std::iter::once(None)
-        .chain(fitted.into_iter().flatten().map(Some))
-        .collect();
+        let axes = matrix.fit()?;
+        let has_offsets = |axis: &[i8]| axis.iter().any(|&offset| offset != 0);
+        let (rows, cols) = (&axes.rows, &axes.cols);
+        let choices: [(&[i8], &[i8]); 3] = [(rows, cols), (rows, &[]), (&[], cols)];
+        let (by_row, by_col) = (has_offsets(rows), has_offsets(cols));
+        let useful = [by_row && by_col, by_row, by_col];
+        let useful = choices.iter().zip(useful).filter(|&(_, useful)| useful);
+        candidates.extend(useful.map(|((rows, cols), _)| Some(matrix.offsets(rows, cols))));
+    }
+    if candidates.len() == 1 {
+        return Ok(None);
+    }
     let sizes = parallel::map(threads, candidates.len(), |candidate| {
         let scale = candidates[candidate].as_ref();
-        float_candidate(input, layout, scale, input.effort(SEARCH_BLOCKS))
-            .map_or(u64::MAX, |best| {
-                best.bytes + scale.map_or(0, |offsets| offsets.wire_len() as u64)
-            })
+        let sample = input.sample(element_bytes, 0, input.effort(SEARCH_ELEMENTS));
+        let cuts = Cuts::new(input, layout, &sample, scale, false);
+        cuts.smallest_estimate().map_or(u64::MAX, |size| {
+            size + scale.map_or(0, |s| s.wire_len() as u64)
+        })
     })?;
     let best = sizes
         .into_iter()
@@ -164,267 +163,144 @@ fn views(shape: &[u64], elements: usize) -> Vec<usize> {
     columns
 }
 
-/// The best cut of floats at one alignment.
-fn float_candidate(
-    input: &Input<'_>,
-    layout: FloatLayout,
-    scale: Option<&ScaleOffsets>,
-    blocks: usize,
-) -> Option<Candidate> {
-    let FloatFields {
-        element_bits,
-        exponent_bits,
-        mantissa_bits,
-    } = layout.fields;
-    let joint_limit = if input.level == Level::Fast {
-        0
-    } else {
-        mantissa_bits.min(2)
-    };
-    let sample = input.sample(element_bits as usize / 8, layout.phase, blocks);
-    let histogram = FloatHistogram::new(&sample, scale, exponent_bits + joint_limit, mantissa_bits);
-    let sign = if histogram.constant_sign().is_some() && all_signs_equal(&sample) {
-        histogram.constant_sign()
-    } else {
-        None
-    };
-    (0..=joint_limit)
-        .flat_map(|joint| [(joint, false), (joint, true)])
-        .filter(|&(_, in_symbol)| !(in_symbol && (sign.is_some() || input.level == Level::Fast)))
-        .filter_map(|(joint, in_symbol)| {
-            let cut = FloatCut {
+/// The ways to cut floats at one alignment, and the counts to compare them by.
+struct Cuts<'a> {
+    input: &'a Input<'a>,
+    sample: &'a Sample<'a>,
+    histogram: FloatHistogram,
+    scaled: bool,
+    ways: Vec<FloatCut>,
+}
+
+impl<'a> Cuts<'a> {
+    fn new(
+        input: &'a Input<'a>,
+        layout: FloatLayout,
+        sample: &'a Sample<'a>,
+        scale: Option<&ScaleOffsets>,
+        finely: bool,
+    ) -> Self {
+        let fields = layout.fields;
+        let fast = input.level == Level::Fast;
+        let joint_limit = if fast { 0 } else { fields.mantissa_bits.min(2) };
+        let counted = if finely {
+            octave_log2(fields)
+        } else {
+            joint_limit
+        };
+        let histogram = FloatHistogram::new(sample, scale, fields, counted);
+        let constant_sign = histogram.constant_sign();
+        let ways = (0..=joint_limit)
+            .flat_map(|joint| [(joint, false), (joint, true)])
+            .filter(|&(_, in_symbol)| !(in_symbol && (fast || constant_sign.is_some())))
+            .map(|(joint, in_symbol)| FloatCut {
                 layout,
                 joint,
                 in_symbol,
-                constant_sign: sign,
-            };
-            cut.candidate(input, &sample, &histogram, scale.is_some())
-        })
-        .min_by_key(|candidate| candidate.bytes)
+                constant_sign,
+            });
+        Self {
+            input,
+            sample,
+            scaled: scale.is_some(),
+            ways: ways.collect(),
+            histogram,
+        }
+    }
+
+    /// Estimates of the cuts that are possible, in the order of their number.
+    fn estimates(&self) -> impl Iterator<Item = (u64, &FloatCut)> {
+        let estimate = |cut| FloatCut::estimate(cut, self.input, self.sample, &self.histogram);
+        self.ways
+            .iter()
+            .filter_map(move |cut| Some((estimate(cut)?, cut)))
+    }
+
+    /// Takes the number of steps off all magnitudes that makes the smallest estimate, and returns it.
+    ///
+    /// Exponents change at octaves: where those lie among the magnitudes is free to choose.
+    fn settle_phase(&mut self, octave_log2: u32) -> i8 {
+        let Some((least, cut)) = self.estimates().min_by_key(|&(size, _)| size) else {
+            return 0;
+        };
+        let half = 1 << octave_log2 >> 1;
+        let lowered = (1 - half..=half).filter(|&steps| steps != 0).map(|steps| {
+            let histogram = self.histogram.lowered(steps);
+            let size = cut.estimate(self.input, self.sample, &histogram);
+            (size.unwrap_or(u64::MAX), steps, histogram)
+        });
+        match lowered.min_by_key(|&(size, ..)| size) {
+            Some((size, steps, histogram)) if size < least => {
+                self.histogram = histogram;
+                steps
+            }
+            _ => 0,
+        }
+    }
+
+    fn smallest_estimate(&self) -> Option<u64> {
+        self.estimates().map(|(size, _)| size).min()
+    }
+
+    /// The best cut, with its tables.
+    fn best(&self) -> Option<Candidate> {
+        let sizes: Vec<(u64, &FloatCut)> = self.estimates().collect();
+        let least = sizes.iter().map(|&(size, _)| size).min()?;
+        let limit = least + (least >> CLOSE_CUTS_LOG2);
+        sizes
+            .into_iter()
+            .filter(|&(size, _)| size <= limit)
+            .filter_map(|(_, cut)| {
+                cut.candidate(self.input, self.sample, &self.histogram, self.scaled)
+            })
+            .min_by_key(|candidate| candidate.bytes)
+    }
+}
+
+/// About what floats at one alignment take.
+pub(super) fn float_estimate(input: &Input<'_>, layout: FloatLayout, limit: usize) -> Option<u64> {
+    let element_bytes = layout.fields.element_bits as usize / 8;
+    let sample = input.sample(element_bytes, layout.phase, limit);
+    Cuts::new(input, layout, &sample, None, false).smallest_estimate()
+}
+
+/// The best cut of floats at one alignment, and the best phase of the offsets.
+pub(super) fn float_candidate(
+    input: &Input<'_>,
+    layout: FloatLayout,
+    scale: Option<&mut ScaleOffsets>,
+    limit: usize,
+) -> Option<Candidate> {
+    let element_bytes = layout.fields.element_bits as usize / 8;
+    let sample = input.sample(element_bytes, layout.phase, limit);
+    let mut cuts = Cuts::new(input, layout, &sample, scale.as_deref(), scale.is_some());
+    let unsure = cuts.histogram.constant_sign().is_some() && !sample.is_exact();
+    if unsure && !all_signs_equal(&sample) {
+        cuts.ways
+            .iter_mut()
+            .for_each(|cut| cut.constant_sign = None);
+    }
+    if let Some(scale) = scale {
+        scale.add_to_all(cuts.settle_phase(octave_log2(layout.fields)));
+    }
+    cuts.best()
 }
 
 /// Whether the sign bits of all elements agree, also of those outside the sample.
 fn all_signs_equal(sample: &Sample<'_>) -> bool {
     fn check<W: Word>(sample: &Sample<'_>) -> bool {
+        let mut buffer = [W::default(); 1024];
         let elements = sample.bytes.get(sample.phase..).unwrap_or_default();
-        let mut signs = elements
-            .chunks_exact(W::BYTES)
-            .map(|element| element[W::BYTES - 1] >> 7);
-        let first = signs.next();
-        signs.all(|sign| Some(sign) == first)
+        let whole = elements.len() / W::BYTES * W::BYTES;
+        let (mut all, mut any) = (W::mask(W::BITS), W::default());
+        elements[..whole].chunks(1024 * W::BYTES).all(|piece| {
+            let words = &mut buffer[..piece.len() / W::BYTES];
+            W::load(piece, words);
+            for &mut word in words {
+                (all, any) = (all & word, any | word);
+            }
+            (all >> (W::BITS - 1)) == (any >> (W::BITS - 1))
+        })
     }
     with_word!(sample.element_bytes, W => check::<W>(sample))
-}
-
-/// One way to cut a float into symbol and raw bits.
-struct FloatCut {
-    layout: FloatLayout,
-    /// Mantissa bits in the symbol.
-    joint: u32,
-    /// Whether the sign is the lowest bit of the symbol.
-    in_symbol: bool,
-    constant_sign: Option<u64>,
-}
-
-impl FloatCut {
-    fn candidate(
-        &self,
-        input: &Input<'_>,
-        sample: &Sample<'_>,
-        histogram: &FloatHistogram,
-        scaled: bool,
-    ) -> Option<Candidate> {
-        let FloatFields {
-            element_bits,
-            exponent_bits,
-            mantissa_bits,
-        } = self.layout.fields;
-        let top_bits = exponent_bits + self.joint;
-        let symbol_bits = top_bits + u32::from(self.in_symbol);
-        if symbol_bits > MAX_CODED_BITS {
-            return None;
-        }
-        let mantissa_left = mantissa_bits - self.joint;
-        let sign_bits = u32::from(!self.in_symbol && self.constant_sign.is_none());
-        let raw_bits = mantissa_left + sign_bits;
-
-        let counts = histogram.symbols(top_bits, self.in_symbol);
-        let exact = sample.is_exact();
-        let symbol = fit(&counts, symbol_bits, exact)?;
-        let mut cost = symbol.cost() + histogram.total * u64::from(raw_bits) * ONE_BIT;
-        let saved = histogram.zero_bits(mantissa_left);
-        let per_block = histogram.total.div_ceil(SUB_BLOCK as u64) * 8;
-        let trailing_zeros = raw_bits > 0 && saved > per_block;
-        if trailing_zeros {
-            cost -= (saved - per_block) * ONE_BIT;
-        }
-
-        let mut planes = Vec::new();
-        let sign_position = match self.constant_sign {
-            Some(sign) => {
-                planes.push(Plane::constant(1, sign));
-                element_bits - 1
-            }
-            None if self.in_symbol => mantissa_left,
-            None => 0,
-        };
-        planes.push(plane(symbol, symbol_bits));
-        if raw_bits > 0 {
-            planes.push(Plane::raw(raw_bits));
-        }
-        let model = Model {
-            element_bytes: element_bits as usize / 8,
-            phase: self.layout.phase,
-            sign_position,
-            trailing_zeros,
-            scaled,
-            planes,
-        };
-        finish(
-            input,
-            model,
-            Input::total(cost, histogram.total, sample.elements()),
-        )
-    }
-}
-
-fn plane(fit: Fit, bits: u32) -> Plane {
-    match fit {
-        Fit::Constant(value) => Plane::constant(bits, value),
-        Fit::Coded { table, .. } => Plane::coded(table),
-    }
-}
-
-/// Adds what the model itself takes.
-fn finish(input: &Input<'_>, model: Model, bytes: u64) -> Option<Candidate> {
-    let model = model.validated().ok()?;
-    let mut wire = Vec::new();
-    model.write_to(&mut wire);
-    let overhead = input.plane_overhead() * model.tables().count() as u64;
-    Some(Candidate {
-        model,
-        bytes: bytes + overhead + wire.len() as u64,
-    })
-}
-
-/// Types that the generic mode looks for in raw bytes and in integers of the same width.
-const GENERIC_FLOATS: [Dtype; 6] = [
-    Dtype::Bfloat16,
-    Dtype::Float16,
-    Dtype::Float32,
-    Dtype::Float64,
-    Dtype::Float8E4m3fn,
-    Dtype::Float8E5m2,
-];
-
-/// The best model for integers, or for bytes that may hold anything; `None` when raw is no larger.
-///
-/// `width` is the size of the elements, `None` if the bytes say nothing of it.
-pub(crate) fn select_generic(
-    input: &Input<'_>,
-    width: Option<usize>,
-    hint: Option<Dtype>,
-) -> Option<Model> {
-    let widths = width.map_or(vec![1, 2, 4, 8], |width| vec![width]);
-    let mut layouts: Vec<FloatLayout> = Vec::new();
-    for dtype in hint.iter().chain(&GENERIC_FLOATS) {
-        let Some(fields) = dtype.float_fields() else {
-            continue;
-        };
-        let bytes = fields.element_bits as usize / 8;
-        if width.is_some_and(|width| width != bytes) {
-            continue;
-        }
-        let phases = if width.is_some() { 1 } else { bytes };
-        layouts.extend((0..phases).map(|phase| FloatLayout { fields, phase }));
-    }
-    let fit_bytes = |width: usize, blocks: usize| byte_candidate(input, width, blocks);
-    let fit_float =
-        |layout: FloatLayout, blocks: usize| float_candidate(input, layout, None, blocks);
-
-    let bytes = widths
-        .into_iter()
-        .filter_map(|width| Some((fit_bytes(width, 2)?.bytes, width)))
-        .min_by_key(|&(size, _)| size);
-    // Which layout it is shows with exponents alone; how to cut it is searched for the winner only.
-    let quick = Input {
-        level: Level::Fast,
-        ..*input
-    };
-    let float = layouts
-        .into_iter()
-        .filter_map(|layout| Some((float_candidate(&quick, layout, None, 2)?.bytes, layout)))
-        .min_by_key(|&(size, _)| size);
-    let best = match (bytes, float) {
-        (Some((bytes, _)), Some((floats, layout))) if floats < bytes => {
-            fit_float(layout, usize::MAX)
-        }
-        (Some((_, width)), _) => fit_bytes(width, usize::MAX),
-        (None, Some((_, layout))) => fit_float(layout, usize::MAX),
-        (None, None) => None,
-    }?;
-    is_worthwhile(best.bytes, input).then_some(best.model)
-}
-
-/// Cuts elements into bytes, each of them raw, constant, or coded in its top bits.
-fn byte_candidate(input: &Input<'_>, width: usize, blocks: usize) -> Option<Candidate> {
-    let sample = input.sample(width, 0, blocks);
-    let counted = sample.taken();
-    let mut cost = 0;
-    let mut planes = Vec::new();
-    for counts in byte_histograms(&sample) {
-        let overhead =
-            input.plane_overhead() * 8 * ONE_BIT * counted / sample.elements().max(1) as u64;
-        let coded = (4..=8).rev().filter_map(|bits| {
-            let fit = fit(&leading_bits(&counts, bits), bits, sample.is_exact())?;
-            let states = if matches!(fit, Fit::Constant(_)) {
-                0
-            } else {
-                overhead
-            };
-            Some((
-                fit.cost() + counted * u64::from(8 - bits) * ONE_BIT + states,
-                bits,
-                fit,
-            ))
-        });
-        let (size, bits, fit) = coded.min_by_key(|&(size, ..)| size)?;
-        let raw = counted * 8 * ONE_BIT;
-        if size < raw {
-            cost += size;
-            planes.push(plane(fit, bits));
-            if bits < 8 {
-                planes.push(Plane::raw(8 - bits));
-            }
-        } else {
-            cost += raw;
-            planes.push(Plane::raw(8));
-        }
-    }
-    if planes
-        .iter()
-        .all(|plane| plane.mode == super::PlaneMode::Raw)
-    {
-        return None;
-    }
-    let element_bits = width as u32 * 8;
-    let model = Model {
-        element_bytes: width,
-        phase: 0,
-        sign_position: element_bits - 1,
-        trailing_zeros: false,
-        scaled: false,
-        planes,
-    };
-    let bytes = Input::total(cost, counted, sample.elements());
-    let model = model.validated().ok()?;
-    Some(Candidate { model, bytes })
-}
-
-/// Counts of the top `bits` of a byte.
-fn leading_bits(counts: &[u32], bits: u32) -> Vec<u32> {
-    counts
-        .chunks(1 << (8 - bits))
-        .map(|group| group.iter().sum())
-        .collect()
 }

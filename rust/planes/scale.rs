@@ -45,6 +45,17 @@ impl ScaleOffsets {
         self.apply(words, first, W::wrapping_add);
     }
 
+    /// Adds `steps` to the sum of both offsets of every element, as far as they can be stored.
+    pub(crate) fn add_to_all(&mut self, steps: i8) {
+        let axis = if self.rows.is_empty() {
+            &mut self.cols
+        } else {
+            &mut self.rows
+        };
+        axis.iter_mut()
+            .for_each(|offset| *offset = offset.saturating_add(steps));
+    }
+
     #[inline(always)]
     fn apply<W: Word>(&self, mut words: &mut [W], first: usize, operation: impl Fn(W, W) -> W) {
         let magnitude = W::mask(W::BITS - 1);

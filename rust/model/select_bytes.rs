@@ -1,0 +1,222 @@
+//! Models for what is not known to be floats: integers, and bytes that may hold anything.
+//!
+//! Elements are cut into bytes, or into the fields of floats that the bytes may hold. Which it is
+//! seldom changes from one segment to the next, so a segment keeps the kind of the one before it
+//! while that takes as much as it did; tables are made for every segment.
+
+use super::float_cut::{FloatLayout, plane};
+use super::histogram::byte_histograms;
+use super::normalize::{ONE_BIT, estimate, fit};
+use super::select::{Candidate, Input, float_candidate};
+use super::{Model, Plane, PlaneMode};
+use crate::dtype::Dtype;
+use crate::options::Level;
+
+/// Elements of a segment that kinds are compared on, and those that show whether a kind still fits.
+const SEARCH_ELEMENTS: usize = 1 << 12;
+const CHECK_ELEMENTS: usize = 1 << 11;
+/// A kind is kept while its estimate stays within a 64th.
+const KEPT_WITHIN_LOG2: u32 = 6;
+
+/// Types that the generic mode looks for in raw bytes and in integers of the same width.
+const GENERIC_FLOATS: [Dtype; 6] = [
+    Dtype::Bfloat16,
+    Dtype::Float16,
+    Dtype::Float32,
+    Dtype::Float64,
+    Dtype::Float8E4m3fn,
+    Dtype::Float8E5m2,
+];
+
+/// How elements are cut.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Into the bytes of elements of so many bytes.
+    Bytes(usize),
+    Float(FloatLayout),
+}
+
+/// What is known of the bytes beforehand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    /// Size of the elements, `None` if the bytes say nothing of it.
+    pub(crate) width: Option<usize>,
+    /// The type that the bytes probably hold.
+    pub(crate) hint: Option<Dtype>,
+}
+
+/// The best model of each segment of integers, or of bytes that may hold anything; `None` where raw
+/// is no larger.
+pub(crate) fn select_generic<'a>(
+    segments: impl Iterator<Item = Input<'a>>,
+    known: Known,
+) -> Vec<Option<Model>> {
+    let mut before: Option<(Kind, u64)> = None;
+    let select = |input: Input<'a>| {
+        let kept = before.filter(|&(kind, share)| {
+            let now = kind.share(&input);
+            now.abs_diff(share) <= share >> KEPT_WITHIN_LOG2
+        });
+        let (kind, _) = match kept {
+            Some(kept) => kept,
+            None => {
+                let kind = known.search(&input);
+                let found = (kind, kind.share(&input));
+                before = Some(found);
+                found
+            }
+        };
+        let best = kind.candidate(&input, usize::MAX)?;
+        input.is_worthwhile(best.bytes).then_some(best.model)
+    };
+    segments.map(select).collect()
+}
+
+impl Known {
+    /// The kind with the smallest estimate.
+    fn search(self, input: &Input<'_>) -> Kind {
+        let size = |kind: Kind| kind.size(input, SEARCH_ELEMENTS);
+        let kinds = self.byte_kinds().chain(self.float_kinds());
+        let sizes = kinds.map(|kind| (size(kind), kind));
+        sizes
+            .min_by_key(|&(size, _)| size)
+            .map_or(Kind::Bytes(1), |(_, kind)| kind)
+    }
+
+    fn byte_kinds(self) -> impl Iterator<Item = Kind> {
+        let widths = [1, 2, 4, 8].into_iter();
+        widths
+            .filter(move |&width| self.width.is_none_or(|known| known == width))
+            .map(Kind::Bytes)
+    }
+
+    fn float_kinds(self) -> impl Iterator<Item = Kind> {
+        let fields = self
+            .hint
+            .into_iter()
+            .chain(GENERIC_FLOATS)
+            .filter_map(Dtype::float_fields);
+        fields.flat_map(move |fields| {
+            let bytes = fields.element_bits as usize / 8;
+            let phases = match self.width {
+                None => bytes,
+                Some(width) => usize::from(width == bytes),
+            };
+            (0..phases).map(move |phase| Kind::Float(FloatLayout { fields, phase }))
+        })
+    }
+}
+
+impl Kind {
+    fn candidate(self, input: &Input<'_>, limit: usize) -> Option<Candidate> {
+        match self {
+            Self::Bytes(width) => byte_candidate(input, width, limit),
+            Self::Float(layout) => float_candidate(input, layout, None, limit),
+        }
+    }
+
+    /// About what the input would take.
+    fn size(self, input: &Input<'_>, limit: usize) -> u64 {
+        let size = match self {
+            Self::Bytes(width) => Some(ByteCuts::new(input, width, limit).bytes),
+            // Which layout it is shows with exponents alone; how to cut it is searched later.
+            Self::Float(layout) => {
+                let quick = Input {
+                    level: Level::Fast,
+                    ..*input
+                };
+                super::select::float_estimate(&quick, layout, limit)
+            }
+        };
+        size.map_or(u64::MAX, |size| size.min(input.bytes.len() as u64))
+    }
+
+    /// [`Kind::size`] on fewer elements, in 1/65536 of the input.
+    fn share(self, input: &Input<'_>) -> u64 {
+        (self.size(input, CHECK_ELEMENTS) << 16) / input.bytes.len().max(1) as u64
+    }
+}
+
+/// The bytes of elements, each of them raw or coded in its top bits.
+struct ByteCuts {
+    /// Counts of each byte, from the top, and how many of its bits are coded.
+    planes: Vec<(Vec<u32>, Option<u32>)>,
+    exact: bool,
+    /// What all of them are estimated to take.
+    bytes: u64,
+}
+
+impl ByteCuts {
+    fn new(input: &Input<'_>, width: usize, limit: usize) -> Self {
+        let sample = input.sample(width, 0, limit);
+        let (counted, exact) = (sample.taken(), sample.is_exact());
+        let overhead =
+            input.plane_overhead() * 8 * ONE_BIT * counted / sample.elements().max(1) as u64;
+        let raw = counted * 8 * ONE_BIT;
+        let mut total = 0;
+        let planes = byte_histograms(&sample).into_iter().map(|counts| {
+            let mut best = (raw, None);
+            let mut leading = counts.clone();
+            for bits in (4..=8).rev() {
+                if let Some((cost, symbols)) = estimate(&leading, bits, exact) {
+                    let states = if symbols > 1 { overhead } else { 0 };
+                    let size = cost + counted * u64::from(8 - bits) * ONE_BIT + states;
+                    if size < best.0 {
+                        best = (size, Some(bits));
+                    }
+                }
+                leading = leading
+                    .as_chunks::<2>()
+                    .0
+                    .iter()
+                    .map(|&[a, b]| a + b)
+                    .collect();
+            }
+            total += best.0;
+            (counts, best.1)
+        });
+        let planes = planes.collect();
+        Self {
+            planes,
+            exact,
+            bytes: Input::total(total, counted, sample.elements()),
+        }
+    }
+}
+
+/// Cuts elements into bytes, each of them raw, constant, or coded in its top bits.
+fn byte_candidate(input: &Input<'_>, width: usize, limit: usize) -> Option<Candidate> {
+    let cuts = ByteCuts::new(input, width, limit);
+    let mut planes = Vec::new();
+    for (counts, bits) in &cuts.planes {
+        let Some(bits) = *bits else {
+            planes.push(Plane::raw(8));
+            continue;
+        };
+        let leading: Vec<u32> = counts
+            .chunks_exact(1 << (8 - bits))
+            .map(|group| group.iter().sum())
+            .collect();
+        planes.push(plane(fit(&leading, bits, cuts.exact)?, bits));
+        if bits < 8 {
+            planes.push(Plane::raw(8 - bits));
+        }
+    }
+    if planes.iter().all(|plane| plane.mode == PlaneMode::Raw) {
+        return None;
+    }
+    let element_bits = width as u32 * 8;
+    let model = Model {
+        element_bytes: width,
+        phase: 0,
+        sign_position: element_bits - 1,
+        trailing_zeros: false,
+        scaled: false,
+        planes,
+    };
+    let model = model.validated().ok()?;
+    Some(Candidate {
+        model,
+        bytes: cuts.bytes,
+    })
+}
