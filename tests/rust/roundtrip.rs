@@ -153,7 +153,7 @@ proptest! {
             level,
             chunk_bytes: chunk_log2.map(|log2| 1 << log2),
             threads: Threads::new(threads),
-            hint: None,
+            ..CompressOptions::default()
         };
         let stream = compress(&data, dtype, &shape, &options(1)).unwrap();
         prop_assert_eq!(&compress(&data, dtype, &shape, &options(3)).unwrap(), &stream);
