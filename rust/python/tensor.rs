@@ -2,19 +2,28 @@
 
 use std::ffi::{c_int, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Cursor;
 
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::buffers::{Bytes, overlap};
 use super::errors::to_py;
+use super::report::run;
 use crate::container::stream::Stream;
 use crate::dtype::Dtype;
 use crate::error::Error;
+use crate::files::Progress;
+use crate::huge_pages::{advise, advised_vec};
 use crate::options::{CompressOptions, DecompressOptions, Threads};
+
+/// Below this size work is over before anybody could press Ctrl-C.
+const BRIEF_BYTES: usize = 1 << 20;
+/// Bytes decoded between two looks at signals: a multiple of every chunk length.
+const STEP_BYTES: u64 = 1 << 27;
 
 /// The bytes of a stream: made here, or a `bytes` object of the caller.
 enum Storage {
@@ -238,9 +247,14 @@ fn compress(
         threads: threads.map_or(Threads::auto(), Threads::new),
         hint: hint.map(Dtype::from_name).transpose().map_err(to_py)?,
     };
-    let stream = py
-        .detach(|| crate::compress(bytes.as_slice(), dtype, &shape, &options))
-        .map_err(to_py)?;
+    let stream = if bytes.as_slice().len() < BRIEF_BYTES {
+        py.detach(|| crate::compress(bytes.as_slice(), dtype, &shape, &options))
+            .map_err(to_py)?
+    } else {
+        run(py, None, |progress| {
+            compress_large(bytes.as_slice(), dtype, &shape, &options, progress)
+        })?
+    };
     let original_nbytes = bytes.as_slice().len() as u64;
     let storage = Storage::Owned(stream);
     Ok(CompressedTensor {
@@ -250,6 +264,25 @@ fn compress(
         shape,
         original_nbytes,
     })
+}
+
+/// Compresses without growing the result step by step, which copies and faults in its pages twice.
+fn compress_large(
+    data: &[u8],
+    dtype: Dtype,
+    shape: &[u64],
+    options: &CompressOptions,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<u8>, Error> {
+    let total = data.len() as u64;
+    // Room for the longest stream; pages that are not written to are never there.
+    let mut out = Cursor::new(advised_vec(data.len() + data.len() / 128 + 4096));
+    crate::compress_to(&mut out, data, dtype, shape, options, &mut |done| {
+        progress(done, total)
+    })?;
+    let mut stream = out.into_inner();
+    stream.shrink_to_fit();
+    Ok(stream)
 }
 
 /// Element type, shape and decoded bytes of the stream in a buffer, checked but not copied.
@@ -263,9 +296,10 @@ fn stream_header<'py>(
     Ok((stream.dtype().name(), shape, stream.original_len()))
 }
 
-/// Decodes original bytes `start..start + len(out)` of a stream into a writable buffer.
+/// Decodes original bytes `start..start + len(out)` of a stream into a writable buffer, `fresh` if it
+/// was just allocated.
 #[pyfunction]
-#[pyo3(signature = (source, out, *, start = 0, verify = true, threads = None))]
+#[pyo3(signature = (source, out, *, start = 0, verify = true, threads = None, fresh = false))]
 fn decompress_into(
     py: Python<'_>,
     source: &Bound<'_, PyAny>,
@@ -273,6 +307,7 @@ fn decompress_into(
     start: u64,
     verify: bool,
     threads: Option<usize>,
+    fresh: bool,
 ) -> PyResult<()> {
     let source = Bytes::new(source)?;
     let out = Bytes::writable(out)?;
@@ -280,14 +315,37 @@ fn decompress_into(
         verify,
         threads: threads.map_or(Threads::auto(), Threads::new),
     };
-    py.detach(|| {
-        if overlap(source.as_slice(), out.as_slice()) {
-            let what = "the output buffer shares memory with the compressed data";
-            return Err(Error::InvalidArgument(what.to_owned()));
+    let (source, out) = (source.as_slice(), out.as_mut_slice());
+    if overlap(source, out) {
+        return Err(PyValueError::new_err(
+            "the output buffer shares memory with the compressed data",
+        ));
+    }
+    if out.len() < BRIEF_BYTES {
+        return py
+            .detach(|| Stream::parse(source)?.decode_into(start, out, &options))
+            .map_err(to_py);
+    }
+    if fresh {
+        advise(out.as_ptr(), out.len());
+    }
+    run(py, None, |progress| {
+        let stream = Stream::parse(source)?;
+        let total = out.len() as u64;
+        let (mut rest, mut done) = (out, 0);
+        while !rest.is_empty() {
+            // Up to the next border, which is one of a chunk, wherever the range begins. A range
+            // that is outside the tensor is refused there.
+            let position = start.saturating_add(done);
+            let step = STEP_BYTES - position % STEP_BYTES;
+            let (now, later) = rest.split_at_mut(rest.len().min(step as usize));
+            stream.decode_into(position, now, &options)?;
+            done += now.len() as u64;
+            rest = later;
+            progress(done, total)?;
         }
-        Stream::parse(source.as_slice())?.decode_into(start, out.as_mut_slice(), &options)
+        Ok(())
     })
-    .map_err(to_py)
 }
 
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
