@@ -44,8 +44,6 @@ pub(crate) const MAX_PLANES: usize = 16;
 
 /// log2 of the chunk size where the caller names none: 128 KiB.
 pub(crate) const DEFAULT_CHUNK_LOG2: u32 = 17;
-/// Original bytes encoded between two writes to the output.
-pub(crate) const BATCH_BYTES: usize = 8 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -7,11 +7,19 @@ use std::io::{Seek, SeekFrom, Write};
 use super::index::{ChunkEntry, Storage, is_packed};
 use super::prelude::{Body, Chunked, TensorType, prelude_len, write_prelude};
 use crate::chunk::{ModelEncoder, constant_pattern};
-use crate::constants::{ALIGNMENT, BATCH_BYTES};
+use crate::constants::ALIGNMENT;
 use crate::error::Result;
 use crate::options::Threads;
-use crate::parallel;
+use crate::parallel::{self, Ahead};
 use crate::plan::Plan;
+
+/// Original bytes that a thread encodes in one go.
+const GROUP_BYTES: usize = 512 << 10;
+/// What may wait to be written, in original bytes.
+const AHEAD: Ahead = Ahead {
+    per_thread: 2 << 20,
+    besides: 2 << 20,
+};
 
 /// The element that `data` repeats, if it repeats one.
 pub(crate) fn constant_element(data: &[u8], itemsize: usize) -> Option<&[u8]> {
@@ -54,18 +62,25 @@ impl StreamWriter<'_> {
         let head = prelude_len(self.tensor, &body, chunks)?.next_multiple_of(ALIGNMENT);
         out.seek(SeekFrom::Start(begin + head as u64))?;
         let mut entries = Vec::with_capacity(chunks);
-        let batch = (BATCH_BYTES / self.chunk_bytes()).max(1);
-        for first in (0..chunks).step_by(batch) {
-            let count = batch.min(chunks - first);
-            let encoded = parallel::map(self.threads, count, |offset| {
-                self.encode_chunk(&coders, first + offset, true)
-            })?;
-            for (entry, payload) in encoded {
-                out.write_all(&payload)?;
-                entries.push(entry);
-            }
-            progress(self.data.len().min((first + count) * self.chunk_bytes()) as u64)?;
-        }
+        let group = (GROUP_BYTES / self.chunk_bytes()).max(1);
+        let groups = (0..chunks).step_by(group);
+        parallel::in_order(
+            self.threads,
+            AHEAD,
+            groups.map(|first| Ok((group * self.chunk_bytes(), first))),
+            |first, (): &mut ()| {
+                let numbers = first..chunks.min(first + group);
+                let encode = |number| self.encode_chunk(&coders, number, true);
+                Ok(numbers.map(encode).collect::<Vec<_>>())
+            },
+            |encoded, ()| {
+                for (entry, payload) in encoded {
+                    out.write_all(&payload)?;
+                    entries.push(entry);
+                }
+                progress(self.data.len().min(entries.len() * self.chunk_bytes()) as u64)
+            },
+        )?;
         let end = out.stream_position()?;
         let mut prelude = write_prelude(self.tensor, &body, &entries);
         prelude.resize(head, 0);
