@@ -27,10 +27,10 @@ pub(crate) fn advise(pointer: *const u8, len: usize) {
     // SAFETY: MADV_HUGEPAGE changes no byte and no mapping, only which pages the kernel will choose
     // for addresses that are touched later; for addresses that are not mapped it returns an error.
     let _ignored = unsafe {
-        rustix::mm::madvise(
+        libc::madvise(
             pointer.wrapping_add(skipped).cast_mut().cast(),
             whole,
-            rustix::mm::Advice::LinuxHugepage,
+            libc::MADV_HUGEPAGE,
         )
     };
 }

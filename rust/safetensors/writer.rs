@@ -13,7 +13,7 @@
 //!
 //! Place in docs/format-files.md: "Compressed .safetensors".
 
-use std::io::{BufWriter, Cursor, Seek, SeekFrom, Write};
+use std::io::{Cursor, Seek, SeekFrom, Write};
 use std::ops::Range;
 
 use super::dtype::ElementType;
@@ -29,8 +29,6 @@ use crate::{CompressOptions, Dtype, Threads, compress_to, write_reference};
 /// What handling a tensor costs, as bytes that are compressed in the same time: a group of tiny
 /// tensors should not take longer than others.
 const TENSOR_WEIGHT: usize = 4 << 10;
-/// Bytes that are collected before they are written; longer writes are not collected.
-const COLLECTED_BYTES: usize = 1 << 20;
 
 /// One original tensor and the form of its stream.
 pub(crate) struct Source<'a> {
@@ -85,7 +83,6 @@ pub(crate) fn write_compressed<W: Write + Seek>(
     let longest: Vec<u64> = sources.iter().map(longest_stream).collect();
     let reserved = reserved_bytes(outer.json(&longest)?.len())?;
     let data_at = (LENGTH_BYTES + reserved) as u64;
-    let out = &mut BufWriter::with_capacity(COLLECTED_BYTES, out);
     out.seek(SeekFrom::Start(data_at))?;
     let mut streams = Streams {
         out,
@@ -115,7 +112,6 @@ pub(crate) fn write_compressed<W: Write + Seek>(
     out.seek(SeekFrom::Start(0))?;
     head.splice(0..0, (reserved as u64).to_le_bytes());
     out.write_all(&head)?;
-    out.flush()?;
     Ok(data_at + lengths.iter().sum::<u64>())
 }
 
@@ -161,8 +157,8 @@ impl OuterHeader<'_> {
 }
 
 /// The streams of a file while they are written.
-struct Streams<'a, W: Write> {
-    out: &'a mut BufWriter<W>,
+struct Streams<'a, W> {
+    out: &'a mut W,
     header: &'a Header,
     sources: &'a [Source<'a>],
     repeats: Vec<Option<Repeat>>,
