@@ -13,6 +13,7 @@ use crate::container::prelude::{Body, TensorType, write_prelude};
 use crate::container::writer::{StreamWriter, constant_element};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::huge_pages::advised_vec;
 use crate::options::CompressOptions;
 use crate::plan::Plan;
 use crate::simd::Kernels;
@@ -32,9 +33,27 @@ pub fn compress(
     shape: &[u64],
     options: &CompressOptions,
 ) -> Result<Vec<u8>> {
-    let mut out = Cursor::new(Vec::new());
-    compress_to(&mut out, data, dtype, shape, options, &mut |_| Ok(()))?;
-    Ok(out.into_inner())
+    compress_with(data, dtype, shape, options, &mut |_| Ok(()))
+}
+
+/// Like [`compress`], telling `progress` how many original bytes are done; its errors stop the work.
+///
+/// # Errors
+/// Those of [`compress`] and of `progress`.
+pub(crate) fn compress_with(
+    data: &[u8],
+    dtype: Dtype,
+    shape: &[u64],
+    options: &CompressOptions,
+    progress: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<Vec<u8>> {
+    // Room for the longest stream: growing step by step would copy the result and touch its pages
+    // twice. Pages that are not written to are never there.
+    let mut out = Cursor::new(advised_vec(data.len() + data.len() / 128 + 4096));
+    compress_to(&mut out, data, dtype, shape, options, progress)?;
+    let mut stream = out.into_inner();
+    stream.shrink_to_fit();
+    Ok(stream)
 }
 
 /// Like [`compress`], written at the current position of `out`, with bounded working memory.

@@ -19,7 +19,7 @@ pub use crate::container::kind::{ContentKind, content_kind};
 use crate::container::atomic::write_atomically;
 use crate::container::file::{compress_frames, decode_frames, scan_frames};
 use crate::container::mapped::Mapped;
-use crate::container::pieces::Pieces;
+use crate::container::pieces::decode_streams;
 use crate::error::{Error, Result};
 use crate::safetensors::{Header, SafetensorsFile, compress_map};
 use crate::{CompressOptions, DecompressOptions, Stream};
@@ -185,10 +185,8 @@ fn decode_tensor(
     options: &DecompressOptions,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let stream = Stream::parse(bytes)?;
-    let mut pieces = Pieces::new(stream.original_len(), sink)?;
-    pieces.decode(&stream, options, &mut |_| ())?;
-    pieces.finish()
+    let stream = std::iter::once(Stream::parse(bytes).map(|stream| (stream, ())));
+    decode_streams(stream, options, |(), error| error, |piece, ()| sink(piece))
 }
 
 /// Says why a file is not one of ours; a damaged one may look like a `.safetensors` still.

@@ -24,6 +24,10 @@ Device: TypeAlias = Any
 """What a framework takes for a device: a name, a number, an object of its own; None by default."""
 
 
+Room: TypeAlias = Callable[[str, tuple[int, ...]], tuple[Array, Array]]
+"""Makes an array of a type and shape, and what the native module fills it through."""
+
+
 class Source(NamedTuple):
     """An array as the native module takes it.
 
@@ -131,8 +135,13 @@ def allocate(adapter: Adapter, dtype: str, shape: tuple[int, ...]) -> tuple[Arra
         ValueError: If the framework has no such type.
         OutputTooLargeError: If the framework cannot have that much memory or such a shape.
     """
+    return make_room(adapter.allocate, dtype, shape)
+
+
+def make_room(make: Room, dtype: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Makes room for a result in some way; errors as those of `allocate`."""
     try:
-        return adapter.allocate(dtype, shape)
+        return make(dtype, shape)
     except KeyError:
         message = f"the framework has no dtype {dtype}; ask for framework='numpy', or dtype='uint8'"
         raise ValueError(message) from None

@@ -74,6 +74,7 @@ def decompress_into(
     start: int = 0,
     verify: bool = True,
     threads: int | None = None,
+    fresh: bool = False,
 ) -> None: ...
 def stream_header(data: Buffer) -> tuple[str, tuple[int, ...], int]: ...
 def simd_tier() -> str: ...
@@ -141,6 +142,16 @@ class SafetensorsFile:
         out: Buffer,
         *,
         start: int = 0,
+        verify: bool = True,
+        threads: int | None = None,
+        fresh: bool = False,
+    ) -> None: ...
+    def layouts(self) -> list[tuple[str, str, tuple[int, ...], int]]: ...
+    def read_many(
+        self,
+        first: int,
+        outs: Sequence[Buffer | _Any],
+        *,
         verify: bool = True,
         threads: int | None = None,
     ) -> None: ...

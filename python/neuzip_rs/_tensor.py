@@ -124,7 +124,7 @@ def decompress(
     if device is not None:
         device = adapter.check_device(device)
     result, buffer = _arrays.allocate(adapter, name, shape)
-    _decompress_into(source, buffer, verify=verify, threads=threads)
+    _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True)
     return adapter.finish(result, device)
 
 
@@ -136,7 +136,7 @@ def decode_rows(c: CompressedTensor, key: _rows.Key) -> Array:
     """
 
     def read(buffer: "Buffer", start: int) -> None:
-        _decompress_into(c, buffer, start=start)
+        _decompress_into(c, buffer, start=start, fresh=True)
 
     if c.framework == "bytes":
         return _rows.decode_bytes(c.dtype, c.shape, key, read)

@@ -91,6 +91,14 @@ def allocate(dtype: str, shape: tuple[int, ...], /) -> tuple[Array, "Buffer"]:
     return result, _bytes_of(result)
 
 
+def room(dtype: str, shape: tuple[int, ...], /) -> tuple[Array, Array]:
+    """Makes room for a tensor as `allocate` does, for what fills tensors as they are."""
+    if dtype in _WARNING_TYPES:
+        return allocate(dtype, shape)
+    result = _empty(shape, dtype=_dtypes[dtype], device="cpu")
+    return result, result
+
+
 def finish(result: Array, device: Device, /) -> Array:
     """Moves the tensor to where it was asked for."""
     return result if device is None else result.to(device)

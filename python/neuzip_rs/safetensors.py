@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from neuzip_rs import _native, _rows
 from neuzip_rs._arguments import check_level, check_limit, check_threads
-from neuzip_rs._arrays import Array, Device, adapter_for, allocate
+from neuzip_rs._arrays import Array, Device, Room, adapter_for, allocate, make_room
 from neuzip_rs._entries import check_layouts, check_text, entry
 from neuzip_rs._spelling import F4_PAIR, NAMES
 
@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 _BACKENDS: Final = ("mmap", "pread")
+_BYTES_AT_ONCE: Final = 256 << 20
+"""What `get_tensors` decodes between two transfers to a device: many tensors, never a whole model."""
 
 FilePath: TypeAlias = str | os.PathLike[str]
 Progress: TypeAlias = Callable[[int, int], object]
@@ -206,7 +208,27 @@ class safe_open:
 
     def get_tensors(self) -> dict[str, Array]:
         """Decodes every tensor, in the order of the data."""
-        return {name: self.get_tensor(name) for name in self.offset_keys()}
+        file, make, finish = self._file, self._room(), self._adapter.finish
+        tensors: dict[str, Array] = {}
+        names: list[str] = []
+        made: list[tuple[Array, Array]] = []
+        bytes_made = 0
+        layouts = file.layouts()
+        for name, spelling, shape, nbytes in layouts:
+            made.append(make_room(make, *self._layout_of(spelling, shape, nbytes)))
+            names.append(name)
+            bytes_made += nbytes
+            if bytes_made >= _BYTES_AT_ONCE or len(tensors) + len(names) == len(layouts):
+                file.read_many(
+                    len(tensors),
+                    [room for _, room in made],
+                    verify=self._verify,
+                    threads=self._threads,
+                )
+                for name_made, (result, _) in zip(names, made, strict=True):
+                    tensors[name_made] = finish(result, self._device)
+                names, made, bytes_made = [], [], 0
+        return tensors
 
     def get_slice(self, name: str) -> "SafeSlice":
         """A tensor that is decoded as far as it is indexed.
@@ -232,18 +254,33 @@ class safe_open:
         if name not in self._names:
             message = f"the file has no tensor {name!r}"
             raise KeyError(message)
-        spelling, shape = file.dtype(name), file.shape(name)
-        if spelling in NAMES:
-            return NAMES[spelling], shape
+        return self._layout_of(file.dtype(name), file.shape(name), file.nbytes(name))
+
+    def _layout_of(
+        self, spelling: str, shape: tuple[int, ...], nbytes: int
+    ) -> tuple[str, tuple[int, ...]]:
+        known = NAMES.get(spelling)
+        if known is not None:
+            return known, shape
         if spelling == "F4" and shape and shape[-1] % 2 == 0:
             # torch has a type for two values in a byte, numpy has not.
             pairs = (*shape[:-1], shape[-1] // 2)
             return (F4_PAIR if self._framework == "torch" else "uint8"), pairs
         # Values that straddle bytes: no framework has them.
-        return "uint8", (file.nbytes(name),)
+        return "uint8", (nbytes,)
+
+    def _room(self) -> Room:
+        """How to make room for many tensors, with as little as possible for each."""
+        if self._framework == "torch":
+            from neuzip_rs import _torch
+
+            return _torch.room
+        return self._adapter.allocate
 
     def _read(self, name: str, buffer: "Buffer", start: int) -> None:
-        self._file.read_into(name, buffer, start=start, verify=self._verify, threads=self._threads)
+        self._file.read_into(
+            name, buffer, start=start, verify=self._verify, threads=self._threads, fresh=True
+        )
 
     @property
     def _file(self) -> _native.SafetensorsFile:

@@ -8,12 +8,13 @@
 //! Place in docs/format-files.md: none.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::container::mapped::at;
+use crate::container::mapped::{at, name_file};
+use crate::container::output::Output;
 use crate::error::{Error, Result};
 
 /// A file being written under a temporary name.
@@ -137,20 +138,20 @@ fn sync_folder(_folder: &Path) -> io::Result<()> {
 pub(crate) fn write_atomically<T>(
     path: &Path,
     overwrite: bool,
-    write: impl FnOnce(&mut File) -> Result<T>,
+    write: impl FnOnce(&mut Output<'_>) -> Result<T>,
 ) -> Result<T> {
-    let mut output = AtomicFile::create(path, overwrite)?;
+    let mut file = AtomicFile::create(path, overwrite)?;
     // Inputs are mapped: a file system error that names no file can only be the output's.
-    let named = |error: Error| crate::container::mapped::name_file(error, path);
-    let value = write(output.file()).map_err(named)?;
-    output.commit()?;
+    let named = |error: Error| name_file(error, path);
+    let mut output = Output::new(file.file());
+    let value = write(&mut output).map_err(named)?;
+    output.flush().map_err(at(path))?;
+    file.commit()?;
     Ok(value)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {

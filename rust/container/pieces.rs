@@ -1,18 +1,26 @@
-//! Decoding streams of any size with a buffer of bounded size.
+//! Decoding streams of any size over threads, with buffers of bounded size, in order.
 //!
-//! Small streams share a piece, large ones are decoded piece by piece. Invariants: a piece ends at the
-//! end of a chunk or of the stream, so every chunk is decoded once and its hash is checked; the buffer
-//! takes [`PIECE_BYTES`], or the length of a chunk if that is more.
+//! Streams are cut into pieces; threads decode pieces while the calling thread hands on those that are
+//! done. Invariants: a piece ends at the end of a chunk or of the stream, so every chunk is decoded once
+//! and its hash is checked; a piece takes [`PIECE_BYTES`], or the length of a chunk if that is more.
 //!
 //! Place in docs/format-files.md: none.
 
+use std::sync::Arc;
+
 use crate::constants::CHUNK_LOG2;
 use crate::error::{Error, Result, try_zeroed};
-use crate::{DecompressOptions, Stream};
+use crate::parallel::{Ahead, in_order};
+use crate::{DecompressOptions, Stream, Threads};
 
-/// Original bytes decoded between two writes. Large enough to keep many threads at work on it and to
-/// make the calls of the file system cheap.
-pub(crate) const PIECE_BYTES: usize = 32 << 20;
+/// Original bytes that a thread works on at once. Large enough to make the calls of the file system
+/// cheap, small enough for the pieces under way to stay in the cache.
+pub(crate) const PIECE_BYTES: usize = 2 << 20;
+/// Pieces under way or waiting to be written: 4 MiB per thread, and two more.
+pub(crate) const AHEAD: Ahead = Ahead {
+    per_thread: 2 * PIECE_BYTES,
+    besides: 2 * PIECE_BYTES,
+};
 
 /// Where a piece that begins at `position` of the stream's bytes should end.
 pub(crate) fn piece_end(stream: &Stream<'_>, position: u64) -> u64 {
@@ -30,79 +38,94 @@ pub(crate) fn piece_end(stream: &Stream<'_>, position: u64) -> u64 {
         .min(stream.original_len())
 }
 
-/// Collects decoded bytes and hands them on in pieces.
-pub(crate) struct Pieces<'a> {
-    buffer: Vec<u8>,
-    filled: usize,
-    sink: &'a mut dyn FnMut(&[u8]) -> Result<()>,
+/// The first `len` bytes of a buffer that is used again and again, made longer if it must be.
+pub(crate) fn room(buffer: &mut Vec<u8>, len: usize) -> Result<&mut [u8]> {
+    if buffer.len() < len {
+        // The old content is not worth copying.
+        *buffer = Vec::new();
+        *buffer = try_zeroed(len.next_power_of_two().min(PIECE_BYTES).max(len))?;
+    }
+    Ok(&mut buffer[..len])
 }
 
-impl<'a> Pieces<'a> {
-    /// Hands pieces to `sink`; `total` bytes will come at most.
-    pub(crate) fn new(total: u64, sink: &'a mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Self> {
-        let buffer = try_zeroed(total.min(PIECE_BYTES as u64) as usize)?;
-        Ok(Self {
-            buffer,
-            filled: 0,
-            sink,
-        })
+/// Gives back the memory of a buffer that took an unusually long piece.
+pub(crate) fn trim(buffer: &mut Vec<u8>) {
+    if buffer.len() > PIECE_BYTES {
+        *buffer = Vec::new();
     }
+}
 
-    /// Adds bytes as they are.
-    pub(crate) fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            if self.filled == self.buffer.len() {
-                self.flush()?;
+/// Options for work on one piece, which is one thread's.
+pub(crate) fn on_this_thread(options: &DecompressOptions) -> DecompressOptions {
+    DecompressOptions {
+        threads: Threads::new(1),
+        ..*options
+    }
+}
+
+/// A piece of a stream, and whose it is.
+struct Piece<'a, P> {
+    stream: Arc<(Stream<'a>, P)>,
+    start: u64,
+    bytes: usize,
+}
+
+/// Cuts streams into pieces, each with its weight.
+fn pieces<'a, P>(
+    mut streams: impl Iterator<Item = Result<(Stream<'a>, P)>>,
+) -> impl Iterator<Item = Result<(usize, Piece<'a, P>)>> {
+    let mut current: Option<(Arc<(Stream<'a>, P)>, u64)> = None;
+    std::iter::from_fn(move || {
+        loop {
+            if let Some((stream, position)) = &mut current
+                && *position < stream.0.original_len()
+            {
+                let (start, end) = (*position, piece_end(&stream.0, *position));
+                *position = end;
+                let bytes = (end - start) as usize;
+                let stream = stream.clone();
+                return Some(Ok((
+                    bytes,
+                    Piece {
+                        stream,
+                        start,
+                        bytes,
+                    },
+                )));
             }
-            let room = &mut self.buffer[self.filled..];
-            let (now, later) = bytes.split_at(room.len().min(bytes.len()));
-            if now.is_empty() {
-                return Err(Error::corrupt("more bytes than the file should have"));
+            match streams.next()? {
+                Ok(stream) => current = Some((Arc::new(stream), 0)),
+                Err(error) => return Some(Err(error)),
             }
-            room[..now.len()].copy_from_slice(now);
-            self.filled += now.len();
-            bytes = later;
         }
-        Ok(())
-    }
+    })
+}
 
-    /// Adds the content of `stream`; `seen` is shown each part of it in order.
-    pub(crate) fn decode(
-        &mut self,
-        stream: &Stream<'_>,
-        options: &DecompressOptions,
-        seen: &mut dyn FnMut(&[u8]),
-    ) -> Result<()> {
-        let mut position = 0;
-        while position < stream.original_len() {
-            let left = stream.original_len() - position;
-            if left > (self.buffer.len() - self.filled) as u64 {
-                self.flush()?;
-            }
-            // After a flush the whole buffer is free: the rest of the stream, or whole chunks.
-            let take = left.min(piece_end(stream, position) - position) as usize;
-            if take > self.buffer.len() {
-                self.buffer = try_zeroed(take)?;
-            }
-            let part = &mut self.buffer[self.filled..self.filled + take];
-            stream.decode_into(position, part, options)?;
-            seen(part);
-            self.filled += take;
-            position += take as u64;
-        }
-        Ok(())
-    }
-
-    /// Hands on what is left.
-    pub(crate) fn finish(mut self) -> Result<()> {
-        self.flush()
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        if self.filled > 0 {
-            (self.sink)(&self.buffer[..self.filled])?;
-            self.filled = 0;
-        }
-        Ok(())
-    }
+/// Decodes streams one after the other; `sink` gets their bytes in order, each with what came along
+/// with its stream. `named` says in an error which stream it is about.
+pub(crate) fn decode_streams<'a, P: Send + Sync>(
+    streams: impl Iterator<Item = Result<(Stream<'a>, P)>>,
+    options: &DecompressOptions,
+    named: impl Fn(&P, Error) -> Error + Sync,
+    mut sink: impl FnMut(&[u8], &P) -> Result<()>,
+) -> Result<()> {
+    let alone = on_this_thread(options);
+    in_order(
+        options.threads,
+        AHEAD,
+        pieces(streams),
+        |piece, buffer: &mut Vec<u8>| {
+            let (stream, of) = &*piece.stream;
+            let out = room(buffer, piece.bytes)?;
+            stream
+                .decode_into(piece.start, out, &alone)
+                .map_err(|error| named(of, error))?;
+            Ok(piece)
+        },
+        |piece, buffer| {
+            sink(&buffer[..piece.bytes], &piece.stream.1)?;
+            trim(buffer);
+            Ok(())
+        },
+    )
 }

@@ -11,9 +11,15 @@ use crate::chunk::{EncodeJob, ModelEncoder, Payload, chunk_hash, constant_patter
 use crate::constants::{ALIGNMENT, UNIT_BYTES};
 use crate::error::Result;
 use crate::options::Threads;
-use crate::ordered;
+use crate::parallel::{self, Ahead};
 use crate::plan::Plan;
 use crate::simd::Kernels;
+
+/// What may wait to be written, in original bytes.
+const AHEAD: Ahead = Ahead {
+    per_thread: 2 * UNIT_BYTES,
+    besides: 2 * UNIT_BYTES,
+};
 
 /// The element that `data` repeats, if it repeats one.
 pub(crate) fn constant_element(data: &[u8], itemsize: usize) -> Option<&[u8]> {
@@ -66,10 +72,14 @@ impl StreamWriter<'_> {
         let mut entries = Vec::with_capacity(chunks);
         let per_unit = (UNIT_BYTES / self.chunk_bytes()).max(1);
         let unit_chunks = |unit: usize| unit * per_unit..chunks.min((unit + 1) * per_unit);
-        ordered::for_each(
+        parallel::in_order(
             self.threads,
-            chunks.div_ceil(per_unit),
-            |number, unit: &mut Unit| self.encode_unit(&coders, unit_chunks(number), unit),
+            AHEAD,
+            (0..chunks.div_ceil(per_unit)).map(|number| Ok((UNIT_BYTES, number))),
+            |number, unit: &mut Unit| {
+                self.encode_unit(&coders, unit_chunks(number), unit);
+                Ok(number)
+            },
             |number, unit| {
                 for (entry, payload) in unit.entries.iter().zip(&unit.payloads) {
                     self.write_payload(entry, entries.len(), payload, out)?;

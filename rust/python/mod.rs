@@ -12,6 +12,7 @@
 mod buffers;
 mod errors;
 mod files;
+mod report;
 mod tensor;
 
 use pyo3::prelude::*;

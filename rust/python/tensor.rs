@@ -4,17 +4,24 @@ use std::ffi::{c_int, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::buffers::{Bytes, overlap};
 use super::errors::to_py;
+use super::report::run;
+use crate::codec::compress_with;
 use crate::container::stream::Stream;
 use crate::dtype::Dtype;
-use crate::error::Error;
+use crate::huge_pages::advise;
 use crate::options::{CompressOptions, DecompressOptions, Threads};
+
+/// Below this size work is over before anybody could press Ctrl-C.
+const BRIEF_BYTES: usize = 1 << 20;
+/// Bytes decoded between two looks at signals: a multiple of every chunk length.
+const STEP_BYTES: u64 = 1 << 27;
 
 /// The bytes of a stream: made here, or a `bytes` object of the caller.
 enum Storage {
@@ -237,10 +244,18 @@ fn compress(
         chunk_bytes,
         threads: threads.map_or(Threads::auto(), Threads::new),
         hint: hint.map(Dtype::from_name).transpose().map_err(to_py)?,
+        simd: None,
     };
-    let stream = py
-        .detach(|| crate::compress(bytes.as_slice(), dtype, &shape, &options))
-        .map_err(to_py)?;
+    let stream = if bytes.as_slice().len() < BRIEF_BYTES {
+        py.detach(|| crate::compress(bytes.as_slice(), dtype, &shape, &options))
+            .map_err(to_py)?
+    } else {
+        run(py, None, |progress| {
+            let total = bytes.as_slice().len() as u64;
+            let mut progress = |done| progress(done, total);
+            compress_with(bytes.as_slice(), dtype, &shape, &options, &mut progress)
+        })?
+    };
     let original_nbytes = bytes.as_slice().len() as u64;
     let storage = Storage::Owned(stream);
     Ok(CompressedTensor {
@@ -263,9 +278,10 @@ fn stream_header<'py>(
     Ok((stream.dtype().name(), shape, stream.original_len()))
 }
 
-/// Decodes original bytes `start..start + len(out)` of a stream into a writable buffer.
+/// Decodes original bytes `start..start + len(out)` of a stream into a writable buffer, `fresh` if it
+/// was just allocated.
 #[pyfunction]
-#[pyo3(signature = (source, out, *, start = 0, verify = true, threads = None))]
+#[pyo3(signature = (source, out, *, start = 0, verify = true, threads = None, fresh = false))]
 fn decompress_into(
     py: Python<'_>,
     source: &Bound<'_, PyAny>,
@@ -273,21 +289,46 @@ fn decompress_into(
     start: u64,
     verify: bool,
     threads: Option<usize>,
+    fresh: bool,
 ) -> PyResult<()> {
     let source = Bytes::new(source)?;
     let out = Bytes::writable(out)?;
     let options = DecompressOptions {
         verify,
         threads: threads.map_or(Threads::auto(), Threads::new),
+        simd: None,
     };
-    py.detach(|| {
-        if overlap(source.as_slice(), out.as_slice()) {
-            let what = "the output buffer shares memory with the compressed data";
-            return Err(Error::InvalidArgument(what.to_owned()));
+    let (source, out) = (source.as_slice(), out.as_mut_slice());
+    if overlap(source, out) {
+        return Err(PyValueError::new_err(
+            "the output buffer shares memory with the compressed data",
+        ));
+    }
+    if out.len() < BRIEF_BYTES {
+        return py
+            .detach(|| Stream::parse(source)?.decode_into(start, out, &options))
+            .map_err(to_py);
+    }
+    if fresh {
+        advise(out.as_ptr(), out.len());
+    }
+    run(py, None, |progress| {
+        let stream = Stream::parse(source)?;
+        let total = out.len() as u64;
+        let (mut rest, mut done) = (out, 0);
+        while !rest.is_empty() {
+            // Up to the next border, which is one of a chunk, wherever the range begins. A range
+            // that is outside the tensor is refused there.
+            let position = start.saturating_add(done);
+            let step = STEP_BYTES - position % STEP_BYTES;
+            let (now, later) = rest.split_at_mut(rest.len().min(step as usize));
+            stream.decode_into(position, now, &options)?;
+            done += now.len() as u64;
+            rest = later;
+            progress(done, total)?;
         }
-        Stream::parse(source.as_slice())?.decode_into(start, out.as_mut_slice(), &options)
+        Ok(())
     })
-    .map_err(to_py)
 }
 
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {

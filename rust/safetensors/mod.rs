@@ -17,6 +17,7 @@ mod header;
 mod json;
 mod memory_file;
 mod parse;
+mod parts;
 mod plain;
 mod reader;
 mod repeats;

@@ -10,17 +10,18 @@
 
 use std::path::Path;
 
-use xxhash_rust::xxh3::Xxh3;
-
 use super::dtype::ElementType;
 use super::embedded::{HEADER_KEY, is_compressed, read_embedded};
 use super::header::{Header, LENGTH_BYTES};
 use super::parse::json_of_file;
+use super::parts::{Content, decode_all, other_content};
 use super::writer::stream_form;
 use crate::container::mapped::Mapped;
-use crate::container::pieces::{Pieces, piece_end};
 use crate::error::{Error, Result};
 use crate::{DecompressOptions, Dtype, Stream, StreamInfo, content_hash};
+
+/// Bytes decoded between two reports: a multiple of every chunk length, and a moment's work.
+const STEP_BYTES: u64 = 1 << 27;
 
 /// A memory-mapped `.safetensors` file, plain or compressed.
 pub struct SafetensorsFile {
@@ -156,11 +157,19 @@ impl SafetensorsFile {
         (stream.dtype() == dtype && stream.shape() == shape) || stands_for_bytes()
     }
 
-    /// The stream that holds the bytes of tensor `index`, and their hash if it is another tensor's.
-    fn content(&self, index: usize) -> Result<(Stream<'_>, Option<u128>)> {
+    /// Says in an error which tensor it is about.
+    pub(super) fn named(&self, index: usize, error: Error) -> Error {
+        error.within(&format!("tensor {:?}", self.header.name(index)))
+    }
+
+    /// Where the bytes of tensor `index` come from.
+    pub(super) fn content(&self, index: usize) -> Result<Content<'_>> {
+        if !self.is_compressed() {
+            return self.stored(index).map(Content::Plain);
+        }
         let stream = self.stream(index)?;
         let Some(reference) = stream.reference() else {
-            return Ok((stream, None));
+            return Ok(Content::Stream(Box::new(stream), None));
         };
         let place = format!("tensor {:?}", self.header.name(index));
         let mismatch = |what: &str| {
@@ -177,7 +186,10 @@ impl SafetensorsFile {
         if target.dtype() != stream.dtype() || target.shape() != stream.shape() {
             return Err(mismatch("which has another dtype or shape"));
         }
-        Ok((target, Some(reference.content_hash)))
+        Ok(Content::Stream(
+            Box::new(target),
+            Some(reference.content_hash),
+        ))
     }
 
     /// What is known about the stream of tensor `index`; `None` for a plain file.
@@ -231,31 +243,23 @@ impl SafetensorsFile {
                 self.header.name(index)
             )));
         };
-        if !self.is_compressed() {
-            let first = start as usize;
-            out.copy_from_slice(&self.stored(index)?[first..first + out.len()]);
-            return progress(end - start);
-        }
-        let (stream, repeated_hash) = self.content(index)?;
-        let place = |error: Error| error.within(&format!("tensor {:?}", self.header.name(index)));
+        let content = self.content(index)?;
         let mut position = start;
         while position < end {
-            let stop = piece_end(&stream, position).min(end);
+            let stop = end.min(position / STEP_BYTES * STEP_BYTES + STEP_BYTES);
             let piece = &mut out[(position - start) as usize..(stop - start) as usize];
-            stream
-                .decode_into(position, piece, options)
-                .map_err(place)?;
+            content
+                .read(position, piece, options)
+                .map_err(|error| self.named(index, error))?;
             position = stop;
             progress(position - start)?;
         }
         // A part has no hash of its own: its chunks' hashes vouch for it.
-        match repeated_hash {
-            Some(hash) if options.verify && out.len() as u64 == bytes => {
-                if content_hash(out) == hash {
-                    Ok(())
-                } else {
-                    Err(place(other_content()))
-                }
+        match content.repeated_hash() {
+            Some(hash)
+                if options.verify && out.len() as u64 == bytes && content_hash(out) != hash =>
+            {
+                Err(self.named(index, other_content()))
             }
             _ => Ok(()),
         }
@@ -271,37 +275,15 @@ impl SafetensorsFile {
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let json = self.json()?;
-        let mut pieces = Pieces::new(self.original_bytes(), sink)?;
-        pieces.append(&(json.len() as u64).to_le_bytes())?;
-        pieces.append(json)?;
+        sink(&[&(json.len() as u64).to_le_bytes(), json].concat())?;
         let (stored, mut sweep) = (self.stored_header(), self.map.sweep());
-        for index in 0..self.header.len() {
-            let place =
-                |error: Error| error.within(&format!("tensor {:?}", self.header.name(index)));
-            let (stream, repeated_hash) = self.content(index)?;
-            let mut hasher = repeated_hash
-                .filter(|_| options.verify)
-                .map(|_| Xxh3::new());
-            pieces
-                .decode(&stream, options, &mut |piece| {
-                    if let Some(hasher) = &mut hasher {
-                        hasher.update(piece);
-                    }
-                })
-                .map_err(place)?;
-            if let Some(hasher) = hasher
-                && Some(hasher.digest128()) != repeated_hash
-            {
-                return Err(place(other_content()));
-            }
-            sweep.passed(self.data_at + stored.offsets(index).end as usize);
-        }
-        pieces.finish()
+        decode_all(self, options, &mut |bytes, last| {
+            sink(bytes)?;
+            // The tensor that is being decoded may be needed still.
+            sweep.passed(self.data_at + stored.offsets(last).start as usize);
+            Ok(())
+        })
     }
-}
-
-fn other_content() -> Error {
-    Error::BaseMismatch("it repeats another tensor whose content is not what it was".into())
 }
 
 /// Checks that the outer header of a compressed file is the one that `inner` would have been given.

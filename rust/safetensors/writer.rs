@@ -13,20 +13,22 @@
 //!
 //! Place in docs/format-files.md: "Compressed .safetensors".
 
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Cursor, Seek, SeekFrom, Write};
+use std::ops::Range;
 
 use super::dtype::ElementType;
 use super::embedded::{HEADER_KEY, write_embedded};
 use super::header::{Described, Header, LENGTH_BYTES, MAX_HEADER_BYTES, write_json};
 use super::repeats::{Repeat, find_repeats};
 use crate::constants::ALIGNMENT;
+use crate::container::pieces::{AHEAD, PIECE_BYTES};
 use crate::error::{Error, Result};
-use crate::{CompressOptions, Dtype, compress, compress_to, write_reference};
+use crate::parallel::in_order;
+use crate::{CompressOptions, Dtype, Threads, compress_to, write_reference};
 
-/// Tensors below this size are compressed in memory and written together.
-const SMALL_TENSOR_BYTES: usize = 256 << 10;
-/// Streams of small tensors that may wait for one write.
-const PENDING_BYTES: usize = 4 << 20;
+/// What handling a tensor costs, as bytes that are compressed in the same time: a group of tiny
+/// tensors should not take longer than others.
+const TENSOR_WEIGHT: usize = 4 << 10;
 
 /// One original tensor and the form of its stream.
 pub(crate) struct Source<'a> {
@@ -82,26 +84,24 @@ pub(crate) fn write_compressed<W: Write + Seek>(
     let reserved = reserved_bytes(outer.json(&longest)?.len())?;
     let data_at = (LENGTH_BYTES + reserved) as u64;
     out.seek(SeekFrom::Start(data_at))?;
-    let mut streams = StreamWriter {
+    let mut streams = Streams {
         out,
+        header,
+        sources,
+        repeats: find_repeats(sources),
         options,
-        pending: Vec::new(),
+        lengths: Vec::with_capacity(sources.len()),
+        done: 0,
+        progress,
     };
-    let repeats = find_repeats(sources);
-    let mut lengths: Vec<u64> = Vec::with_capacity(sources.len());
-    let mut done = 0;
-    for (index, source) in sources.iter().enumerate() {
-        let length = match reference(header, source, repeats[index])? {
-            Some((stream, first)) if (stream.len() as u64) < lengths[first] => {
-                streams.append(&stream)?
-            }
-            _ => streams.compress(source, &mut |in_stream| progress(done + in_stream))?,
-        };
-        lengths.push(length);
-        done += source.data.len() as u64;
-        progress(done)?;
+    while let Some(next) = sources.get(streams.lengths.len()) {
+        if next.data.len() > PIECE_BYTES {
+            streams.write_large(next)?;
+        } else {
+            streams.write_small()?;
+        }
     }
-    streams.flush()?;
+    let lengths = streams.lengths;
     let mut head = outer.json(&lengths)?;
     if head.len() > reserved {
         return Err(Error::Io(std::io::Error::other(
@@ -113,28 +113,6 @@ pub(crate) fn write_compressed<W: Write + Seek>(
     head.splice(0..0, (reserved as u64).to_le_bytes());
     out.write_all(&head)?;
     Ok(data_at + lengths.iter().sum::<u64>())
-}
-
-/// The stream that leads to the tensor `source` repeats, and the index of that tensor.
-fn reference(
-    header: &Header,
-    source: &Source<'_>,
-    repeat: Option<Repeat>,
-) -> Result<Option<(Vec<u8>, usize)>> {
-    let Some(Repeat {
-        first,
-        content_hash,
-    }) = repeat
-    else {
-        return Ok(None);
-    };
-    let stream = write_reference(
-        source.dtype,
-        &source.shape,
-        header.name(first),
-        content_hash,
-    )?;
-    Ok(Some((stream, first)))
 }
 
 /// An upper bound for the stream of a tensor, for the width of the numbers in the outer header.
@@ -178,41 +156,150 @@ impl OuterHeader<'_> {
     }
 }
 
-/// Appends tensor streams, the small ones many at a time.
-struct StreamWriter<'a, W> {
+/// The streams of a file while they are written.
+struct Streams<'a, W> {
     out: &'a mut W,
+    header: &'a Header,
+    sources: &'a [Source<'a>],
+    repeats: Vec<Option<Repeat>>,
     options: &'a CompressOptions,
-    pending: Vec<u8>,
+    /// Of the streams that were written.
+    lengths: Vec<u64>,
+    /// Original bytes of them.
+    done: u64,
+    progress: &'a mut dyn FnMut(u64) -> Result<()>,
 }
 
-impl<W: Write + Seek> StreamWriter<'_, W> {
-    fn compress(
-        &mut self,
-        source: &Source<'_>,
-        progress: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<u64> {
-        let Source {
-            dtype, shape, data, ..
-        } = source;
-        if data.len() < SMALL_TENSOR_BYTES {
-            let stream = compress(data, *dtype, shape, self.options)?;
-            return self.append(&stream);
+impl<W: Write + Seek> Streams<'_, W> {
+    /// Writes the next tensor, whose chunks are compressed over threads.
+    fn write_large(&mut self, source: &Source<'_>) -> Result<()> {
+        if !self.write_reference()? {
+            let (done, progress) = (self.done, &mut self.progress);
+            let length = compress_to(
+                self.out,
+                source.data,
+                source.dtype,
+                &source.shape,
+                self.options,
+                &mut |in_stream| progress(done + in_stream),
+            )?;
+            self.lengths.push(length);
         }
-        self.flush()?;
-        compress_to(self.out, data, *dtype, shape, self.options, progress)
+        self.done += source.data.len() as u64;
+        (self.progress)(self.done)
     }
 
-    fn append(&mut self, stream: &[u8]) -> Result<u64> {
-        self.pending.extend_from_slice(stream);
-        if self.pending.len() >= PENDING_BYTES {
-            self.flush()?;
-        }
-        Ok(stream.len() as u64)
+    /// Writes the next tensors up to a large one: threads compress a group of tensors each.
+    fn write_small(&mut self) -> Result<()> {
+        let first = self.lengths.len();
+        let sources = self.sources;
+        // Repeats are left to the calling thread, which knows what they would refer to.
+        let repeated: Vec<bool> = self.repeats.iter().map(Option::is_some).collect();
+        let options = CompressOptions {
+            threads: Threads::new(1),
+            ..self.options.clone()
+        };
+        in_order(
+            self.options.threads,
+            AHEAD,
+            groups(sources, first).map(Ok),
+            |group, buffer: &mut Vec<u8>| {
+                buffer.clear();
+                let mut ends = Vec::with_capacity(group.len());
+                for index in group.clone() {
+                    if !repeated[index] {
+                        compress_onto(buffer, &sources[index], &options)?;
+                    }
+                    ends.push(buffer.len());
+                }
+                Ok((group, ends))
+            },
+            |(group, ends), buffer| {
+                // Streams without a repeat between them are written together.
+                let (mut begin, mut written) = (0, 0);
+                for (index, end) in group.zip(ends) {
+                    if repeated[index] {
+                        self.out.write_all(&buffer[written..end])?;
+                        written = end;
+                        if !self.write_reference()? {
+                            let mut stream = Vec::new();
+                            compress_onto(&mut stream, &sources[index], &options)?;
+                            self.append(&stream)?;
+                        }
+                    } else {
+                        self.lengths.push((end - begin) as u64);
+                    }
+                    begin = end;
+                    self.done += sources[index].data.len() as u64;
+                }
+                self.out.write_all(&buffer[written..])?;
+                (self.progress)(self.done)
+            },
+        )
     }
 
-    fn flush(&mut self) -> Result<()> {
-        self.out.write_all(&self.pending)?;
-        self.pending.clear();
+    fn append(&mut self, stream: &[u8]) -> Result<()> {
+        self.out.write_all(stream)?;
+        self.lengths.push(stream.len() as u64);
         Ok(())
     }
+
+    /// Writes the next tensor as a reference, if it repeats one and that is shorter than it.
+    fn write_reference(&mut self) -> Result<bool> {
+        let index = self.lengths.len();
+        let Some(Repeat {
+            first,
+            content_hash,
+        }) = self.repeats[index]
+        else {
+            return Ok(false);
+        };
+        let source = &self.sources[index];
+        let name = self.header.name(first);
+        let stream = write_reference(source.dtype, &source.shape, name, content_hash)?;
+        let shorter = (stream.len() as u64) < self.lengths[first];
+        if shorter {
+            self.append(&stream)?;
+        }
+        Ok(shorter)
+    }
+}
+
+/// The small tensors from `first` on, cut into groups of about a piece, each with its weight.
+fn groups<'a>(
+    sources: &'a [Source<'_>],
+    first: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> + 'a {
+    let mut begin = first;
+    std::iter::from_fn(move || {
+        let (mut weight, mut end) = (0, begin);
+        while let Some(source) = sources.get(end)
+            && source.data.len() <= PIECE_BYTES
+        {
+            let bytes = source.data.len() + TENSOR_WEIGHT;
+            if end > begin && weight + bytes > PIECE_BYTES {
+                break;
+            }
+            weight += bytes;
+            end += 1;
+        }
+        let group = begin..end;
+        begin = end;
+        (!group.is_empty()).then_some((weight, group))
+    })
+}
+
+/// Compresses a tensor behind what is in `buffer`.
+fn compress_onto(
+    buffer: &mut Vec<u8>,
+    source: &Source<'_>,
+    options: &CompressOptions,
+) -> Result<()> {
+    let mut out = Cursor::new(buffer);
+    out.seek(SeekFrom::End(0))?;
+    let Source {
+        dtype, shape, data, ..
+    } = source;
+    compress_to(&mut out, data, *dtype, shape, options, &mut |_| Ok(()))?;
+    Ok(())
 }

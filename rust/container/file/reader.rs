@@ -9,7 +9,8 @@ use super::{
     END_BYTES, FILE_MAGIC, FRAME_BYTES, MAX_STREAM_BYTES, MAX_VARINT_BYTES, Totals, append,
     has_file_magic,
 };
-use crate::error::{Error, Result, try_zeroed};
+use crate::container::pieces::decode_streams;
+use crate::error::{Error, Result};
 use crate::varint::read_varint;
 use crate::{DecompressOptions, Dtype, Stream};
 
@@ -114,48 +115,75 @@ fn check_magic(bytes: &[u8]) -> Result<()> {
     Err(Error::corrupt("not a .nz file"))
 }
 
-/// Calls `visit` with every frame of a whole file.
-fn for_each_frame(
-    file: &[u8],
-    visit: &mut dyn FnMut(&Stream<'_>, usize) -> Result<()>,
-) -> Result<u64> {
-    let (mut reader, mut position) = (ItemReader::default(), 0);
-    loop {
-        match reader.next(file, &mut position)? {
-            Item::Frame(stream) => visit(&stream, position).map_err(|error| {
-                error.within(&format!(
-                    "frame {} before byte {position}",
-                    reader.frames - 1
-                ))
-            })?,
-            Item::End if position == file.len() => return Ok(reader.totals.original),
-            Item::End => return Err(Error::corrupt("bytes follow the end of the file")),
-            Item::Incomplete => return Err(Error::corrupt("the file is cut off")),
+/// A frame's number and where in the file it ends.
+struct Place {
+    frame: u64,
+    end: usize,
+}
+
+impl Place {
+    fn named(&self, error: Error) -> Error {
+        error.within(&format!("frame {} before byte {}", self.frame, self.end))
+    }
+}
+
+/// The frames of a whole file, one after the other.
+struct Frames<'a> {
+    file: &'a [u8],
+    reader: ItemReader,
+    position: usize,
+}
+
+impl<'a> Frames<'a> {
+    fn new(file: &'a [u8]) -> Self {
+        Self {
+            file,
+            reader: ItemReader::default(),
+            position: 0,
+        }
+    }
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<(Stream<'a>, Place)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.reader.ended {
+            return None;
+        }
+        let wrong = |what| Some(Err(Error::corrupt(what)));
+        match self.reader.next(self.file, &mut self.position) {
+            Ok(Item::Frame(stream)) => {
+                let place = Place {
+                    frame: self.reader.frames - 1,
+                    end: self.position,
+                };
+                Some(Ok((*stream, place)))
+            }
+            Ok(Item::End) if self.position == self.file.len() => None,
+            Ok(Item::End) => wrong("bytes follow the end of the file"),
+            Ok(Item::Incomplete) => wrong("the file is cut off"),
+            Err(error) => Some(Err(error)),
         }
     }
 }
 
 /// Checks the structure of a whole file without decoding it; returns its original length.
 pub(crate) fn scan_frames(file: &[u8]) -> Result<u64> {
-    for_each_frame(file, &mut |_, _| Ok(()))
+    let mut frames = Frames::new(file);
+    frames.try_for_each(|frame| frame.map(drop))?;
+    Ok(frames.reader.totals.original)
 }
 
-/// Decodes a whole file; gives `sink` each frame's bytes, and where in the file they end.
+/// Decodes a whole file; gives `sink` its bytes in order, and where in the file their frame ends.
 pub(crate) fn decode_frames(
     file: &[u8],
     options: &DecompressOptions,
     sink: &mut dyn FnMut(&[u8], usize) -> Result<()>,
 ) -> Result<()> {
-    let mut buffer = Vec::new();
-    for_each_frame(file, &mut |stream, end| {
-        let length = stream.original_len() as usize;
-        if buffer.len() < length {
-            buffer = try_zeroed(length)?;
-        }
-        stream.decode_into(0, &mut buffer[..length], options)?;
-        sink(&buffer[..length], end)
-    })?;
-    Ok(())
+    decode_streams(Frames::new(file), options, Place::named, |bytes, place| {
+        sink(bytes, place.end)
+    })
 }
 
 /// Restores the original from a `.nz` file that arrives piece by piece.

@@ -5,29 +5,53 @@
 //!
 //! Place in docs/format-files.md: ".nz files".
 
-use std::io::Write;
+use std::io::{Cursor, Write};
 
 use super::{FILE_MAGIC, FRAME_BYTES, MAX_VARINT_BYTES, Totals, append};
 use crate::error::{Error, Result};
+use crate::parallel::{Ahead, in_order};
 use crate::varint::write_varint;
-use crate::{CompressOptions, Dtype, Stream, compress};
+use crate::{CompressOptions, Dtype, Stream, compress_to};
 
-/// Appends one frame.
-fn write_frame(
-    out: &mut Vec<u8>,
-    data: &[u8],
-    totals: &mut Totals,
-    options: &CompressOptions,
-) -> Result<()> {
-    let stream = compress(data, Dtype::Uint8, &[data.len() as u64], options)?;
-    totals.add(&Stream::parse(&stream)?)?;
-    out.try_reserve(MAX_VARINT_BYTES + stream.len())
-        .map_err(|_| Error::AllocationFailed {
-            bytes: stream.len() as u64,
-        })?;
-    write_varint(out, stream.len() as u64);
-    out.extend_from_slice(&stream);
+/// Two frames at once, whatever the number of threads, which share the chunks of both: while one is
+/// written they work on the other.
+const FRAMES_AHEAD: Ahead = Ahead {
+    per_thread: 0,
+    besides: 2,
+};
+
+/// Compresses the bytes of one frame.
+fn compress_frame(out: &mut Vec<u8>, data: &[u8], options: &CompressOptions) -> Result<()> {
+    out.clear();
+    let shape = [data.len() as u64];
+    compress_to(
+        &mut Cursor::new(out),
+        data,
+        Dtype::Uint8,
+        &shape,
+        options,
+        &mut |_| Ok(()),
+    )?;
     Ok(())
+}
+
+/// Gives `write` a frame, in two parts.
+fn write_frame(
+    stream: &[u8],
+    totals: &mut Totals,
+    mut write: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    totals.add(&Stream::parse(stream)?)?;
+    let mut length = Vec::with_capacity(MAX_VARINT_BYTES);
+    write_varint(&mut length, stream.len() as u64);
+    write(&length)?;
+    write(stream)
+}
+
+/// Gives `write` the end of a file.
+fn write_end(totals: &Totals, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    write(&[0])?;
+    write(&totals.end_record())
 }
 
 /// Compresses `data` to `out`; `progress` is told the original bytes that are done. Returns the bytes
@@ -38,18 +62,30 @@ pub(crate) fn compress_frames<W: Write>(
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
-    let mut compressor = StreamCompressor::new(options.clone());
     let (mut written, mut done) = (0, 0);
-    for frame in data.chunks(FRAME_BYTES) {
-        let bytes = compressor.feed(frame)?;
-        out.write_all(&bytes)?;
+    let mut totals = Totals::default();
+    let mut write = |bytes: &[u8]| {
+        out.write_all(bytes)?;
         written += bytes.len() as u64;
-        done += frame.len() as u64;
-        progress(done)?;
-    }
-    let end = compressor.finish()?;
-    out.write_all(&end)?;
-    Ok(written + end.len() as u64)
+        Ok(())
+    };
+    write(&FILE_MAGIC)?;
+    in_order(
+        options.threads,
+        FRAMES_AHEAD,
+        data.chunks(FRAME_BYTES).map(|frame| Ok((1, frame))),
+        |frame, stream: &mut Vec<u8>| {
+            compress_frame(stream, frame, options)?;
+            Ok(frame.len())
+        },
+        |frame_bytes, stream| {
+            write_frame(stream, &mut totals, &mut write)?;
+            done += frame_bytes as u64;
+            progress(done)
+        },
+    )?;
+    write_end(&totals, &mut write)?;
+    Ok(written)
 }
 
 /// Makes a `.nz` file of bytes that arrive piece by piece.
@@ -102,12 +138,14 @@ impl StreamCompressor {
             if self.waiting.len() < FRAME_BYTES {
                 return Ok(out);
             }
-            write_frame(&mut out, &self.waiting, &mut self.totals, &self.options)?;
-            self.waiting.clear();
+            let mut frame = std::mem::take(&mut self.waiting);
+            self.add_frame(&frame, &mut out)?;
+            frame.clear();
+            self.waiting = frame;
         }
         let mut frames = data.chunks_exact(FRAME_BYTES);
         for frame in &mut frames {
-            write_frame(&mut out, frame, &mut self.totals, &self.options)?;
+            self.add_frame(frame, &mut out)?;
         }
         append(&mut self.waiting, frames.remainder())?;
         Ok(out)
@@ -122,11 +160,16 @@ impl StreamCompressor {
         self.state = WriterState::Finished;
         let last = std::mem::take(&mut self.waiting);
         if !last.is_empty() {
-            write_frame(&mut out, &last, &mut self.totals, &self.options)?;
+            self.add_frame(&last, &mut out)?;
         }
-        write_varint(&mut out, 0);
-        out.extend_from_slice(&self.totals.end_record());
+        write_end(&self.totals, |bytes| append(&mut out, bytes))?;
         Ok(out)
+    }
+
+    fn add_frame(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let mut stream = Vec::new();
+        compress_frame(&mut stream, data, &self.options)?;
+        write_frame(&stream, &mut self.totals, |bytes| append(out, bytes))
     }
 
     fn begin(&mut self) -> Result<Vec<u8>> {

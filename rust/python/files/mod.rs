@@ -1,6 +1,5 @@
 //! Whole files: `compress_file` and its like, and the stream classes.
 
-mod report;
 mod safetensors;
 
 use std::path::PathBuf;
@@ -8,10 +7,10 @@ use std::path::PathBuf;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use self::report::{raise, run};
 use self::safetensors::SafetensorsFile;
 use super::buffers::Bytes;
 use super::errors::to_py;
+use super::report::{raise, run};
 use crate::files;
 use crate::{CompressOptions, DecompressOptions, Threads};
 
@@ -32,6 +31,7 @@ fn decompress_options(verify: bool, threads: Option<usize>) -> DecompressOptions
     DecompressOptions {
         verify,
         threads: threads_of(threads),
+        simd: None,
     }
 }
 

@@ -6,15 +6,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
-use super::report::{raise, run};
 use super::{compress_options, decompress_options};
 use crate::python::buffers::Bytes;
 use crate::python::errors::to_py;
+use crate::python::report::{raise, run};
 use crate::python::tensor::info_dict;
 use crate::safetensors::{self, ElementType, MemoryTensor};
-use crate::{Dtype, Error};
+use crate::{Dtype, Error, huge_pages};
 
 /// A memory-mapped `.safetensors` file, plain or compressed.
 #[pyclass(module = "neuzip_rs._native", frozen)]
@@ -38,6 +38,9 @@ impl SafetensorsFile {
         Ok((file, index))
     }
 }
+
+/// Name, element type, shape and bytes.
+type Layout<'py> = (String, Bound<'py, PyString>, Bound<'py, PyTuple>, u64);
 
 /// Says which file an error is about.
 fn raise_in(path: &Path) -> impl FnOnce(Error) -> PyErr {
@@ -119,8 +122,57 @@ impl SafetensorsFile {
         info_dict(py, &stream).map(Some)
     }
 
-    /// Reads original bytes `start..start + len(out)` of a tensor into a writable buffer.
-    #[pyo3(signature = (name, out, *, start = 0, verify = true, threads = None))]
+    /// Name, element type, shape and original bytes of every tensor, in the order of the data.
+    fn layouts<'py>(&self, py: Python<'py>) -> PyResult<Vec<Layout<'py>>> {
+        let file = self.file()?;
+        let header = file.header();
+        let layout = |index| {
+            let element = header.element(index).name();
+            let shape = PyTuple::new(py, header.shape(index))?;
+            Ok((
+                header.name(index).to_owned(),
+                PyString::intern(py, element),
+                shape,
+                header.tensor_bytes(index),
+            ))
+        };
+        (0..header.len()).map(layout).collect()
+    }
+
+    /// Reads whole tensors, the first of them `first` in the order of the data, each into fresh
+    /// memory of its length: torch tensors or writable buffers.
+    #[pyo3(signature = (first, outs, *, verify = true, threads = None))]
+    fn read_many(
+        &self,
+        py: Python<'_>,
+        first: usize,
+        outs: Vec<Bound<'_, PyAny>>,
+        verify: bool,
+        threads: Option<usize>,
+    ) -> PyResult<()> {
+        let file = self.file()?;
+        if outs.len() > file.header().len().saturating_sub(first) {
+            return Err(PyValueError::new_err("more outputs than tensors"));
+        }
+        let outs: Vec<Bytes> = outs.iter().map(Bytes::of_array).collect::<PyResult<_>>()?;
+        let options = decompress_options(verify, threads);
+        run(py, None, |progress| {
+            let requests: Vec<(usize, &mut [u8])> = (first..)
+                .zip(&outs)
+                .map(|(index, out)| (index, out.as_mut_slice()))
+                .collect();
+            for (_, out) in &requests {
+                huge_pages::advise(out.as_ptr(), out.len());
+            }
+            let progress = &mut |done| progress(done, u64::MAX);
+            file.read_many(requests, &options, progress)
+                .map_err(|error| error.within(&self.path.display().to_string()))
+        })
+    }
+
+    /// Reads original bytes `start..start + len(out)` of a tensor into a writable buffer, `fresh` if
+    /// it was just allocated.
+    #[pyo3(signature = (name, out, *, start = 0, verify = true, threads = None, fresh = false))]
     fn read_into(
         &self,
         py: Python<'_>,
@@ -129,9 +181,13 @@ impl SafetensorsFile {
         start: u64,
         verify: bool,
         threads: Option<usize>,
+        fresh: bool,
     ) -> PyResult<()> {
         let (file, index) = self.tensor(name)?;
         let out = Bytes::writable(out)?;
+        if fresh {
+            huge_pages::advise(out.as_slice().as_ptr(), out.as_slice().len());
+        }
         let options = decompress_options(verify, threads);
         let total = out.as_slice().len() as u64;
         run(py, None, |progress| {
@@ -168,7 +224,7 @@ pub(super) fn write_safetensors<'py>(
     let options = compress_options(level, threads)?;
     let buffers: Vec<Bytes> = tensors
         .iter()
-        .map(|(_, _, _, data, _)| Bytes::new(data))
+        .map(|(_, _, _, data, _)| Bytes::of_array(data))
         .collect::<PyResult<_>>()?;
     let tensors: Vec<MemoryTensor<'_>> = tensors
         .into_iter()

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
+use super::errors::to_py;
 use crate::container::mapped::{PathError, path_of};
 use crate::error::{Error, Result};
 use crate::files::Progress;
-use crate::python::errors::to_py;
 
 /// Time between two visits to the interpreter: short enough for Ctrl-C and progress bars to feel
 /// prompt, long enough to cost nothing.
