@@ -67,7 +67,7 @@ def page(found: Measurements) -> str:
 
 
 def readme_table(found: Measurements) -> str:
-    """Returns the short table for the README; empty if BF16 was not measured."""
+    """Returns plot and short table for the README; nothing if BF16 was not measured."""
     result = found.case("BF16", "warm", threads=1)
     if result is None:
         return ""
@@ -90,7 +90,8 @@ def readme_table(found: Measurements) -> str:
         f"{found.best} kernels, memory to memory, medians of paired rounds. "
         f"{found.machine['CPU']}, {found.date}."
     )
-    return "\n".join([*lines, "", note, ""])
+    plot = "![size against speed of the codecs](benches/results/speed.svg)"
+    return "\n".join([plot, "", *lines, "", note, ""])
 
 
 def best_decoders(result: Result) -> list[tuple[str, str]]:
