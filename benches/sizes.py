@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import neuzip_rs.safetensors
-from benches import machine, models, peers
+from benches import child, machine, models, peers
 from benches.codecs import LEVELS, Neuzip, Sample
 from neuzip_rs._spelling import NAMES
 
@@ -49,9 +49,16 @@ def corpus_files(folder: Path | None, cache: Path) -> list[Path]:
 
     Returns:
         Paths of .safetensors files.
+
+    Raises:
+        FileNotFoundError: The folder has none.
     """
     if folder is not None:
-        return sorted(folder.glob("*.safetensors"))
+        found = sorted(folder.glob("*.safetensors"))
+        if not found:
+            message = f"{folder}: no .safetensors files"
+            raise FileNotFoundError(message)
+        return found
     if not CORPUS_SCRIPT.exists():
         return list(models.demo_models(cache))
     corpus = cache / "corpus"
@@ -89,6 +96,11 @@ def main_tensors(path: Path, limit: int) -> list[models.Tensor]:
         message = f"{path}: no float tensors"
         raise ValueError(message)
     return chosen
+
+
+def work(task: dict[str, Any]) -> dict[str, Any]:
+    """Measures the file of a task in this process."""
+    return measure(Path(task["file"]), task["limit"])
 
 
 def measure(path: Path, limit: int) -> dict[str, Any]:
@@ -185,7 +197,10 @@ def write(folder: Path | None, cache: Path, out: Path, *, quick: bool) -> None:
         quick: The beginning of each file is enough.
     """
     limit = QUICK_LIMIT_BYTES if quick else LIMIT_BYTES
-    rows = [measure(path, limit) for path in corpus_files(folder, cache)]
+    rows = [
+        child.run("benches.sizes", {"file": str(path), "limit": limit})
+        for path in corpus_files(folder, cache)
+    ]
     installed = ", ".join(f"{name} {version}" for name, version in peers.versions().items())
     note = f"{machine.describe()}; {installed}."
     if quick:

@@ -42,7 +42,7 @@ class Effort:
     limit: int | None = None
 
 
-FULL = Effort(rounds=18, enough=6, seconds=20)
+FULL = Effort(rounds=18, enough=6, seconds=16)
 QUICK = Effort(rounds=3, enough=2, seconds=3, limit=16 << 20)
 
 
