@@ -87,7 +87,7 @@ fn weights(dtype: Dtype, len: usize) -> Vec<u8> {
         let bits = match dtype.float_fields() {
             Some(fields) => cut(value, fields.exponent_bits, fields.mantissa_bits),
             // Small integers, as quantized weights are.
-            None => (value * 1000.0) as i64 as u64,
+            None => ((value * 1000.0) as i64).cast_unsigned(),
         };
         data.extend_from_slice(&bits.to_le_bytes()[..dtype.itemsize()]);
     }
@@ -105,11 +105,11 @@ fn cut(value: f64, exponent_bits: u32, mantissa_bits: u32) -> u64 {
     } else {
         value
     };
-    let bits = scaled.to_bits();
-    let sign = bits >> 63;
+    let double = scaled.to_bits();
+    let sign = double >> 63;
     let bias = (1_u64 << (exponent_bits - 1)) - 1;
-    let exponent = ((bits >> 52 & 0x7ff) + bias).saturating_sub(1023);
-    let mantissa = (bits & ((1 << 52) - 1)) >> (52 - mantissa_bits);
+    let exponent = ((double >> 52 & 0x7ff) + bias).saturating_sub(1023);
+    let mantissa = (double & ((1 << 52) - 1)) >> (52 - mantissa_bits);
     let magnitude = if exponent == 0 {
         0
     } else {
