@@ -207,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 readme.replace_block(ROOT / "README.md", README_BLOCK, table)
         for verdict in found.verdicts():
             print("  ".join(verdict.cells()))
+        print(speed_page.disturbance(found) or "The machine was quiet.")
     if "sizes" in options.only:
         say("sizes per file")
         sizes.write(options.corpus, CACHE, options.out, quick=options.quick)

@@ -23,6 +23,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def busy_seconds() -> float | None:
+    """Returns the CPU seconds that all programs have used, with stolen ones; None if unknown."""
+    fields = _read("/proc/stat").partition("\n")[0].split()
+    if len(fields) < 9 or fields[0] != "cpu":
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1:9])
+    ticks = user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def describe() -> str:
     """Returns one line that names the CPU, its cores and instruction sets, and the versions."""
     return (

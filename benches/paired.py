@@ -82,6 +82,8 @@ class Result:
     sizes: dict[str, int]
     missing: dict[str, str]
     rounds: list[Round]
+    # What other programs used meanwhile, in cores; None if the system does not say.
+    others: float | None = None
 
     @property
     def clock(self) -> str:
@@ -141,6 +143,7 @@ class Result:
             "original_bytes": self.original_bytes,
             "compressed_bytes": self.sizes,
             "missing": self.missing,
+            "others": self.others,
             "seconds": times,
         }
 
@@ -164,6 +167,7 @@ class Result:
             sizes=entry["compressed_bytes"],
             missing=entry["missing"],
             rounds=[rounds[number] for number in sorted(rounds)],
+            others=entry["others"],
         )
 
 

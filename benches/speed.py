@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benches import child, paired
+from benches import child, machine, paired
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -159,6 +160,7 @@ def _measure_here(case: Case, file: Path, effort: Effort) -> paired.Result:
     sizes = {codec.name: codec.prove(sample) for codec in own}
     proved, failed = peers.proved(others, sample)
     sizes |= {codec.name: size for codec, size in proved.items()}
+    started, busy, own_cpu = time.perf_counter(), machine.busy_seconds(), time.process_time()
     rounds = paired.run_rounds(
         [*own, *proved],
         sample,
@@ -176,7 +178,17 @@ def _measure_here(case: Case, file: Path, effort: Effort) -> paired.Result:
         sizes=sizes,
         missing={**missing, **failed},
         rounds=rounds,
+        others=_used_by_others(started, busy, own_cpu),
     )
+
+
+def _used_by_others(started: float, busy: float | None, own_cpu: float) -> float | None:
+    """How many cores other programs have used since then."""
+    now = machine.busy_seconds()
+    if busy is None or now is None:
+        return None
+    foreign = now - busy - (time.process_time() - own_cpu)
+    return round(max(foreign, 0.0) / (time.perf_counter() - started), 3)
 
 
 def single_thread_name(level: str) -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from benches import command
 
+# Other programs that use more than this disturb, above all measurements with every core.
+QUIET_CORES = 0.1
 REGIME_NAMES = {
     "warm": "Warm heap: freed memory is used again (`MALLOC_MMAP_MAX_=0`)",
     "default": "Default allocator: large outputs are mapped afresh",
@@ -64,6 +66,17 @@ class Measurements:
 def page(found: Measurements) -> str:
     """Returns the whole page."""
     return "\n".join([*_lines(found), ""])
+
+
+def disturbance(found: Measurements) -> str:
+    """Returns a warning if other programs were busy, else nothing."""
+    busiest = max((result.others or 0.0 for result in found.results), default=0.0)
+    if busiest <= QUIET_CORES:
+        return ""
+    return (
+        f"The machine was not quiet: other programs used up to {busiest:.2f} cores, and figures "
+        "with several threads mean little."
+    )
 
 
 def readme_table(found: Measurements) -> str:
@@ -122,6 +135,10 @@ def _lines(found: Measurements) -> Iterator[str]:
     if found.quick:
         yield "**From a quick run with small buffers: it shows that the benchmark works, no more.**"
         yield ""
+    noise = disturbance(found)
+    if noise:
+        yield f"**{noise}**"
+        yield ""
     yield f"Written by `make bench` on {found.date}; all times: [speed.json](speed.json)."
     yield ""
     yield from table(("", "measured on"), found.machine.items(), text=(0, 1))
@@ -163,10 +180,14 @@ def _speeds(found: Measurements) -> Iterator[str]:
             threads = f", {result.threads} threads" if several else ""
             yield f"### {size}{threads}, {result.tier} kernels, {result.regime} allocator"
             yield ""
-            yield f"{REGIME_NAMES[result.regime]}; {len(result.rounds)} rounds."
+            yield f"{REGIME_NAMES[result.regime]}; {len(result.rounds)} rounds{_others(result)}."
             yield ""
             yield from _result(result)
             yield ""
+
+
+def _others(result: Result) -> str:
+    return "" if result.others is None else f", other programs used {result.others:.2f} cores"
 
 
 def _result(result: Result) -> Iterator[str]:

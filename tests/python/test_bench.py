@@ -55,6 +55,7 @@ def result(**changes: Any) -> Result:
         "sizes": {"neuzip default": 3_000_000_000, "memcpy": 6_000_000_000, "zipnn": 1},
         "missing": {"lz4": "not installed"},
         "rounds": rounds,
+        "others": 0.4,
     }
     return Result(**{**facts, **changes})
 
@@ -125,6 +126,7 @@ def test_page() -> None:
     )
     page = speed_page.page(found)
     assert "quick run" in page
+    assert "not quiet: other programs used up to 0.40 cores" in page
     assert "avx2: not available" in page
     assert "| lz4 | not installed |" in page
     assert "| neuzip default | 50.00 | 0.75 |" in page
