@@ -148,6 +148,7 @@ fn bench_decode(bencher: Bencher<'_, '_>, case: Case, len: usize, verify: bool) 
     let options = DecompressOptions {
         verify,
         threads: Threads::new(1),
+        ..DecompressOptions::default()
     };
     let mut out = vec![0xa5; len];
     let mut decode = || {
