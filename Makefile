@@ -10,6 +10,8 @@ MAKEFLAGS += --no-builtin-rules
 
 VENV := .venv
 BENCH_VENV := .venv-bench
+# Peers that not every machine has a build of.
+BENCH_OPTIONAL := lmzip openzl
 PY := $(VENV)/bin/python
 # The newest-named interpreter is the last resort: `python3` is what people expect to be used.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -98,6 +100,10 @@ $(VENV)/.dev: $(VENV)/.created $(RUST_SOURCES)
 $(BENCH_VENV)/.bench: $(BENCH_VENV)/.created $(RUST_SOURCES)
 	$(say) "installing the peers (the first time: PyTorch, some GB) and building"
 	@$(call develop,$(BENCH_VENV),bench)
+	@for package in $(BENCH_OPTIONAL); do \
+	  $(BENCH_VENV)/bin/python -m pip install --quiet "$$package" \
+	  || echo "$$package cannot be installed here; the results will say so"; \
+	done
 	@touch $@
 
 $(VENV)/.cuda-format: $(VENV)/.created pyproject.toml
@@ -150,9 +156,9 @@ fmt: $(VENV)/.dev $(if $(CUDA_SOURCES),$(VENV)/.cuda-format) ## Format everythin
 	@$(if $(CUDA_SOURCES),$(VENV)/bin/clang-format -i $(CUDA_SOURCES))
 
 .PHONY: bench
-bench: $(BENCH_VENV)/.bench ## Measure against zipnn, zstd, lz4 and blosc2; writes benches/results/
+bench: $(BENCH_VENV)/.bench ## Measure speeds and sizes next to zipnn, zstd, ... (BENCH_ARGS=--quick)
 	$(say) "bench"
-	@$(BENCH_VENV)/bin/python -m benches.peers $(BENCH_ARGS)
+	@$(BENCH_VENV)/bin/python -m benches $(BENCH_ARGS)
 
 .PHONY: docs
 docs: ## Build the Rust documentation, warnings are errors

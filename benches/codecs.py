@@ -1,226 +1,179 @@
-"""The codecs that the benchmark compares, each from memory to memory on one thread.
+"""What the benchmarks compare, each from memory to memory: neuzip_rs, memcpy, and peers.py.
 
-A codec gets one tensor at a time and gives back the same bytes, in memory that it allocates
-itself, as its own interface does by default. neuzip_rs is told the shape, as it is by every
-caller; the others work on bytes and have no use for it. All verify what they decode if they can:
-neuzip_rs, zstd and lz4 with checksums, zipnn and blosc2 have none.
+A codec gets one tensor at a time and gives back the same bytes. neuzip_rs is told type and shape,
+as it is by every caller; the others work on bytes or on numbers of one width. All of them read the
+same memory. A codec that takes the caller's memory for its output (`out=`) gets memory that has
+been written before.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+import importlib
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import blosc2
-import lz4.frame
-import ml_dtypes
 import numpy as np
-import zipnn
-import zstandard
 
 import neuzip_rs
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from collections.abc import Callable, Mapping
 
-    from benches.models import Tensor
+    from numpy.typing import NDArray
 
-# What a type is called in .safetensors files, and everywhere else.
-DTYPES = {
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
-ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+# What a decoder is called that fills the caller's memory, and one that allocates its result.
+OUT = "out="
+FRESH = "fresh"
+UNVERIFIED = ", unverified"
+
+LEVELS = ("fast", "default", "max")
 
 
 class Sample:
-    """One tensor in the forms in which codecs want it, all of them the same memory."""
+    """One tensor: its bytes, a copy for codecs to read, and memory to decode into."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        """Copies the bytes of a tensor out of its file."""
-        dtype = DTYPES[tensor.dtype]
-        self.pristine = tensor.data.tobytes()
-        self.data = bytearray(self.pristine)
-        element: Any = getattr(ml_dtypes, dtype, None) or np.dtype(dtype)
-        self.array = np.frombuffer(self.data, element).reshape(tensor.shape)
+    def __init__(self, name: str, data: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+        """Copies the bytes.
+
+        Args:
+            name: The numpy spelling of its type.
+            data: Its bytes, C order.
+            shape: Its shape.
+        """
+        self.dtype = name
+        self.pristine = np.array(data)
+        self.data = np.array(data)
+        # Written, so that its pages are there.
+        self.output = np.full_like(self.pristine, 1)
+        self.array = typed(self.data, name, shape)
+        self.output_array = typed(self.output, name, shape)
 
     def restore(self) -> None:
         """Puts the bytes back that a codec has overwritten."""
-        self.data[:] = self.pristine
+        np.copyto(self.data, self.pristine)
+
+    def equals(self, restored: Any) -> bool:  # noqa: ANN401 - any buffer or array
+        """Whether something holds the original bytes."""
+        if isinstance(restored, np.ndarray):
+            flat = np.ascontiguousarray(restored).reshape(-1).view(np.uint8)
+        else:
+            flat = np.frombuffer(restored, np.uint8)
+        return np.array_equal(flat, self.pristine)
 
 
-class Codec(Protocol):
+def typed(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Returns bytes as an array of a type, which numpy or ml_dtypes has, without a copy."""
+    try:
+        element = np.dtype(dtype)
+    except TypeError:
+        element = np.dtype(getattr(importlib.import_module("ml_dtypes"), dtype))
+    return data.view(element).reshape(shape)
+
+
+class Codec(ABC):
     """Something that compresses a tensor and restores its bytes."""
 
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
+    # What the tables call it.
+    name: str
+    # Whether compress() overwrites its input, which is then restored for every run.
+    scratches_input = False
+    # How many rounds pass between its turns: the slow ones need not run as often.
+    every = 3
 
-    @property
-    def scratches_input(self) -> bool:
-        """Whether compress() overwrites its input, which is then restored for every run."""
+    @abstractmethod
+    def compress(self, sample: Sample) -> Any:  # noqa: ANN401 - what decoders take
+        """Returns the compressed tensor."""
 
-    def compress(self, sample: Sample) -> Buffer:
-        """Returns the compressed bytes."""
+    @abstractmethod
+    def decoders(self) -> Mapping[str, Callable[[Any, Sample], Any]]:
+        """Returns its ways to decode, by name; each takes what compress() returned."""
 
-    def decompress(self, packed: Buffer, index: int) -> Any:  # noqa: ANN401 - any buffer or array
-        """Returns the original bytes of the tensor with this number."""
+    def size(self, packed: Any) -> int:  # noqa: ANN401
+        """Returns how many bytes a compressed tensor takes."""
+        return memoryview(packed).nbytes
+
+    def prove(self, sample: Sample) -> int:
+        """Asserts that every decoder restores the tensor.
+
+        Args:
+            sample: The tensor.
+
+        Returns:
+            Its compressed size.
+
+        Raises:
+            AssertionError: One does not.
+        """
+        packed = self.compress(sample)
+        sample.restore()
+        for name, decode in self.decoders().items():
+            sample.output.fill(0)
+            if not sample.equals(decode(packed, sample)):
+                message = f"{self.name}: {name} did not restore its input"
+                raise AssertionError(message)
+        return self.size(packed)
 
 
-class Neuzip:
+class Copy(Codec):
+    """memcpy: what the output of any codec costs at the least."""
+
+    every = 1
+
+    def __init__(self, threads: int) -> None:
+        """Remembers over how many threads the memory is divided."""
+        self.name = "memcpy" if threads == 1 else f"memcpy, {threads} threads"
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def compress(self, sample: Sample) -> NDArray[np.uint8]:
+        """Copies into memory that is there."""
+        self._copy(sample.data, sample)
+        return sample.data
+
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """Copies into memory that is there and, on one thread, into new memory."""
+        if self.threads > 1:
+            return {OUT: self._copy}
+        return {OUT: self._copy, FRESH: lambda packed, _: packed.copy()}
+
+    def _copy(self, source: NDArray[np.uint8], sample: Sample) -> NDArray[np.uint8]:
+        if self.pool is None:
+            np.copyto(sample.output, source)
+        else:
+            parts = (np.array_split(array, self.threads) for array in (sample.output, source))
+            # numpy copies without the GIL.
+            list(self.pool.map(np.copyto, *parts))
+        return sample.output
+
+
+class Neuzip(Codec):
     """neuzip_rs on numpy arrays."""
 
-    scratches_input = False
-
-    def __init__(self, level: str) -> None:
-        """Remembers the level."""
-        self.name = f"neuzip {level}"
+    def __init__(self, level: str, threads: int | None, *, name: str = "") -> None:
+        """Remembers the level and the number of threads, None for all."""
+        self.name = name or f"neuzip {level}"
         self.level = level
+        self.threads = threads
+        # `max` is a search; nobody waits for its speed.
+        self.every = 3 if level == "max" else 1
 
     def compress(self, sample: Sample) -> neuzip_rs.CompressedTensor:
         """Compresses."""
-        return neuzip_rs.compress(sample.array, level=self.level, threads=1)
+        return neuzip_rs.compress(sample.array, level=self.level, threads=self.threads)
 
-    def decompress(self, packed: Buffer, index: int) -> Any:  # noqa: ANN401, ARG002
-        """Restores into a new array."""
-        return neuzip_rs.decompress(packed, threads=1)
-
-
-class NeuzipOut(Neuzip):
-    """neuzip_rs with the `out=` argument: it decodes into memory that is there already."""
-
-    def __init__(self, level: str, samples: list[Sample]) -> None:
-        """Allocates the outputs once, as a caller who refills a model would."""
-        super().__init__(level)
-        self.name = f"neuzip {level}, out="
-        self.outputs = [np.zeros_like(sample.array) for sample in samples]
-
-    def decompress(self, packed: Buffer, index: int) -> Any:  # noqa: ANN401
-        """Restores into the same memory every time."""
-        return neuzip_rs.decompress(packed, out=self.outputs[index], threads=1)
-
-
-class Zipnn:
-    """zipnn as its own documentation uses it on bytes; it overwrites its input."""
-
-    name = "zipnn"
-    scratches_input = True
-
-    def __init__(self, dtype: str) -> None:
-        """Makes the coder for one type."""
-        self.coder = zipnn.ZipNN(input_format="byte", bytearray_dtype=dtype, threads=1)
-
-    def compress(self, sample: Sample) -> Buffer:
-        """Compresses."""
-        result: Buffer = self.coder.compress(sample.data)
-        return result
-
-    def decompress(self, packed: Buffer, index: int) -> Buffer:  # noqa: ARG002
-        """Restores."""
-        result: Buffer = self.coder.decompress(packed)
-        return result
-
-
-class Zstd:
-    """The zstandard package, with content checksums."""
-
-    scratches_input = False
-
-    def __init__(self, level: int) -> None:
-        """Makes the coders for one level."""
-        self.name = f"zstd -{level}"
-        self.coder = zstandard.ZstdCompressor(level, write_checksum=True)
-        self.decoder = zstandard.ZstdDecompressor()
-
-    def compress(self, sample: Sample) -> bytes:
-        """Compresses."""
-        return self.coder.compress(sample.data)
-
-    def decompress(self, packed: Buffer, index: int) -> bytes:  # noqa: ARG002
-        """Restores."""
-        return self.decoder.decompress(memoryview(packed))
-
-
-class Lz4:
-    """lz4 frames with content checksums."""
-
-    name = "lz4"
-    scratches_input = False
-
-    def compress(self, sample: Sample) -> Buffer:
-        """Compresses."""
-        result: bytes = lz4.frame.compress(sample.data, content_checksum=True)
-        return result
-
-    def decompress(self, packed: Buffer, index: int) -> Buffer:  # noqa: ARG002
-        """Restores."""
-        result: bytes = lz4.frame.decompress(packed)
-        return result
-
-
-class Blosc2:
-    """blosc2: byte shuffle, then zstd level 1."""
-
-    name = "blosc2 shuffle+zstd1"
-    scratches_input = False
-
-    def __init__(self, dtype: str) -> None:
-        """Remembers the parameters for one type."""
-        self.parameters = {
-            "codec": blosc2.Codec.ZSTD,
-            "clevel": 1,
-            "typesize": ITEMSIZE[dtype],
-            "filters": [blosc2.Filter.SHUFFLE],
-            "filters_meta": [0],
-            "nthreads": 1,
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """Into the caller's memory and into a new array, with and without checking hashes."""
+        return {
+            OUT: partial(self._decode, out=True, verify=True),
+            OUT + UNVERIFIED: partial(self._decode, out=True, verify=False),
+            FRESH: partial(self._decode, out=False, verify=True),
+            FRESH + UNVERIFIED: partial(self._decode, out=False, verify=False),
         }
 
-    def compress(self, sample: Sample) -> Buffer:
-        """Compresses."""
-        result: bytes = blosc2.compress2(sample.data, **self.parameters)
-        return result
-
-    def decompress(self, packed: Buffer, index: int) -> Buffer:  # noqa: ARG002
-        """Restores."""
-        result: bytes = blosc2.decompress2(packed, nthreads=1)
-        return result
-
-
-class Copy:
-    """A plain copy into fresh memory: what any codec's output costs at the least."""
-
-    name = "copy"
-    scratches_input = False
-
-    def compress(self, sample: Sample) -> Buffer:
-        """Copies."""
-        return bytes(sample.data)
-
-    def decompress(self, packed: Buffer, index: int) -> Buffer:  # noqa: ARG002
-        """Copies."""
-        return bytearray(packed)
-
-
-def codecs_for(dtype: str, samples: list[Sample]) -> list[Codec]:
-    """Returns the codecs to compare on some tensors.
-
-    Args:
-        dtype: The numpy spelling of their type.
-        samples: The tensors.
-
-    Returns:
-        The codecs, neuzip first.
-    """
-    return [
-        Neuzip("default"),
-        NeuzipOut("default", samples),
-        Neuzip("fast"),
-        Zipnn(dtype),
-        Zstd(1),
-        Zstd(3),
-        Lz4(),
-        Blosc2(dtype),
-        Copy(),
-    ]
+    def _decode(
+        self, packed: neuzip_rs.CompressedTensor, sample: Sample, *, out: bool, verify: bool
+    ) -> Any:  # noqa: ANN401
+        target = sample.output_array if out else None
+        return neuzip_rs.decompress(packed, out=target, threads=self.threads, verify=verify)

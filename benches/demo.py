@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -28,14 +27,14 @@ from rich.markup import escape
 from rich.table import Table
 
 import neuzip_rs
-from benches import machine, models, programs
+from benches import machine, models, programs, readme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".demo"
-README_BLOCK = re.compile(r"(<!-- demo-table -->\n).*?(<!-- /demo-table -->)", re.DOTALL)
+README_BLOCK = "demo-table"
 
 # Medians of so many alternating rounds; a large file is its own average.
 ROUNDS = 5
@@ -234,25 +233,6 @@ def markdown_of(comparisons: Sequence[Comparison], note: str) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def update_readme(readme: Path, block: str) -> None:
-    """Replaces what stands between the two markers in the README.
-
-    Args:
-        readme: The file to change.
-        block: The new text, which ends in a line break.
-
-    Raises:
-        ValueError: The markers are not there.
-    """
-    text, count = README_BLOCK.subn(
-        lambda match: match[1] + block + match[2], readme.read_text(encoding="utf-8")
-    )
-    if count != 1:
-        message = f"{readme}: expected one block between <!-- demo-table --> and its end"
-        raise ValueError(message)
-    readme.write_text(text, encoding="utf-8")
-
-
 def summary(comparisons: Sequence[Comparison]) -> str:
     """Returns the closing line: what was saved, and whether every bit is the same."""
     different = [
@@ -334,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(summary(comparisons), style="bold", markup=False)
     identical = all(comparison.identical for comparison in comparisons)
     if options.update_readme and identical:
-        update_readme(ROOT / "README.md", markdown_of(comparisons, note))
+        readme.replace_block(ROOT / "README.md", README_BLOCK, markdown_of(comparisons, note))
     return 0 if identical else 1
 
 

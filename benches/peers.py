@@ -1,327 +1,278 @@
-"""Measures neuzip_rs against zipnn, zstd, lz4 and blosc2 on real weights.
+"""The other compressors, one class each, as their own documentation has them run.
 
-Sizes and speeds from memory to memory on one thread. All codecs get the same tensors, one at a
-time: those of the type that makes up most of a file. Each codec's round trip is asserted before
-anything is timed; then the codecs take turns, and the median CPU time of the
-rounds counts, which a busy machine disturbs least. All of it is done twice, in a process each:
-with the default allocator, where every large output pays for page faults, and with a warm heap
-(MALLOC_MMAP_MAX_=0), where memory that was freed is used again.
-
-    python -m benches.peers [--corpus DIR] [--rounds N] [--out DIR]
-
-Writes DIR/peers.md and DIR/peers.json, by default in benches/results/.
+With their default checks: zipnn and blosc2 have none, the others have checksums. Modules are
+imported when a codec is made, so that a package that is missing costs one row and no more.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import neuzip_rs
-import neuzip_rs.safetensors
-from benches import machine, models
+import numpy as np
+
+from benches.codecs import FRESH, OUT, Codec, Sample
+from neuzip_rs._dtypes import ITEMSIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
-    from benches.codecs import Codec, Sample
+    from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".demo"
-# Where it lies beside the repository, it makes a larger set of files from other packages.
-CORPUS_SCRIPT = ROOT.parent / "shared" / "corpus" / "build_corpus.py"
-CORPUS_MODELS = ("minilm_l6", "decimer", "crepe_full", "whisper_tiny")
-CORPUS_FILES = (
-    "minilm_l6.bf16",
-    "decimer_effnet_transformer.bf16",
-    "crepe_full.bf16",
-    "minilm_l6.fp16",
-    "whisper_tiny.fp16native",
-    "minilm_l6.fp32",
-    "minilm_l6.fp8e4m3",
-)
-DTYPES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-# One name, and what the environment of its process adds. Without the trim threshold glibc would
-# give the top of the heap back after every free.
-REGIMES = {
-    "default": {},
-    "warm": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
-}
-# More shows nothing new: this is beyond every cache.
-LIMIT_BYTES = 96 << 20
+# The package of each, for the list of versions.
+PACKAGES = ("zipnn", "zstandard", "lz4", "blosc2", "openzl", "lmzip")
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One codec on one buffer under one allocator."""
+class Zipnn(Codec):
+    """zipnn as its own documentation uses it on bytes; it overwrites its input."""
 
-    regime: str
-    file: str
-    dtype: str
-    original_bytes: int
-    codec: str
-    compressed_bytes: int
-    compress_seconds: float
-    decompress_seconds: float
+    name = "zipnn"
+    scratches_input = True
+    every = 1
 
-    @property
-    def compress_speed(self) -> float:
-        """GB of original bytes per second."""
-        return self.original_bytes / self.compress_seconds / 1e9
+    def __init__(self, dtype: str, threads: int) -> None:
+        """Makes the coder for one type."""
+        zipnn = importlib.import_module("zipnn")
+        self.coder = zipnn.ZipNN(input_format="byte", bytearray_dtype=dtype, threads=threads)
 
-    @property
-    def decompress_speed(self) -> float:
-        """GB of original bytes per second."""
-        return self.original_bytes / self.decompress_seconds / 1e9
+    def compress(self, sample: Sample) -> Any:  # noqa: ANN401
+        """Compresses."""
+        return self.coder.compress(sample.data.data)
+
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """It allocates its output."""
+        return {FRESH: lambda packed, _: self.coder.decompress(packed)}
 
 
-def corpus_files(folder: Path | None) -> list[Path]:
-    """Finds the files to measure, and makes them if they are not there.
+class Zstd(Codec):
+    """The zstandard package, with content checksums; it decompresses with one thread."""
 
-    Args:
-        folder: A folder of .safetensors files, or None for the standard set.
+    def __init__(self, level: int, threads: int) -> None:
+        """Makes the coders for one level."""
+        zstandard = importlib.import_module("zstandard")
+        self.name = f"zstd -{level}"
+        # Zero is its own single-threaded mode, one would start a worker thread.
+        workers = threads if threads > 1 else 0
+        self.coder = zstandard.ZstdCompressor(level, threads=workers, write_checksum=True)
+        self.decoder = zstandard.ZstdDecompressor()
 
-    Returns:
-        Paths of .safetensors files.
+    def compress(self, sample: Sample) -> Any:  # noqa: ANN401
+        """Compresses."""
+        return self.coder.compress(sample.data)
+
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """The package allocates the output."""
+        return {FRESH: lambda packed, _: self.decoder.decompress(packed)}
+
+
+class Lz4(Codec):
+    """lz4 frames with content checksums, on one thread."""
+
+    name = "lz4"
+
+    def __init__(self) -> None:
+        """Finds the package."""
+        self.frame = importlib.import_module("lz4.frame")
+
+    def compress(self, sample: Sample) -> Any:  # noqa: ANN401
+        """Compresses."""
+        return self.frame.compress(sample.data, content_checksum=True)
+
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """The package allocates the output."""
+        return {FRESH: lambda packed, _: self.frame.decompress(packed)}
+
+
+class Blosc2(Codec):
+    """blosc2: bytes or bits transposed, then a general coder.
+
+    Tried on BF16, FP32, FP16 and FP8 weights at levels 1 and 5: bytes + zstd at level 1 is smallest
+    of all but for tenths of a point, bits + lz4 decodes fastest of those that save anything.
     """
-    if folder is not None:
-        return sorted(folder.glob("*.safetensors"))
-    CACHE.mkdir(exist_ok=True)
-    if not CORPUS_SCRIPT.exists():
-        return list(models.demo_models(CACHE))
-    corpus = CACHE / "corpus"
-    command = [sys.executable, str(CORPUS_SCRIPT), "--out", str(corpus), "--only", *CORPUS_MODELS]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return [corpus / f"{stem}.safetensors" for stem in CORPUS_FILES]
+
+    def __init__(self, coder: str, shuffle: str, dtype: str, threads: int) -> None:
+        """Remembers the parameters for one type."""
+        self.blosc2 = importlib.import_module("blosc2")
+        self.name = f"blosc2 {shuffle}+{coder}"
+        self.threads = threads
+        self.parameters = {
+            "codec": getattr(self.blosc2.Codec, coder.upper()),
+            "clevel": 1,
+            "typesize": ITEMSIZE[dtype],
+            "filters": [getattr(self.blosc2.Filter, shuffle.upper())],
+            "filters_meta": [0],
+            "nthreads": threads,
+        }
+
+    def compress(self, sample: Sample) -> Any:  # noqa: ANN401
+        """Compresses."""
+        return self.blosc2.compress2(sample.data, **self.parameters)
+
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """It fills the caller's memory."""
+        return {OUT: self._decode}
+
+    def _decode(self, packed: Any, sample: Sample) -> NDArray[np.uint8]:  # noqa: ANN401
+        self.blosc2.decompress2(packed, dst=sample.output, nthreads=self.threads)
+        return sample.output
 
 
-def main_tensors(path: Path) -> list[models.Tensor]:
-    """Chooses the tensors of the type that makes up most of a file.
+class OpenZl(Codec):
+    """OpenZL: float fields apart, then its entropy coder; its Python binding has one thread.
 
-    Args:
-        path: A .safetensors file.
-
-    Returns:
-        Its tensors of that type, as many as stay within the limit, none of them empty.
-
-    Raises:
-        ValueError: The file holds no floats.
+    The mantissas of BF16 are stored, as nothing can be gained there; those of wider types go byte
+    by byte through the same coder.
     """
-    _, tensors = models.read_tensors(path)
-    totals = {
-        dtype: sum(tensor.data.size for tensor in tensors if tensor.dtype == dtype)
-        for dtype in DTYPES
+
+    name = "openzl"
+    # Float types that it can take apart; of others it codes the bytes.
+    NODES: ClassVar = {
+        "bfloat16": "BFloat16Deconstruct",
+        "float16": "Float16Deconstruct",
+        "float32": "Float32Deconstruct",
     }
-    dtype = max(totals, key=lambda key: totals[key])
-    chosen: list[models.Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if tensor.dtype == dtype and tensor.data.size and size + tensor.data.size <= LIMIT_BYTES:
-            size += tensor.data.size
-            chosen.append(tensor)
-    if not chosen:
-        message = f"{path}: no float tensors"
-        raise ValueError(message)
-    return chosen
+
+    def __init__(self, dtype: str) -> None:
+        """Builds the graph for one type."""
+        self.zl = importlib.import_module("openzl.ext")
+        nodes, graphs = self.zl.nodes, self.zl.graphs
+        self.compressor = self.zl.Compressor()
+        self.compressor.set_parameter(self.zl.CParam.FormatVersion, self.zl.MAX_FORMAT_VERSION)
+        entropy = graphs.Entropy()(self.compressor)
+        self.element: type[np.generic] = np.uint8
+        self.kind = self.zl.Type.Serial
+        graph = entropy
+        if dtype in self.NODES:
+            if dtype == "bfloat16":
+                mantissa = graphs.Store()(self.compressor)
+            else:
+                mantissa = nodes.TransposeSplit()(self.compressor, entropy)
+            node = getattr(nodes, self.NODES[dtype])()
+            graph = node(self.compressor, sign_frac=mantissa, exponent=entropy)
+            self.element = np.uint32 if dtype == "float32" else np.uint16
+            self.kind = self.zl.Type.Numeric
+        self.compressor.select_starting_graph(graph)
+
+    def compress(self, sample: Sample) -> Any:  # noqa: ANN401
+        """Compresses."""
+        context = self.zl.CCtx()
+        context.ref_compressor(self.compressor)
+        return context.compress([self.zl.Input(self.kind, sample.data.view(self.element))])
+
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """It allocates its output."""
+        return {FRESH: self._decode}
+
+    def _decode(self, packed: bytes, _sample: Sample) -> Any:  # noqa: ANN401
+        (output,) = self.zl.DCtx().decompress(packed)
+        return output.content.as_nparray()
 
 
-def prove(codec: Codec, samples: Sequence[Sample]) -> int:
-    """Asserts that a codec restores its input, and returns the size of its output."""
-    size = 0
-    for index, sample in enumerate(samples):
-        packed = codec.compress(sample)
-        sample.restore()
-        restored = codec.decompress(packed, index)
-        if hasattr(restored, "tobytes"):
-            restored = restored.tobytes()
-        if restored != sample.pristine:
-            message = f"{codec.name} did not restore its input"
-            raise AssertionError(message)
-        size += memoryview(packed).nbytes
-    return size
+class Lmz(Codec):
+    """lmzip: the coder of its archives on pieces of their size, on one thread."""
+
+    name = "lmzip"
+    every = 6
+    PIECE_BYTES = 8 << 20
+
+    def __init__(self, dtype: str) -> None:
+        """Remembers how its planner would describe one type."""
+        self.codec = importlib.import_module("lmz.codec")
+        self.width = ITEMSIZE[dtype]
+        bf16 = dtype == "bfloat16"
+        self.kind = self.codec.KIND_BF16 if bf16 else self.codec.KIND_BYTES
+
+    def compress(self, sample: Sample) -> list[tuple[bytes, int, int, int, int]]:
+        """Compresses each piece, and joins the parts of each as its archives do."""
+        packed = []
+        data = sample.data.data
+        for start in range(0, len(data), self.PIECE_BYTES):
+            piece = data[start : start + self.PIECE_BYTES]
+            parts, codec, flags, crc = self.codec.encode_chunk(piece, self.width, kind=self.kind)
+            payload = b"".join(parts) if isinstance(parts, list) else bytes(parts)
+            packed.append((payload, codec, flags, len(piece), crc))
+        return packed
+
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """Its pieces end up in one place."""
+        return {OUT: self._decode}
+
+    def _decode(self, packed: Any, sample: Sample) -> NDArray[np.uint8]:  # noqa: ANN401
+        position = 0
+        target = sample.output.data
+        for payload, codec, flags, length, crc in packed:
+            piece = self.codec.decode_chunk(
+                memoryview(payload), codec, self.width, flags, length, crc
+            )
+            target[position : position + length] = piece
+            position += length
+        return sample.output
+
+    def size(self, packed: Any) -> int:  # noqa: ANN401
+        """The payloads without the archive's index."""
+        return sum(len(payload) for payload, *_ in packed)
 
 
-def measure(path: Path, regime: str, rounds: int) -> list[Measurement]:
-    """Measures all codecs on one file.
-
-    Args:
-        path: A .safetensors file.
-        regime: The allocator this process runs with, for the record.
-        rounds: How often each codec has its turn.
-
-    Returns:
-        The medians, in the order of the codecs.
-    """
-    # The peers: only the process that measures loads them.
-    from benches.codecs import DTYPES as NAMES
-    from benches.codecs import Sample, codecs_for
-
-    tensors = main_tensors(path)
-    samples = [Sample(tensor) for tensor in tensors]
-    dtype = NAMES[tensors[0].dtype]
-    codecs = codecs_for(dtype, samples)
-    sizes = [prove(codec, samples) for codec in codecs]
-    compress: list[list[float]] = [[] for _ in codecs]
-    decompress: list[list[float]] = [[] for _ in codecs]
-    for _ in range(rounds):
-        for index, codec in enumerate(codecs):
-            started = time.process_time()
-            packed = [codec.compress(sample) for sample in samples]
-            compress[index].append(time.process_time() - started)
-            if codec.scratches_input:
-                for sample in samples:
-                    sample.restore()
-            started = time.process_time()
-            # Kept until the end, as the tensors of a model are when it is loaded.
-            restored = [codec.decompress(item, number) for number, item in enumerate(packed)]
-            decompress[index].append(time.process_time() - started)
-            del packed, restored
-    return [
-        Measurement(
-            regime=regime,
-            file=path.name.removesuffix(".safetensors"),
-            dtype=dtype,
-            original_bytes=sum(len(sample.pristine) for sample in samples),
-            codec=codec.name,
-            compressed_bytes=size,
-            compress_seconds=statistics.median(compress[index]),
-            decompress_seconds=statistics.median(decompress[index]),
-        )
-        for index, (codec, size) in enumerate(zip(codecs, sizes, strict=True))
-    ]
-
-
-def in_own_process(path: Path, regime: str, rounds: int) -> list[Measurement]:
-    """Has a process of its own measure a file under one allocator."""
-    with tempfile.TemporaryDirectory() as scratch:
-        result = Path(scratch) / "result.json"
-        command = [sys.executable, "-m", "benches.peers", "--rounds", str(rounds)]
-        command += ["--worker", regime, str(path), str(result)]
-        # The warnings are those of what the peers import.
-        environment = {**os.environ, **REGIMES[regime], "PYTHONWARNINGS": "ignore"}
-        subprocess.run(command, check=True, cwd=ROOT, env=environment)
-        return [Measurement(**entry) for entry in json.loads(result.read_text(encoding="utf-8"))]
-
-
-def whole_file_percent(path: Path) -> float:
-    """Returns the size of a compressed file, header and all, in percent of the original."""
-    with tempfile.TemporaryDirectory() as scratch:
-        packed = Path(scratch) / path.name
-        neuzip_rs.safetensors.compress_file(path, packed)
-        return 100 * packed.stat().st_size / path.stat().st_size
-
-
-def speeds_table(measurements: Sequence[Measurement]) -> list[str]:
-    """Returns the lines of the table of sizes and speeds."""
-    lines = [
-        "| tensors | MB | codec | size % | compress | decompress | compress, warm "
-        "| decompress, warm |",
-        "|---|--:|---|--:|--:|--:|--:|--:|",
-    ]
-    warm = {(m.file, m.codec): m for m in measurements if m.regime == "warm"}
-    last = None
-    for cold in measurements:
-        if cold.regime != "default":
-            continue
-        hot = warm[cold.file, cold.codec]
-        head = ("", "") if cold.file == last else (cold.file, f"{cold.original_bytes / 1e6:.1f}")
-        last = cold.file
-        cells = (
-            *head,
-            cold.codec,
-            f"{100 * cold.compressed_bytes / cold.original_bytes:.2f}",
-            f"{cold.compress_speed:.2f}",
-            f"{cold.decompress_speed:.2f}",
-            f"{hot.compress_speed:.2f}",
-            f"{hot.decompress_speed:.2f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def report(measurements: Sequence[Measurement], files: dict[str, float], note: str) -> str:
-    """Returns the whole page of results."""
-    sizes = ["| file | neuzip default % |", "|---|--:|"]
-    sizes += [f"| {name} | {percent:.2f} |" for name, percent in files.items()]
-    lines = [
-        "# Against the peers",
-        "",
-        "Written by `make bench`. GB/s of original bytes, CPU time, one thread, from memory to "
-        "memory; all codecs get the same tensors of one model, one at a time. *Warm*: freed "
-        "memory is used again instead of being mapped anew (`MALLOC_MMAP_MAX_=0`).",
-        "",
-        note,
-        "",
-        *speeds_table(measurements),
-        "",
-        "Whole files, header included:",
-        "",
-        *sizes,
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benches.peers", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help="a folder of .safetensors files")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
-    parser.add_argument("--out", type=Path, default=ROOT / "benches" / "results", metavar="DIR")
-    parser.add_argument(
-        "--worker", nargs=3, metavar=("REGIME", "FILE", "RESULT"), help=argparse.SUPPRESS
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark, or one file of it in a worker process.
+def available(dtype: str, threads: int) -> tuple[list[Codec], dict[str, str]]:
+    """Returns the other codecs for a type.
 
     Args:
-        arguments: The command line, by default the real one.
+        dtype: The numpy spelling of the type.
+        threads: How many threads each may use; more than one leaves out those that have only one.
 
     Returns:
-        The exit code.
+        The codecs, and of those that are missing the reason by name.
     """
-    options = parse_arguments(arguments)
-    if options.worker:
-        regime, file, result = options.worker
-        entries = [asdict(entry) for entry in measure(Path(file), regime, options.rounds)]
-        Path(result).write_text(json.dumps(entries), encoding="utf-8")
-        return 0
-
-    paths = corpus_files(options.corpus)
-    measurements: list[Measurement] = []
-    for path in paths:
-        for regime in REGIMES:
-            print(f"{path.stem}: {regime} allocator ...", flush=True)
-            measurements += in_own_process(path, regime, options.rounds)
-    files = {path.stem: whole_file_percent(path) for path in paths}
-    note = f"Medians of {options.rounds} rounds. {machine.describe()}."
-    page = report(measurements, files, note)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "peers.md").write_text(page, encoding="utf-8")
-    record = {
-        "machine": machine.describe(),
-        "rounds": options.rounds,
-        "measurements": [asdict(entry) for entry in measurements],
-        "file_percent": files,
+    makers: dict[str, Callable[[], Codec]] = {
+        "zipnn": lambda: Zipnn(dtype, threads),
+        "zstd -1": lambda: Zstd(1, threads),
+        "zstd -3": lambda: Zstd(3, threads),
+        "blosc2 shuffle+zstd": lambda: Blosc2("zstd", "shuffle", dtype, threads),
+        "blosc2 bitshuffle+lz4": lambda: Blosc2("lz4", "bitshuffle", dtype, threads),
     }
-    (options.out / "peers.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print("\n" + page)
-    return 0
+    if threads == 1:
+        makers["lz4"] = Lz4
+        makers["openzl"] = lambda: OpenZl(dtype)
+        makers["lmzip"] = lambda: Lmz(dtype)
+    found: list[Codec] = []
+    missing: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            found.append(make())
+        except ImportError as error:
+            missing[name] = f"not installed ({error})"
+    return found, missing
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def proved(codecs: list[Codec], sample: Sample) -> tuple[dict[Codec, int], dict[str, str]]:
+    """Has every codec restore a tensor; one that cannot is left out, with its reason.
+
+    Args:
+        codecs: The other compressors.
+        sample: The tensor.
+
+    Returns:
+        The compressed size by codec, and of those that failed the reason by name.
+    """
+    sizes: dict[Codec, int] = {}
+    failed: dict[str, str] = {}
+    for codec in codecs:
+        try:
+            sizes[codec] = codec.prove(sample)
+        except Exception as error:  # whatever another project raises
+            (reason, *_) = str(error).strip().splitlines() or [type(error).__name__]
+            failed[codec.name] = f"failed: {reason}"
+            sample.restore()
+    return sizes, failed
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the peers that are installed."""
+    result = {}
+    for package in PACKAGES:
+        try:
+            result[package] = version(package)
+        except PackageNotFoundError:
+            result[package] = "not installed"
+    return result

@@ -697,11 +697,17 @@ def test_bench(tmp_path: Path, model: Path, compressed: Path) -> None:
     for facts in (plain, packed, other):
         assert facts["memcpy_gbps"] > 0
         assert [row["threads"] for row in facts["rows"]][:2] == [1, 2]
+        assert facts["memcpy_fresh_gbps"] > 0
+        assert facts["rounds"] >= 3
         for row in facts["rows"]:
-            if "missing" not in row:
-                assert row["runs"] >= 3
-                assert row["compress_gbps"] > 0
-                assert row["decompress_gbps"] > 0
+            if "missing" in row:
+                continue
+            assert row["runs"] == facts["rounds"]
+            ours = row["name"].startswith("neuzip")
+            assert (row["unverified_gbps"] is None) == (not ours)
+            for action in ("compress", "decompress", "fresh"):
+                assert row[f"{action}_gbps"] > 0
+                assert row[f"{action}_x_memcpy"] > 0
     assert plain["rows"][0]["ratio"] < 0.65
     assert b"memcpy" in neuzip("bench", model).stdout
     (tmp_path / "empty").touch()

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benches import demo, models
+from benches.readme import block, replace_block
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,15 +122,16 @@ def test_comparison_of_a_folder(tmp_path: Path) -> None:
 def test_readme_block_is_replaced(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- demo-table -->\nold\n<!-- /demo-table -->\nb\n")
-    demo.update_readme(readme, "new \\1\n")
+    replace_block(readme, "demo-table", "new \\1\n")
     assert readme.read_text() == "a\n<!-- demo-table -->\nnew \\1\n<!-- /demo-table -->\nb\n"
     readme.write_text("no block")
     with pytest.raises(ValueError, match="expected one block"):
-        demo.update_readme(readme, "new\n")
+        replace_block(readme, "demo-table", "new\n")
 
 
 def test_readme_has_the_block() -> None:
-    assert demo.README_BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert block(demo.README_BLOCK).search(text)
 
 
 def run_demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -1,36 +1,40 @@
-"""The measurements of `neuzip bench`: in this process, in memory, medians of several runs."""
+"""The measurements of `neuzip bench`: in this process, in memory, in paired rounds.
+
+In every round each codec has its turn, in rotated order, and its ratio to memcpy is taken within
+the round: a machine that is slow for a while is slow for all. Reported are medians over the rounds.
+"""
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-from neuzip_rs import _native
-from neuzip_rs._dtypes import ITEMSIZE
-from neuzip_rs._errors import NeuzipError
-from neuzip_rs._spelling import NAMES
-from neuzip_rs.directory.content import (
-    COMPRESSED_KINDS,
-    PIECE_BYTES,
-    Progress,
-    file_pieces,
-    original_pieces,
-)
-from neuzip_rs.directory.tree import scan
+import numpy as np
+from numpy.typing import NDArray
 
-# Enough for steady numbers; a whole large model would take minutes and all memory.
-SAMPLE_BYTES: Final = 1 << 30
-MIN_RUNS: Final = 3
-MAX_RUNS: Final = 50
-# Small inputs are repeated until the runs together take so long.
-MIN_SECONDS: Final = 0.5
+from neuzip_rs import _native
+from neuzip_rs._errors import NeuzipError
+from neuzip_rs._tensor import decompress
+from neuzip_rs.cli.sample import Sample
+from neuzip_rs.directory.content import Progress
+
+MIN_ROUNDS: Final = 3
+MAX_ROUNDS: Final = 50
+# After so long no round begins, but for the first few; after twice as long not even those.
+SECONDS: Final = 10.0
 _ZSTD_LEVELS: Final = (1, 3)
-_SAFETENSORS_KINDS: Final = frozenset({"safetensors", "neuzip-safetensors"})
+
+_COMPRESS: Final = "compress"
+# Into memory that has been written before, the same without checking hashes, into new memory.
+_DECODERS: Final = ("decompress", "unverified", "fresh")
+# All ratios are to the first codec, memcpy.
+_REFERENCE: Final = (0, "decompress")
+
+_Bytes = NDArray[np.uint8]
+_Round = dict[tuple[int, str], float]
 
 
 def measure(path: Path, level: str, threads: int | None, progress: Progress) -> dict[str, Any]:
@@ -40,7 +44,7 @@ def measure(path: Path, level: str, threads: int | None, progress: Progress) -> 
         path: Compressed files are restored first, so that their original is measured.
         level: "fast", "default" or "max".
         threads: How many threads the second row uses, by default all.
-        progress: Called with the steps done and the steps in all.
+        progress: Called with the milliseconds spent and those there are.
 
     Returns:
         The JSON object that `neuzip bench --json` prints, without the path.
@@ -48,106 +52,41 @@ def measure(path: Path, level: str, threads: int | None, progress: Progress) -> 
     Raises:
         NeuzipError: There is nothing to measure, or a codec did not give the bytes back.
     """
-    sample = _Sample()
+    sample = Sample()
     kind, file_bytes = sample.load(path)
     if not sample.data:
         message = f"{path}: nothing in it to measure"
         raise NeuzipError(message)
-    out = bytearray(len(sample.data))
+    # numpy asks for huge pages, and what is measured should not be the page tables.
+    data = np.frombuffer(sample.data, np.uint8).copy()
+    sample.data = bytearray()
+    out = np.full_like(data, 1)
     everything = threads or _all_threads()
-    codecs: list[_Codec | str] = [_Neuzip(sample, level, 1)]
+    codecs: list[_Codec] = [_Copy(data, out), _Neuzip(sample, data, out, level, 1)]
     if everything > 1:
-        codecs.append(_Neuzip(sample, level, everything))
+        codecs.append(_Neuzip(sample, data, out, level, everything))
     has_zstd = find_spec("zstandard") is not None
-    codecs += [_Zstd(sample.data, n) if has_zstd else f"zstd -{n}" for n in _ZSTD_LEVELS]
-    progress(0, len(codecs) + 1)
-    seconds, _ = _time(lambda: _copy(sample.data, out))
-    rows: list[dict[str, Any]] = []
+    if has_zstd:
+        codecs += [_Zstd(data, level) for level in _ZSTD_LEVELS]
     for codec in codecs:
-        progress(len(rows) + 1, len(codecs) + 1)
-        if isinstance(codec, str):
-            rows.append({"name": codec, "missing": "the zstandard package is not installed"})
-        else:
-            rows.append(_measure(codec, sample.data, out))
+        progress(0, int(SECONDS * 1000))
+        _prove(codec, data, out)
+    rounds = _rounds(codecs, progress)
+    copy, *rows = (_row(index, codec, rounds, data.size) for index, codec in enumerate(codecs))
+    if not has_zstd:
+        reason = "the zstandard package is not installed"
+        rows += [{"name": f"zstd -{level}", "missing": reason} for level in _ZSTD_LEVELS]
     return {
         "kind": kind,
         "file_bytes": file_bytes,
-        "bytes": len(sample.data),
+        "bytes": data.size,
         "complete": sample.complete,
         "tensors": len(sample.arrays),
-        "memcpy_gbps": _gbps(len(sample.data), seconds),
+        "memcpy_gbps": copy["decompress_gbps"],
+        "memcpy_fresh_gbps": copy["fresh_gbps"],
+        "rounds": len(rounds),
         "rows": rows,
     }
-
-
-@dataclass(frozen=True, slots=True)
-class _Array:
-    """An array in the sample."""
-
-    start: int
-    end: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class _Sample:
-    """What is measured: arrays side by side, as in a file."""
-
-    data: bytearray = field(default_factory=bytearray)
-    arrays: list[_Array] = field(default_factory=list)
-    complete: bool = True
-
-    def load(self, path: Path) -> tuple[str, int]:
-        """Reads the beginning of a file or directory; returns its kind and size."""
-        if path.is_dir():
-            files = scan(path).files
-            for file in files:
-                if _native.content_kind(str(file.path)) in _SAFETENSORS_KINDS:
-                    self._add_tensors(file.path)
-            return "directory", sum(file.size for file in files)
-        kind = _native.content_kind(str(path))
-        if kind in _SAFETENSORS_KINDS:
-            self._add_tensors(path)
-        else:
-            self._add_pieces(
-                original_pieces(path) if kind in COMPRESSED_KINDS else file_pieces(path)
-            )
-        return kind, path.stat().st_size
-
-    def _room(self) -> int:
-        return SAMPLE_BYTES - len(self.data)
-
-    def _add_pieces(self, pieces: Iterable[memoryview]) -> None:
-        # Pieces are as long as the frames of a .nz file.
-        for piece in pieces:
-            if len(piece) > self._room():
-                self.complete = False
-                break
-            self.data += piece
-            self._add_array(len(piece), "uint8", None)
-
-    def _add_tensors(self, path: Path) -> None:
-        with closing(_native.SafetensorsFile(str(path))) as file:
-            for name in file.keys():  # noqa: SIM118 - no dict
-                size = file.nbytes(name)
-                # Of a tensor that is too large the first pieces: whole elements in any case.
-                taken = size if size <= self._room() else self._room() // PIECE_BYTES * PIECE_BYTES
-                start = len(self.data)
-                self.data += bytes(taken)
-                with memoryview(self.data)[start:] as view:
-                    file.read_into(name, view)
-                dtype = NAMES.get(file.dtype(name), "uint8")
-                self._add_array(taken, dtype, file.shape(name) if taken == size else None)
-                if taken < size:
-                    self.complete = False
-                    return
-
-    def _add_array(self, size: int, dtype: str, shape: tuple[int, ...] | None) -> None:
-        flat = (size // ITEMSIZE[dtype],)
-        # Types that NAMES lacks are bytes here, whatever their shape.
-        shape = flat if shape is None or dtype == "uint8" else shape
-        self.arrays.append(_Array(len(self.data) - size, len(self.data), dtype, shape))
 
 
 class _Codec(Protocol):
@@ -155,36 +94,63 @@ class _Codec(Protocol):
     threads: int
 
     def compress(self) -> None: ...
-    def decompress_into(self, out: bytearray) -> None: ...
+    def decoders(self) -> Mapping[str, Callable[[], object]]: ...
     def compressed_bytes(self) -> int: ...
 
 
+class _Copy:
+    name = "memcpy"
+    threads = 1
+
+    def __init__(self, data: _Bytes, out: _Bytes) -> None:
+        self._data = data
+        self._out = out
+
+    def compress(self) -> None:
+        np.copyto(self._out, self._data)
+
+    def decoders(self) -> dict[str, Callable[[], object]]:
+        return {"decompress": self._into, "fresh": self._data.copy}
+
+    def _into(self) -> _Bytes:
+        np.copyto(self._out, self._data)
+        return self._out
+
+    def compressed_bytes(self) -> int:
+        return self._data.size
+
+
 class _Neuzip:
-    def __init__(self, sample: _Sample, level: str, threads: int) -> None:
+    def __init__(self, sample: Sample, data: _Bytes, out: _Bytes, level: str, threads: int) -> None:
         self.name = f"neuzip {level}"
         self.threads = threads
-        self._sample = sample
+        self._parts = [(data[a.start : a.end], a.dtype, a.shape) for a in sample.arrays]
+        self._outs = [out[a.start : a.end] for a in sample.arrays]
+        self._out = out
         self._level = level
         self._compressed: list[_native.CompressedTensor] = []
 
     def compress(self) -> None:
-        with memoryview(self._sample.data) as data:
-            self._compressed = [
-                _native.compress(
-                    data[array.start : array.end],
-                    array.dtype,
-                    array.shape,
-                    level=self._level,
-                    threads=self.threads,
-                )
-                for array in self._sample.arrays
-            ]
+        self._compressed = [
+            _native.compress(part.data, dtype, shape, level=self._level, threads=self.threads)
+            for part, dtype, shape in self._parts
+        ]
 
-    def decompress_into(self, out: bytearray) -> None:
-        with memoryview(out) as view:
-            for array, tensor in zip(self._sample.arrays, self._compressed, strict=True):
-                part = view[array.start : array.end]
-                _native.decompress_into(tensor, part, threads=self.threads)
+    def decoders(self) -> dict[str, Callable[[], object]]:
+        return {
+            "decompress": lambda: self._into(verify=True),
+            "unverified": lambda: self._into(verify=False),
+            "fresh": self._fresh,
+        }
+
+    def _into(self, *, verify: bool) -> _Bytes:
+        for part, tensor in zip(self._outs, self._compressed, strict=True):
+            _native.decompress_into(tensor, part.data, verify=verify, threads=self.threads)
+        return self._out
+
+    def _fresh(self) -> list[Any]:
+        # All of them are kept, as the tensors of a model are when it is loaded.
+        return [decompress(tensor, threads=self.threads) for tensor in self._compressed]
 
     def compressed_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._compressed)
@@ -193,7 +159,7 @@ class _Neuzip:
 class _Zstd:
     threads = 1
 
-    def __init__(self, data: bytearray, level: int) -> None:
+    def __init__(self, data: _Bytes, level: int) -> None:
         import zstandard
 
         self.name = f"zstd -{level}"
@@ -204,56 +170,96 @@ class _Zstd:
         self._compressed = b""
 
     def compress(self) -> None:
-        self._compressed = self._compressor.compress(self._data)
+        self._compressed = self._compressor.compress(self._data.data)
 
-    def decompress_into(self, out: bytearray) -> None:
-        # The package only decompresses into memory of its own: one copy more, if that.
-        with self._decompressor.stream_reader(self._compressed) as reader:
-            reader.readinto(out)
+    def decoders(self) -> dict[str, Callable[[], object]]:
+        return {"fresh": lambda: self._decompressor.decompress(self._compressed)}
 
     def compressed_bytes(self) -> int:
         return len(self._compressed)
 
 
-def _measure(codec: _Codec, data: bytearray, out: bytearray) -> dict[str, Any]:
-    out[:] = bytes(len(out))
+def _prove(codec: _Codec, data: _Bytes, out: _Bytes) -> None:
+    """Has a codec restore the data in each of its ways.
+
+    Raises:
+        NeuzipError: It did not.
+    """
     codec.compress()
-    codec.decompress_into(out)
-    if out != data:
-        message = f"{codec.name} did not give the bytes back"
-        raise NeuzipError(message)
-    compress_seconds, compress_runs = _time(codec.compress)
-    decompress_seconds, decompress_runs = _time(lambda: codec.decompress_into(out))
+    for decode in codec.decoders().values():
+        out.fill(0)
+        start = 0
+        for part in _parts(decode()):
+            if not np.array_equal(part, data[start : start + part.size]):
+                break
+            start += part.size
+        if start != data.size:
+            message = f"{codec.name} did not give the bytes back"
+            raise NeuzipError(message)
+
+
+def _parts(restored: Any) -> list[_Bytes]:  # noqa: ANN401 - bytes, an array or a list of them
+    parts = restored if isinstance(restored, list) else [restored]
+    return [
+        part.reshape(-1).view(np.uint8)
+        if isinstance(part, np.ndarray)
+        else np.frombuffer(part, np.uint8)
+        for part in parts
+    ]
+
+
+def _rounds(codecs: list[_Codec], progress: Progress) -> list[_Round]:
+    """Seconds by number of the codec and what it does, for every round."""
+    rounds: list[_Round] = []
+    started = perf_counter()
+    while len(rounds) < MAX_ROUNDS:
+        spent = perf_counter() - started
+        if rounds and spent > (SECONDS if len(rounds) >= MIN_ROUNDS else 2 * SECONDS):
+            break
+        entries: _Round = {}
+        for step in range(len(codecs)):
+            index = (len(rounds) + step) % len(codecs)
+            codec = codecs[index]
+            entries[index, _COMPRESS] = _time(codec.compress)
+            for name, decode in codec.decoders().items():
+                entries[index, name] = _time(decode)
+            spent = min(perf_counter() - started, SECONDS)
+            progress(int(spent * 1000), int(SECONDS * 1000))
+        rounds.append(entries)
+    return rounds
+
+
+def _time(work: Callable[[], object]) -> float:
+    started = perf_counter()
+    result = work()
+    seconds = perf_counter() - started
+    # Freeing a large result is not part of the next measurement.
+    del result
+    return max(seconds, 1e-9)
+
+
+def _row(index: int, codec: _Codec, rounds: list[_Round], count: int) -> dict[str, Any]:
+    """One object of `rows`."""
     size = codec.compressed_bytes()
-    return {
+    row: dict[str, Any] = {
         "name": codec.name,
         "threads": codec.threads,
         "compressed_bytes": size,
-        "ratio": round(size / len(data), 6),
-        "compress_gbps": _gbps(len(data), compress_seconds),
-        "decompress_gbps": _gbps(len(data), decompress_seconds),
-        "runs": min(compress_runs, decompress_runs),
+        "ratio": round(size / count, 6),
     }
-
-
-def _time(work: Callable[[], None]) -> tuple[float, int]:
-    """The median of the seconds that `work` takes, and the number of runs."""
-    work()
-    seconds: list[float] = []
-    while len(seconds) < MIN_RUNS or (sum(seconds) < MIN_SECONDS and len(seconds) < MAX_RUNS):
-        started = perf_counter()
-        work()
-        seconds.append(perf_counter() - started)
-    return median(seconds), len(seconds)
-
-
-def _copy(source: bytearray, target: bytearray) -> None:
-    with memoryview(source) as data, memoryview(target) as out:
-        out[:] = data
-
-
-def _gbps(count: int, seconds: float) -> float:
-    return round(count / max(seconds, 1e-9) / 1e9, 3)
+    # A codec that only decodes into memory of its own has no other speed.
+    decompress_action = "decompress" if "decompress" in codec.decoders() else "fresh"
+    for action in (_COMPRESS, *_DECODERS):
+        key = (index, decompress_action if action == "decompress" else action)
+        pairs = [(entries[_REFERENCE], entries[key]) for entries in rounds if key in entries]
+        row[f"{action}_gbps"] = (
+            round(count / median(own for _, own in pairs) / 1e9, 3) if pairs else None
+        )
+        row[f"{action}_x_memcpy"] = (
+            round(median(copy / own for copy, own in pairs), 4) if pairs else None
+        )
+    row["runs"] = len(rounds)
+    return row
 
 
 def _all_threads() -> int:
