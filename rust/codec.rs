@@ -5,15 +5,15 @@
 //! decompress:  stream -> prelude, index -> per chunk: payload -> entropy -> planes -> bytes
 //! ```
 
-use std::io::{Cursor, Seek, Write};
+use std::io::{Seek, Write};
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::container::memory::Memory;
 use crate::container::prelude::{Body, TensorType, write_prelude};
 use crate::container::writer::{StreamWriter, constant_element};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::huge_pages::advised_vec;
 use crate::options::CompressOptions;
 use crate::plan::Plan;
 use crate::simd::Kernels;
@@ -47,13 +47,9 @@ pub(crate) fn compress_with(
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Vec<u8>> {
-    // Room for the longest stream: growing step by step would copy the result and touch its pages
-    // twice. Pages that are not written to are never there.
-    let mut out = Cursor::new(advised_vec(data.len() + data.len() / 128 + 4096));
+    let mut out = Memory::new(data.len(), Kernels::select(options.simd)?);
     compress_to(&mut out, data, dtype, shape, options, progress)?;
-    let mut stream = out.into_inner();
-    stream.shrink_to_fit();
-    Ok(stream)
+    Ok(out.into_vec())
 }
 
 /// Like [`compress`], written at the current position of `out`, with bounded working memory.

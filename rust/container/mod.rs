@@ -6,6 +6,7 @@ pub(crate) mod index;
 pub(crate) mod info;
 pub(crate) mod kind;
 pub(crate) mod mapped;
+pub(crate) mod memory;
 pub(crate) mod output;
 pub(crate) mod pieces;
 pub(crate) mod prelude;

@@ -313,6 +313,26 @@ impl Kernels {
         }
     }
 
+    /// Appends to a vector that has room, past the caches; [`Kernels::fence`] is due before another
+    /// thread reads it.
+    pub(crate) fn append_past_cache(self, bytes: &[u8], to: &mut Vec<u8>) {
+        to.reserve(bytes.len());
+        match self.tier {
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => {
+                let len = to.len();
+                let room = to.spare_capacity_mut()[..bytes.len()].as_mut_ptr();
+                // SAFETY: the CPU has the features; the vector has room for as many bytes as are
+                // copied, all of which are written before they count.
+                unsafe {
+                    avx512::copy_past_cache(bytes, room.cast());
+                    to.set_len(len + bytes.len());
+                }
+            }
+            _ => to.extend_from_slice(bytes),
+        }
+    }
+
     /// Copies past the caches, for an output that is much larger than they are; [`Kernels::fence`] is
     /// due before another thread reads it.
     ///
@@ -323,7 +343,7 @@ impl Kernels {
         match self.tier {
             // SAFETY: the CPU has the features; the lengths are equal.
             #[cfg(target_arch = "x86_64")]
-            SimdTier::Avx512 => unsafe { avx512::copy_past_cache(from, to) },
+            SimdTier::Avx512 => unsafe { avx512::copy_past_cache(from, to.as_mut_ptr()) },
             _ => to.copy_from_slice(from),
         }
     }
