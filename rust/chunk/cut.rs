@@ -74,6 +74,11 @@ impl CutCoder {
         })
     }
 
+    /// Whether decoded values have 16 bits.
+    pub(super) fn is_wide(&self) -> bool {
+        self.cut.is_wide()
+    }
+
     /// Decodes chunks of the same length and checks their hashes.
     ///
     /// `false`, with nothing decoded, for a form that is left to the plain way: trailing zeros.

@@ -92,6 +92,12 @@ impl<'a> ModelCoder<'a> {
         })
     }
 
+    /// Chunks that are best decoded in one call.
+    pub(crate) fn decode_interleave(&self) -> usize {
+        let interleave = |cut: &CutCoder| self.kernels.decode_interleave(cut.is_wide());
+        self.cut.as_deref().map_or(1, interleave)
+    }
+
     /// Decodes chunks of the same length.
     ///
     /// With `past_cache`, the output is written past the caches where the tier can do so.

@@ -236,19 +236,22 @@ impl<'s> ChunkDecoder<'s> {
     /// Joins neighbours of the same model and length into units that are decoded in one call.
     fn units<'o>(&self, pieces: Vec<Piece<'o>>) -> Vec<Vec<Piece<'o>>> {
         let index = &self.stream.index;
-        let most = self.kernels.decode_interleave();
-        let mut units: Vec<Vec<Piece<'o>>> = Vec::with_capacity(pieces.len().div_ceil(most));
+        let mut units: Vec<Vec<Piece<'o>>> = Vec::with_capacity(pieces.len());
         for piece in pieces {
+            let storage = index.storage(piece.number);
+            let most = match storage {
+                Storage::Model(model) => self.coder(model).decode_interleave(),
+                _ => 1,
+            };
+            let whole = |piece: &Piece<'o>| piece.out.len() == self.chunk_len(piece.number);
             let alike = |unit: &Vec<Piece<'o>>| {
-                unit.len() < most
-                    && unit.last().is_some_and(|last| {
-                        matches!(index.storage(piece.number), Storage::Model(_))
-                            && index.storage(last.number) == index.storage(piece.number)
-                            && last.out.len() == piece.out.len()
-                            && [last, &piece]
-                                .iter()
-                                .all(|piece| piece.out.len() == self.chunk_len(piece.number))
-                    })
+                unit.last().is_some_and(|last| {
+                    unit.len() < most
+                        && index.storage(last.number) == storage
+                        && last.out.len() == piece.out.len()
+                        && whole(last)
+                        && whole(&piece)
+                })
             };
             match units.last_mut().filter(|unit| alike(unit)) {
                 Some(unit) => unit.push(piece),

@@ -138,10 +138,12 @@ impl Kernels {
         }
     }
 
-    /// Chunks that one thread decodes at a time, to hide the latency of a step.
-    pub(crate) const fn decode_interleave(self) -> usize {
+    /// Chunks that one thread decodes at a time, to hide the latency of a step: as many as have their
+    /// states in registers. Measured in docs/optimizations.md.
+    pub(crate) const fn decode_interleave(self, wide: bool) -> usize {
         match self.tier {
             SimdTier::Scalar => 1,
+            SimdTier::Avx512 if wide => 2,
             SimdTier::Avx512 => 3,
         }
     }
