@@ -14,14 +14,14 @@ use crate::error::Result;
 use crate::options::Threads;
 use crate::parallel;
 use crate::planes::scale::ScaleOffsets;
-use crate::planes::words::{Word, low_mask, with_word};
+use crate::planes::words::{Word, with_word};
 
 /// Offsets are steps of `2^-OCTAVE_LOG2` octaves, fewer where the mantissa has fewer bits.
 const OCTAVE_LOG2: u32 = 3;
-/// Mantissa bits that are looked at: more would not change a mean by a step.
-const KEPT_MANTISSA_BITS: u32 = 7;
 /// Elements of one row that are looked at without a gap, at least.
 const MIN_RUN: usize = 32;
+/// Largest offset: a phase of up to half an octave may be added to it.
+const LARGEST: i64 = i8::MAX as i64 - (1 << OCTAVE_LOG2 >> 1);
 /// Rows that are loaded together.
 const BATCH_ROWS: usize = 8;
 /// Elements that an axis is fitted on altogether, at least.
@@ -53,59 +53,6 @@ pub(crate) struct AxisFit {
     pub(crate) rows: Vec<i8>,
     /// Columns, after the rows have been scaled.
     pub(crate) cols: Vec<i8>,
-}
-
-/// Turns words into magnitudes in 32-bit fixed point: 0 for what is far below `top` or not finite.
-#[derive(Clone, Copy)]
-pub(super) struct FixedPoint {
-    /// Mantissa bits that are left out.
-    dropped: u32,
-    kept: u32,
-    pub(super) exponent_mask: u32,
-    /// The exponent of the largest magnitudes; what is above counts as if it had this one.
-    pub(super) top: u32,
-}
-
-impl FixedPoint {
-    pub(super) fn new(fields: FloatFields) -> Self {
-        let kept = fields.mantissa_bits.min(KEPT_MANTISSA_BITS);
-        Self {
-            dropped: fields.mantissa_bits - kept,
-            kept,
-            exponent_mask: low_mask(fields.exponent_bits) as u32,
-            top: 1,
-        }
-    }
-
-    /// The exponent, that of infinities and subnormals taken for the smallest.
-    #[inline(always)]
-    pub(super) fn exponent<W: Word>(self, word: W) -> u32 {
-        let exponent = (word >> self.dropped >> self.kept).widen() as u32 & self.exponent_mask;
-        if exponent == self.exponent_mask {
-            1
-        } else {
-            exponent.max(1)
-        }
-    }
-
-    #[inline(always)]
-    fn magnitude<W: Word>(self, word: W) -> u32 {
-        let leading = (word >> self.dropped).widen() as u32;
-        let exponent = leading >> self.kept & self.exponent_mask;
-        let implicit = u32::from(exponent > 0) << self.kept;
-        let mantissa = leading & low_mask(self.kept) as u32 | implicit;
-        let depth = (self.top as i32 - exponent.max(1) as i32).clamp(0, 31);
-        let finite = u32::from(exponent != self.exponent_mask).wrapping_neg();
-        ((mantissa << (31 - self.kept)) >> depth) & finite
-    }
-
-    #[inline(always)]
-    pub(super) fn magnitudes<W: Word>(self, words: &[W], magnitudes: &mut [u32]) -> u64 {
-        for (magnitude, &word) in magnitudes.iter_mut().zip(words) {
-            *magnitude = self.magnitude(word);
-        }
-        magnitudes.iter().map(|&value| u64::from(value)).sum()
-    }
 }
 
 /// Which columns are looked at in which row.
@@ -358,7 +305,7 @@ impl Matrix<'_> {
     /// A logarithm as an offset.
     fn offset(&self, log: i64) -> i8 {
         let unit_log2 = LOG2_FRACTION_BITS - self.unit_log2();
-        ((log + (1 << (unit_log2 - 1))) >> unit_log2).clamp(-127, 127) as i8
+        ((log + (1 << (unit_log2 - 1))) >> unit_log2).clamp(-LARGEST, LARGEST) as i8
     }
 
     fn column_offsets(&self, columns: &ColumnSums, runs: Runs, noise: i64) -> Vec<i8> {
