@@ -347,6 +347,28 @@ mod tests {
         );
     }
 
+    proptest! {
+        #[test]
+        fn estimates_are_close(
+            peak in 0_usize..500, slope in 1_u32..30, exact: bool,
+        ) {
+            let counts: Vec<u32> = (0..512_usize)
+                .map(|i| 1_000_000_u32 >> (i.abs_diff(peak) as u32 * slope / 10).min(31))
+                .collect();
+            let cost = fit(&counts, 9, exact).unwrap().cost();
+            let (estimated, _) = estimate(&counts, 9, exact).unwrap();
+            prop_assert!(cost.abs_diff(estimated) < cost / 50, "{} {}", cost, estimated);
+        }
+    }
+
+    #[test]
+    fn an_alphabet_that_is_known_whole_needs_no_escape() {
+        let fitted = fit(&[9, 5, 1, 2], 2, false).unwrap();
+        assert!(matches!(fitted, Fit::Coded { table, .. } if !table.has_escape()));
+        let fitted = fit(&[9, 5, 0, 2], 2, false).unwrap();
+        assert!(matches!(fitted, Fit::Coded { table, .. } if table.has_escape()));
+    }
+
     #[test]
     fn one_symbol_is_constant_only_if_the_counts_are_exact() {
         assert!(matches!(fit(&[0, 7], 1, true), Some(Fit::Constant(1))));

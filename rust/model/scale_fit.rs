@@ -6,8 +6,12 @@
 //! the fit is the same on every machine. Measured in docs/design.md; the mean of `|w|` is near the
 //! maximum likelihood fit, means of `log2 |w|` and root mean squares are worse.
 
-use super::histogram::jitter;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::line_runs::Runs;
 use super::log2::{LOG2_FRACTION_BITS, log2};
+use super::sample::jitter;
 use super::scale_probe::{Probe, SHARE_BITS, Spread, share};
 use crate::dtype::FloatFields;
 use crate::error::Result;
@@ -15,19 +19,16 @@ use crate::options::Threads;
 use crate::parallel;
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, with_word};
+use crate::simd::{Kernels, Task};
 
 /// Offsets are steps of `2^-OCTAVE_LOG2` octaves, fewer where the mantissa has fewer bits.
 const OCTAVE_LOG2: u32 = 3;
-/// Elements of one row that are looked at without a gap, at least.
-const MIN_RUN: usize = 32;
 /// Largest offset: a phase of up to half an octave may be added to it.
 const LARGEST: i64 = i8::MAX as i64 - (1 << OCTAVE_LOG2 >> 1);
 /// Rows that are loaded together.
 const BATCH_ROWS: usize = 8;
 /// Elements that an axis is fitted on altogether, at least.
 const MIN_SAMPLE: usize = 1 << 16;
-/// Rows that a column's sum may have before it could overflow.
-const MAX_COLUMN_ROWS: usize = 1 << 20;
 
 /// log2 of the steps in an octave.
 pub(super) fn octave_log2(fields: FloatFields) -> u32 {
@@ -43,6 +44,7 @@ pub(crate) struct Matrix<'a> {
     /// Elements looked at per row and per column, at least.
     pub(crate) sample: usize,
     pub(crate) threads: Threads,
+    pub(crate) kernels: Kernels,
 }
 
 /// The offsets of both axes; a candidate takes one of them or both.
@@ -53,54 +55,6 @@ pub(crate) struct AxisFit {
     pub(crate) rows: Vec<i8>,
     /// Columns, after the rows have been scaled.
     pub(crate) cols: Vec<i8>,
-}
-
-/// Which columns are looked at in which row.
-#[derive(Clone, Copy)]
-struct Runs {
-    columns: usize,
-    /// Rows that are looked at, one of `row_step` neighbours.
-    rows: usize,
-    row_step: usize,
-    /// Runs side by side that cover a row.
-    stripes: usize,
-    /// One of so many of these rows counts for the columns.
-    column_step: usize,
-}
-
-impl Runs {
-    /// `per_row` elements of every row if `each_row`, and `per_column` of every column at least.
-    fn new(rows: usize, columns: usize, each_row: bool, per_row: usize, per_column: usize) -> Self {
-        let row_step = if each_row {
-            1
-        } else {
-            // Enough rows that no single one counts for much.
-            (rows / per_column.saturating_mul(4)).max(1)
-        };
-        let visited = rows.div_ceil(row_step);
-        let for_columns = per_column.saturating_mul(columns).div_ceil(visited);
-        let wanted = if each_row {
-            per_row.max(for_columns)
-        } else {
-            for_columns
-        };
-        let stripes = (columns / wanted.max(MIN_RUN)).max(1);
-        Self {
-            columns,
-            rows: visited,
-            row_step,
-            stripes,
-            column_step: (visited / stripes / per_column.min(MAX_COLUMN_ROWS)).max(1),
-        }
-    }
-
-    fn stripe(self, index: usize) -> usize {
-        jitter(index, self.stripes)
-    }
-
-    fn columns_of(self, stripe: usize) -> std::ops::Range<usize> {
-        stripe * self.columns / self.stripes..(stripe + 1) * self.columns / self.stripes
-    }
 }
 
 /// Sums of the magnitudes of scaled rows, per column.
@@ -115,6 +69,27 @@ impl ColumnSums {
         for (sums, more) in [(&mut self.sums, &other.sums), (&mut self.rows, &other.rows)] {
             sums.iter_mut().zip(more).for_each(|(sum, add)| *sum += add);
         }
+    }
+}
+
+/// Looking at some of the rows.
+struct FitRows<'a, W> {
+    matrix: &'a Matrix<'a>,
+    visited: Range<usize>,
+    runs: Runs,
+    probe: &'a Probe,
+    row_share: i64,
+    word: PhantomData<W>,
+}
+
+impl<W: Word> Task for FitRows<'_, W> {
+    type Output = (Vec<i8>, ColumnSums);
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let (runs, probe) = (self.runs, self.probe);
+        self.matrix
+            .fit_rows::<W>(self.visited, runs, probe, self.row_share)
     }
 }
 
@@ -188,7 +163,15 @@ impl Matrix<'_> {
         let tasks = parallel::thread_count(self.threads)?;
         let parts = parallel::map(self.threads, tasks, |task| {
             let visited = runs.rows * task / tasks..runs.rows * (task + 1) / tasks;
-            self.fit_rows::<W>(visited, runs, &probe, row_share)
+            let task = FitRows {
+                matrix: self,
+                visited,
+                runs,
+                probe: &probe,
+                row_share,
+                word: PhantomData::<W>,
+            };
+            self.kernels.run(task)
         })?;
         let mut rows_fit = Vec::with_capacity(runs.rows);
         let mut parts = parts.into_iter();
@@ -219,7 +202,7 @@ impl Matrix<'_> {
     pub(super) fn load_run<W: Word>(
         &self,
         row: usize,
-        run: &std::ops::Range<usize>,
+        run: &Range<usize>,
         words: &mut [W],
     ) -> usize {
         let first = row * self.columns;
@@ -234,9 +217,10 @@ impl Matrix<'_> {
     }
 
     /// Offsets of some rows, and what they add to the sums of the columns.
+    #[inline(always)]
     fn fit_rows<W: Word>(
         &self,
-        visited: std::ops::Range<usize>,
+        visited: Range<usize>,
         runs: Runs,
         probe: &Probe,
         row_share: i64,
@@ -360,6 +344,7 @@ mod tests {
             columns,
             sample: 256,
             threads: Threads::new(1),
+            kernels: Kernels::scalar(),
         }
         .fit()
         .unwrap();
@@ -398,6 +383,7 @@ mod tests {
             columns: 6,
             sample: 256,
             threads: Threads::new(1),
+            kernels: Kernels::scalar(),
         }
         .fit()
         .unwrap();

@@ -4,8 +4,8 @@
 //! Variances are those of binary logarithms, in units of 2^-32. Integers only.
 
 use super::fixed_point::FixedPoint;
-use super::histogram::jitter;
 use super::log2::LOG2_FRACTION_BITS;
+use super::sample::jitter;
 use super::scale_fit::{Matrix, log_of_mean};
 use crate::planes::words::Word;
 

@@ -6,8 +6,9 @@
 
 use super::Model;
 use super::float_cut::{FloatCut, FloatLayout};
-use super::histogram::{FloatHistogram, Sample};
+use super::histogram::FloatHistogram;
 use super::normalize::ONE_BIT;
+use super::sample::Sample;
 use super::scale_fit::{Matrix, octave_log2};
 use crate::constants::STATES_BYTES;
 use crate::dtype::FloatFields;
@@ -16,6 +17,7 @@ use crate::options::{Level, Threads};
 use crate::parallel;
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, with_word};
+use crate::simd::Kernels;
 
 /// Elements that candidates are compared on, and that the final table is made from.
 const SEARCH_ELEMENTS: usize = 1 << 13;
@@ -45,6 +47,7 @@ pub(crate) struct Input<'a> {
     pub(crate) chunk_bytes: usize,
     pub(crate) level: Level,
     pub(crate) threads: Threads,
+    pub(crate) kernels: Kernels,
 }
 
 impl Input<'_> {
@@ -124,6 +127,7 @@ fn select_scale(
             columns,
             sample: input.effort(LINE_SAMPLE),
             threads,
+            kernels: input.kernels,
         };
         let axes = matrix.fit()?;
         let has_offsets = |axis: &[i8]| axis.iter().any(|&offset| offset != 0);
@@ -191,7 +195,7 @@ impl<'a> Cuts<'a> {
         } else {
             joint_limit
         };
-        let histogram = FloatHistogram::new(sample, scale, fields, counted);
+        let histogram = FloatHistogram::new(input.kernels, sample, scale, fields, counted);
         let mut cuts = Self {
             input,
             sample,
