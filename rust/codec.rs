@@ -83,7 +83,7 @@ pub fn compress_to<W: Write + Seek>(
         progress(data.len() as u64)?;
         return Ok(prelude.len() as u64);
     }
-    let plan = Plan::new(data, &tensor, options)?;
+    let plan = Plan::new(data, &tensor, options, kernels)?;
     let writer = StreamWriter {
         tensor: &tensor,
         data,

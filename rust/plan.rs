@@ -8,6 +8,7 @@ use crate::model::select::{Input, select_float};
 use crate::model::select_bytes::{Known, select_generic};
 use crate::options::CompressOptions;
 use crate::parallel;
+use crate::simd::Kernels;
 
 /// Below this size a tensor is stored raw: a table and 64 states cost more than they save.
 const MIN_MODEL_BYTES: usize = 2048;
@@ -29,7 +30,12 @@ pub(crate) struct Plan {
 impl Plan {
     /// # Errors
     /// [`Error::InvalidArgument`] for a chunk size that is not a power of two within the limits.
-    pub(crate) fn new(data: &[u8], tensor: &TensorType, options: &CompressOptions) -> Result<Self> {
+    pub(crate) fn new(
+        data: &[u8],
+        tensor: &TensorType,
+        options: &CompressOptions,
+        kernels: Kernels,
+    ) -> Result<Self> {
         let chunk_log2 = chunk_log2(options.chunk_bytes)?;
         let chunk_bytes = 1 << chunk_log2;
         let input = Input {
@@ -37,6 +43,7 @@ impl Plan {
             chunk_bytes,
             level: options.level,
             threads: options.threads,
+            kernels,
         };
         let chunks = data.len().div_ceil(chunk_bytes);
         let whole = |models: Vec<Model>, scale| Self {

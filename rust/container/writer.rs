@@ -24,6 +24,10 @@ const AHEAD: Ahead = Ahead {
 /// The element that `data` repeats, if it repeats one.
 pub(crate) fn constant_element(data: &[u8], itemsize: usize) -> Option<&[u8]> {
     let element = data.get(..itemsize)?;
+    // The last one first: padding may repeat an element for long.
+    if !data.ends_with(element) {
+        return None;
+    }
     (data[itemsize..] == data[..data.len() - itemsize]).then_some(element)
 }
 

@@ -1,7 +1,8 @@
 //! One way to cut floats into symbol, sign and raw bits, and what it would cost.
 
-use super::histogram::{FloatHistogram, Sample};
+use super::histogram::FloatHistogram;
 use super::normalize::{Fit, ONE_BIT, estimate, fit};
+use super::sample::Sample;
 use super::select::{Candidate, Input};
 use super::{Model, Plane};
 use crate::constants::{MAX_CODED_BITS, SUB_BLOCK};

@@ -1,117 +1,17 @@
-//! Samples of a tensor and the counts taken from them.
-//!
-//! A sample is a fixed set of runs of neighbouring elements, so that the same input gives the same
-//! model on every machine and for every thread count.
+//! Counts of the symbols in a sample.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::log2::log2;
-use crate::constants::SUB_BLOCK;
+use super::sample::Sample;
 use crate::dtype::FloatFields;
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, low_mask, with_word};
-
-/// Elements of a run: a few cache lines, and many places.
-const RUN: usize = 128;
+use crate::simd::{Kernels, Task};
 
 /// Counts that take turns.
 const TURNS: usize = 4;
-
-/// Which elements are looked at.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample<'a> {
-    pub(crate) bytes: &'a [u8],
-    pub(crate) element_bytes: usize,
-    /// Bytes before the first element.
-    pub(crate) phase: usize,
-    /// Elements of a run.
-    run: usize,
-    /// One of `step` neighbouring runs is taken; 1 takes everything.
-    step: usize,
-}
-
-/// Which of `step` neighbours number `index` of a sample is: fixed, but without a period that could
-/// meet one of the tensor's.
-#[inline]
-pub(crate) fn jitter(index: usize, step: usize) -> usize {
-    // The high half of a product with the hash spreads it without a division.
-    let hash = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    ((u128::from(hash) * step as u128) >> 32) as usize
-}
-
-impl<'a> Sample<'a> {
-    /// At least `limit` elements, or everything if there are not twice as many.
-    pub(crate) fn new(bytes: &'a [u8], element_bytes: usize, phase: usize, limit: usize) -> Self {
-        let elements = bytes.len().saturating_sub(phase) / element_bytes;
-        let step = (elements / limit).max(1);
-        Self {
-            bytes,
-            element_bytes,
-            phase,
-            run: if step == 1 { SUB_BLOCK } else { RUN },
-            step,
-        }
-    }
-
-    /// Whether every element is taken.
-    pub(crate) fn is_exact(&self) -> bool {
-        self.step == 1
-    }
-
-    /// Elements of the whole input.
-    pub(crate) fn elements(&self) -> usize {
-        self.bytes.len().saturating_sub(self.phase) / self.element_bytes
-    }
-
-    fn runs(&self) -> impl Iterator<Item = Range<usize>> {
-        let elements = self.elements();
-        let (run, step) = (self.run, self.step);
-        (0..elements.div_ceil(run).div_ceil(step))
-            .map(move |index| (index * step + jitter(index, step)) * run)
-            .filter(move |&start| start < elements)
-            .map(move |start| start..elements.min(start + run))
-    }
-
-    /// Calls `visit` with the words of every run taken, scale offsets subtracted.
-    ///
-    /// `W` is as wide as the elements.
-    pub(crate) fn for_each_run<W: Word>(
-        &self,
-        scale: Option<&ScaleOffsets>,
-        mut visit: impl FnMut(&[W]),
-    ) {
-        debug_assert_eq!(W::BYTES, self.element_bytes);
-        let mut buffer = [W::default(); SUB_BLOCK];
-        let mut runs = self.runs();
-        let mut batch = Vec::with_capacity(SUB_BLOCK / self.run);
-        loop {
-            // Loading some runs before the first is counted lets their cache misses overlap.
-            batch.clear();
-            // In this order, or a run would be taken that no room is left for.
-            for (words, range) in buffer.chunks_exact_mut(self.run).zip(&mut runs) {
-                let start = self.phase + range.start * W::BYTES;
-                let bytes = &self.bytes[start..start + range.len() * W::BYTES];
-                W::load(bytes, &mut words[..range.len()]);
-                batch.push(range);
-            }
-            if batch.is_empty() {
-                return;
-            }
-            for (range, words) in batch.iter().zip(buffer.chunks_exact_mut(self.run)) {
-                let words = &mut words[..range.len()];
-                if let Some(scale) = scale {
-                    scale.subtract(words, range.start);
-                }
-                visit(words);
-            }
-        }
-    }
-
-    /// Elements taken.
-    pub(crate) fn taken(&self) -> u64 {
-        self.runs().map(|range| range.len() as u64).sum()
-    }
-}
 
 /// Adds the leading bits of `words`, those above `below`, to counts that take turns: one count alone
 /// would wait for the store of the element before.
@@ -155,23 +55,51 @@ pub(crate) struct FloatHistogram {
     zeros: [u64; 65],
 }
 
+/// The making of a [`FloatHistogram`].
+struct Count<'a, W> {
+    sample: &'a Sample<'a>,
+    scale: Option<&'a ScaleOffsets>,
+    fields: FloatFields,
+    joint_bits: u32,
+    word: PhantomData<W>,
+}
+
+impl<W: Word> Task for Count<'_, W> {
+    type Output = FloatHistogram;
+
+    #[inline(always)]
+    fn run(self) -> FloatHistogram {
+        FloatHistogram::count(&self)
+    }
+}
+
 impl FloatHistogram {
     /// Counts the sign, the exponent and `joint_bits` of the mantissa over the sample.
     pub(crate) fn new(
+        kernels: Kernels,
         sample: &Sample<'_>,
         scale: Option<&ScaleOffsets>,
         fields: FloatFields,
         joint_bits: u32,
     ) -> Self {
-        with_word!(sample.element_bytes, W => Self::count::<W>(sample, scale, fields, joint_bits))
+        with_word!(sample.element_bytes, W => kernels.run(Count::<W> {
+            sample,
+            scale,
+            fields,
+            joint_bits,
+            word: PhantomData,
+        }))
     }
 
-    fn count<W: Word>(
-        sample: &Sample<'_>,
-        scale: Option<&ScaleOffsets>,
-        fields: FloatFields,
-        joint_bits: u32,
-    ) -> Self {
+    #[inline(always)]
+    fn count<W: Word>(task: &Count<'_, W>) -> Self {
+        let Count {
+            sample,
+            scale,
+            fields,
+            joint_bits,
+            ..
+        } = *task;
         let bits = fields.exponent_bits + joint_bits;
         let below = W::BITS - 1 - bits;
         let size = 2 << bits;
@@ -231,14 +159,35 @@ impl FloatHistogram {
 
     /// The counts there would be if all magnitudes were less by `steps` of the lowest counted bit.
     pub(crate) fn lowered(&self, steps: i8) -> Self {
-        let mut lowered = self.clone();
+        let half = 1_usize << self.bits;
+        let moved = |end: usize| end.checked_add_signed(-isize::from(steps));
+        let used = moved(self.used.start).zip(moved(self.used.end).filter(|&end| end <= half));
+        let Some((start, end)) = used else {
+            return self.rotated(steps);
+        };
+        let mut counts = vec![0; 2 * half];
+        for sign in [0, half] {
+            let from = &self.counts[sign..][self.used.clone()];
+            counts[sign + start..sign + end].copy_from_slice(from);
+        }
+        let group = 1 << self.joint_bits;
+        Self {
+            counts,
+            used: start / group * group..end.next_multiple_of(group),
+            ..*self
+        }
+    }
+
+    /// [`FloatHistogram::lowered`] where some magnitudes wrap.
+    fn rotated(&self, steps: i8) -> Self {
+        let mut rotated = self.clone();
         let half = 1 << self.bits;
         let by = i64::from(steps).rem_euclid(half as i64) as usize;
-        let (positive, negative) = lowered.counts.split_at_mut(half);
+        let (positive, negative) = rotated.counts.split_at_mut(half);
         positive.rotate_left(by);
         negative.rotate_left(by);
-        lowered.find_used();
-        lowered
+        rotated.find_used();
+        rotated
     }
 
     /// Counts of the top `bits` magnitude bits, with the sign below them if it is wanted, and the
@@ -334,4 +283,37 @@ pub(crate) fn table_entropy(frequencies: impl Iterator<Item = u8>) -> f64 {
         .map(|f| u64::from(f) * (log2(256) - log2(u64::from(f))))
         .sum();
     cost as f64 / 65536.0 / 256.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_level_of_detail_counts_the_same(
+            words in prop::collection::vec(any::<u16>(), 1..3000), joint in 0_u32..4, steps in -4_i8..5,
+        ) {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let fields = Dtype::Bfloat16.float_fields().unwrap();
+            let sample = Sample::new(&bytes, 2, 0, usize::MAX);
+            prop_assert!(sample.is_exact());
+            let histogram = FloatHistogram::new(Kernels::scalar(), &sample, None, fields, joint);
+            let lowered = histogram.lowered(steps);
+            for bits in 8..=8 + joint {
+                let (first, counts) = lowered.symbols(bits, true);
+                let mut expected = vec![0_u32; 2 << bits];
+                for word in &words {
+                    let magnitude = i64::from(word & 0x7fff) - (i64::from(steps) << (7 - joint));
+                    let symbol = (magnitude.rem_euclid(1 << 15) as usize) >> (15 - bits);
+                    expected[symbol << 1 | usize::from(word >> 15)] += 1;
+                }
+                let mut found = vec![0; 2 << bits];
+                found[first..first + counts.len()].copy_from_slice(&counts);
+                prop_assert_eq!(&found, &expected);
+            }
+        }
+    }
 }

@@ -12,12 +12,20 @@
 //! Wire form: docs/format.md, "Model". Papers: ZipNN (arXiv 2411.05239) section 3 splits floats into
 //! fields; NeuZip (arXiv 2410.20650) section 3 codes the exponents.
 
-pub(crate) mod float_cut;
+#![allow(
+    clippy::inline_always,
+    reason = "what a task calls is compiled for a tier only where it is inlined"
+)]
+
+mod fixed_point;
+mod float_cut;
 pub(crate) mod frequency_table;
 pub(crate) mod histogram;
-pub(crate) mod log2;
-pub(crate) mod normalize;
-pub(crate) mod scale_fit;
+mod line_runs;
+mod log2;
+mod normalize;
+mod sample;
+mod scale_fit;
 mod scale_probe;
 pub(crate) mod select;
 pub(crate) mod select_bytes;

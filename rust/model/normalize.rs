@@ -37,6 +37,7 @@ impl Fit {
 ///
 /// `exact` says that no symbol can occur that was not counted.
 pub(crate) fn fit(counts: &[u32], bits: u32, exact: bool) -> Option<Fit> {
+    let exact = exact || is_complete(counts, bits);
     let used = counts.iter().filter(|&&count| count > 0).count();
     if used == 0 {
         return None;
@@ -105,12 +106,21 @@ pub(crate) fn estimate(counts: &[u32], bits: u32, exact: bool) -> Option<(u64, u
     if used.is_empty() {
         return None;
     }
+    let all_seen = is_complete(counts, bits);
     let counts = &counts[used];
     if counts.len() == 1 && exact {
         return Some((0, 1));
     }
     let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
-    let window = heaviest(counts, usize::from(ESCAPE));
+    let without_escape = (exact || all_seen) && counts.len() <= MAX_SYMBOLS;
+    let window = heaviest(
+        counts,
+        if without_escape {
+            MAX_SYMBOLS
+        } else {
+            ESCAPE.into()
+        },
+    );
     let log_total = log2(total);
     let (mut cost, mut listed, mut listed_mass, mut slots) = (0, 0, 0, 0);
     for &count in &counts[window] {
@@ -123,7 +133,7 @@ pub(crate) fn estimate(counts: &[u32], bits: u32, exact: bool) -> Option<(u64, u
         }
     }
     let escaped = total - listed_mass;
-    if escaped > 0 || !exact {
+    if escaped > 0 || !without_escape {
         listed += 1;
         slots += (escaped * SLOTS as u64).max(total);
         cost += escaped * (log_total - log2(escaped)).min(8 * ONE_BIT);
@@ -132,6 +142,13 @@ pub(crate) fn estimate(counts: &[u32], bits: u32, exact: bool) -> Option<(u64, u
     // All slots together are more than there are: every symbol gets fewer.
     cost += total * (log2(slots) - log_total).saturating_sub(8 * ONE_BIT);
     Some((cost, listed))
+}
+
+/// Whether every symbol there can be was counted and fits into one table.
+fn is_complete(counts: &[u32], bits: u32) -> bool {
+    counts.len() == 1 << bits
+        && counts.len() <= MAX_SYMBOLS
+        && counts.iter().all(|&count| count > 0)
 }
 
 /// The `width` neighbours with the most mass.
@@ -299,7 +316,7 @@ mod tests {
                     let listed = symbols.contains(&(symbol as u16));
                     prop_assert!(count == 0 || table.has_escape() || listed);
                 }
-                prop_assert!(exact || table.has_escape());
+                prop_assert!(exact || table.has_escape() || is_complete(&counts, bits));
                 let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
                 prop_assert!(cost <= total * (8 + 16) * ONE_BIT);
             }
@@ -328,6 +345,28 @@ mod tests {
             cost >= entropy && cost < entropy * 1.005,
             "{cost} {entropy}"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn estimates_are_close(
+            peak in 0_usize..500, slope in 1_u32..30, exact: bool,
+        ) {
+            let counts: Vec<u32> = (0..512_usize)
+                .map(|i| 1_000_000_u32 >> (i.abs_diff(peak) as u32 * slope / 10).min(31))
+                .collect();
+            let cost = fit(&counts, 9, exact).unwrap().cost();
+            let (estimated, _) = estimate(&counts, 9, exact).unwrap();
+            prop_assert!(cost.abs_diff(estimated) < cost / 50, "{} {}", cost, estimated);
+        }
+    }
+
+    #[test]
+    fn an_alphabet_that_is_known_whole_needs_no_escape() {
+        let fitted = fit(&[9, 5, 1, 2], 2, false).unwrap();
+        assert!(matches!(fitted, Fit::Coded { table, .. } if !table.has_escape()));
+        let fitted = fit(&[9, 5, 0, 2], 2, false).unwrap();
+        assert!(matches!(fitted, Fit::Coded { table, .. } if table.has_escape()));
     }
 
     #[test]

@@ -6,28 +6,29 @@
 //! the fit is the same on every machine. Measured in docs/design.md; the mean of `|w|` is near the
 //! maximum likelihood fit, means of `log2 |w|` and root mean squares are worse.
 
-use super::histogram::jitter;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::line_runs::Runs;
 use super::log2::{LOG2_FRACTION_BITS, log2};
+use super::sample::jitter;
 use super::scale_probe::{Probe, SHARE_BITS, Spread, share};
 use crate::dtype::FloatFields;
 use crate::error::Result;
 use crate::options::Threads;
 use crate::parallel;
 use crate::planes::scale::ScaleOffsets;
-use crate::planes::words::{Word, low_mask, with_word};
+use crate::planes::words::{Word, with_word};
+use crate::simd::{Kernels, Task};
 
 /// Offsets are steps of `2^-OCTAVE_LOG2` octaves, fewer where the mantissa has fewer bits.
 const OCTAVE_LOG2: u32 = 3;
-/// Mantissa bits that are looked at: more would not change a mean by a step.
-const KEPT_MANTISSA_BITS: u32 = 7;
-/// Elements of one row that are looked at without a gap, at least.
-const MIN_RUN: usize = 32;
+/// Largest offset: a phase of up to half an octave may be added to it.
+const LARGEST: i64 = i8::MAX as i64 - (1 << OCTAVE_LOG2 >> 1);
 /// Rows that are loaded together.
 const BATCH_ROWS: usize = 8;
 /// Elements that an axis is fitted on altogether, at least.
 const MIN_SAMPLE: usize = 1 << 16;
-/// Rows that a column's sum may have before it could overflow.
-const MAX_COLUMN_ROWS: usize = 1 << 20;
 
 /// log2 of the steps in an octave.
 pub(super) fn octave_log2(fields: FloatFields) -> u32 {
@@ -43,6 +44,7 @@ pub(crate) struct Matrix<'a> {
     /// Elements looked at per row and per column, at least.
     pub(crate) sample: usize,
     pub(crate) threads: Threads,
+    pub(crate) kernels: Kernels,
 }
 
 /// The offsets of both axes; a candidate takes one of them or both.
@@ -53,107 +55,6 @@ pub(crate) struct AxisFit {
     pub(crate) rows: Vec<i8>,
     /// Columns, after the rows have been scaled.
     pub(crate) cols: Vec<i8>,
-}
-
-/// Turns words into magnitudes in 32-bit fixed point: 0 for what is far below `top` or not finite.
-#[derive(Clone, Copy)]
-pub(super) struct FixedPoint {
-    /// Mantissa bits that are left out.
-    dropped: u32,
-    kept: u32,
-    pub(super) exponent_mask: u32,
-    /// The exponent of the largest magnitudes; what is above counts as if it had this one.
-    pub(super) top: u32,
-}
-
-impl FixedPoint {
-    pub(super) fn new(fields: FloatFields) -> Self {
-        let kept = fields.mantissa_bits.min(KEPT_MANTISSA_BITS);
-        Self {
-            dropped: fields.mantissa_bits - kept,
-            kept,
-            exponent_mask: low_mask(fields.exponent_bits) as u32,
-            top: 1,
-        }
-    }
-
-    /// The exponent, that of infinities and subnormals taken for the smallest.
-    #[inline(always)]
-    pub(super) fn exponent<W: Word>(self, word: W) -> u32 {
-        let exponent = (word >> self.dropped >> self.kept).widen() as u32 & self.exponent_mask;
-        if exponent == self.exponent_mask {
-            1
-        } else {
-            exponent.max(1)
-        }
-    }
-
-    #[inline(always)]
-    fn magnitude<W: Word>(self, word: W) -> u32 {
-        let leading = (word >> self.dropped).widen() as u32;
-        let exponent = leading >> self.kept & self.exponent_mask;
-        let implicit = u32::from(exponent > 0) << self.kept;
-        let mantissa = leading & low_mask(self.kept) as u32 | implicit;
-        let depth = (self.top as i32 - exponent.max(1) as i32).clamp(0, 31);
-        let finite = u32::from(exponent != self.exponent_mask).wrapping_neg();
-        ((mantissa << (31 - self.kept)) >> depth) & finite
-    }
-
-    #[inline(always)]
-    pub(super) fn magnitudes<W: Word>(self, words: &[W], magnitudes: &mut [u32]) -> u64 {
-        for (magnitude, &word) in magnitudes.iter_mut().zip(words) {
-            *magnitude = self.magnitude(word);
-        }
-        magnitudes.iter().map(|&value| u64::from(value)).sum()
-    }
-}
-
-/// Which columns are looked at in which row.
-#[derive(Clone, Copy)]
-struct Runs {
-    columns: usize,
-    /// Rows that are looked at, one of `row_step` neighbours.
-    rows: usize,
-    row_step: usize,
-    /// Runs side by side that cover a row.
-    stripes: usize,
-    /// One of so many of these rows counts for the columns.
-    column_step: usize,
-}
-
-impl Runs {
-    /// `per_row` elements of every row if `each_row`, and `per_column` of every column at least.
-    fn new(rows: usize, columns: usize, each_row: bool, per_row: usize, per_column: usize) -> Self {
-        let row_step = if each_row {
-            1
-        } else {
-            // Enough rows that no single one counts for much.
-            (rows / per_column.saturating_mul(4)).max(1)
-        };
-        let visited = rows.div_ceil(row_step);
-        let for_columns = per_column.saturating_mul(columns).div_ceil(visited);
-        let wanted = if each_row {
-            per_row.max(for_columns)
-        } else {
-            for_columns
-        };
-        let stripes = (columns / wanted.max(MIN_RUN)).max(1);
-        Self {
-            columns,
-            rows: visited,
-            row_step,
-            stripes,
-            column_step: (visited / stripes / per_column.min(MAX_COLUMN_ROWS)).max(1),
-        }
-    }
-
-    fn stripe(self, index: usize) -> usize {
-        jitter(index, self.stripes)
-    }
-
-    fn columns_of(self, stripe: usize) -> std::ops::Range<usize> {
-        stripe * self.columns / self.stripes..(stripe + 1) * self.columns / self.stripes
-    }
 }
 
 /// Sums of the magnitudes of scaled rows, per column.
@@ -168,6 +69,27 @@ impl ColumnSums {
         for (sums, more) in [(&mut self.sums, &other.sums), (&mut self.rows, &other.rows)] {
             sums.iter_mut().zip(more).for_each(|(sum, add)| *sum += add);
         }
+    }
+}
+
+/// Looking at some of the rows.
+struct FitRows<'a, W> {
+    matrix: &'a Matrix<'a>,
+    visited: Range<usize>,
+    runs: Runs,
+    probe: &'a Probe,
+    row_share: i64,
+    word: PhantomData<W>,
+}
+
+impl<W: Word> Task for FitRows<'_, W> {
+    type Output = (Vec<i8>, ColumnSums);
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let (runs, probe) = (self.runs, self.probe);
+        self.matrix
+            .fit_rows::<W>(self.visited, runs, probe, self.row_share)
     }
 }
 
@@ -241,7 +163,15 @@ impl Matrix<'_> {
         let tasks = parallel::thread_count(self.threads)?;
         let parts = parallel::map(self.threads, tasks, |task| {
             let visited = runs.rows * task / tasks..runs.rows * (task + 1) / tasks;
-            self.fit_rows::<W>(visited, runs, &probe, row_share)
+            let task = FitRows {
+                matrix: self,
+                visited,
+                runs,
+                probe: &probe,
+                row_share,
+                word: PhantomData::<W>,
+            };
+            self.kernels.run(task)
         })?;
         let mut rows_fit = Vec::with_capacity(runs.rows);
         let mut parts = parts.into_iter();
@@ -272,7 +202,7 @@ impl Matrix<'_> {
     pub(super) fn load_run<W: Word>(
         &self,
         row: usize,
-        run: &std::ops::Range<usize>,
+        run: &Range<usize>,
         words: &mut [W],
     ) -> usize {
         let first = row * self.columns;
@@ -287,9 +217,10 @@ impl Matrix<'_> {
     }
 
     /// Offsets of some rows, and what they add to the sums of the columns.
+    #[inline(always)]
     fn fit_rows<W: Word>(
         &self,
-        visited: std::ops::Range<usize>,
+        visited: Range<usize>,
         runs: Runs,
         probe: &Probe,
         row_share: i64,
@@ -358,7 +289,7 @@ impl Matrix<'_> {
     /// A logarithm as an offset.
     fn offset(&self, log: i64) -> i8 {
         let unit_log2 = LOG2_FRACTION_BITS - self.unit_log2();
-        ((log + (1 << (unit_log2 - 1))) >> unit_log2).clamp(-127, 127) as i8
+        ((log + (1 << (unit_log2 - 1))) >> unit_log2).clamp(-LARGEST, LARGEST) as i8
     }
 
     fn column_offsets(&self, columns: &ColumnSums, runs: Runs, noise: i64) -> Vec<i8> {
@@ -413,6 +344,7 @@ mod tests {
             columns,
             sample: 256,
             threads: Threads::new(1),
+            kernels: Kernels::scalar(),
         }
         .fit()
         .unwrap();
@@ -451,6 +383,7 @@ mod tests {
             columns: 6,
             sample: 256,
             threads: Threads::new(1),
+            kernels: Kernels::scalar(),
         }
         .fit()
         .unwrap();

@@ -3,9 +3,10 @@
 //!
 //! Variances are those of binary logarithms, in units of 2^-32. Integers only.
 
-use super::histogram::jitter;
+use super::fixed_point::FixedPoint;
 use super::log2::LOG2_FRACTION_BITS;
-use super::scale_fit::{FixedPoint, Matrix, log_of_mean};
+use super::sample::jitter;
+use super::scale_fit::{Matrix, log_of_mean};
 use crate::planes::words::Word;
 
 /// Rows of the probe, and columns in groups of neighbours.

@@ -6,8 +6,9 @@
 
 use super::Model;
 use super::float_cut::{FloatCut, FloatLayout};
-use super::histogram::{FloatHistogram, Sample};
+use super::histogram::FloatHistogram;
 use super::normalize::ONE_BIT;
+use super::sample::Sample;
 use super::scale_fit::{Matrix, octave_log2};
 use crate::constants::STATES_BYTES;
 use crate::dtype::FloatFields;
@@ -16,6 +17,7 @@ use crate::options::{Level, Threads};
 use crate::parallel;
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, with_word};
+use crate::simd::Kernels;
 
 /// Elements that candidates are compared on, and that the final table is made from.
 const SEARCH_ELEMENTS: usize = 1 << 13;
@@ -45,6 +47,7 @@ pub(crate) struct Input<'a> {
     pub(crate) chunk_bytes: usize,
     pub(crate) level: Level,
     pub(crate) threads: Threads,
+    pub(crate) kernels: Kernels,
 }
 
 impl Input<'_> {
@@ -124,6 +127,7 @@ fn select_scale(
             columns,
             sample: input.effort(LINE_SAMPLE),
             threads,
+            kernels: input.kernels,
         };
         let axes = matrix.fit()?;
         let has_offsets = |axis: &[i8]| axis.iter().any(|&offset| offset != 0);
@@ -168,6 +172,9 @@ struct Cuts<'a> {
     input: &'a Input<'a>,
     sample: &'a Sample<'a>,
     histogram: FloatHistogram,
+    layout: FloatLayout,
+    /// Mantissa bits that a symbol may have.
+    joint_limit: u32,
     scaled: bool,
     ways: Vec<FloatCut>,
 }
@@ -188,24 +195,33 @@ impl<'a> Cuts<'a> {
         } else {
             joint_limit
         };
-        let histogram = FloatHistogram::new(sample, scale, fields, counted);
-        let constant_sign = histogram.constant_sign();
-        let ways = (0..=joint_limit)
+        let histogram = FloatHistogram::new(input.kernels, sample, scale, fields, counted);
+        let mut cuts = Self {
+            input,
+            sample,
+            layout,
+            joint_limit,
+            scaled: scale.is_some(),
+            ways: Vec::new(),
+            histogram,
+        };
+        cuts.list(cuts.histogram.constant_sign());
+        cuts
+    }
+
+    /// Lists the ways to cut; a constant sign is a plane of its own.
+    fn list(&mut self, constant_sign: Option<u64>) {
+        let apart = constant_sign.is_some() || self.input.level == Level::Fast;
+        let ways = (0..=self.joint_limit)
             .flat_map(|joint| [(joint, false), (joint, true)])
-            .filter(|&(_, in_symbol)| !(in_symbol && (fast || constant_sign.is_some())))
+            .filter(|&(_, in_symbol)| !(in_symbol && apart))
             .map(|(joint, in_symbol)| FloatCut {
-                layout,
+                layout: self.layout,
                 joint,
                 in_symbol,
                 constant_sign,
             });
-        Self {
-            input,
-            sample,
-            scaled: scale.is_some(),
-            ways: ways.collect(),
-            histogram,
-        }
+        self.ways = ways.collect();
     }
 
     /// Estimates of the cuts that are possible, in the order of their number.
@@ -276,9 +292,7 @@ pub(super) fn float_candidate(
     let mut cuts = Cuts::new(input, layout, &sample, scale.as_deref(), scale.is_some());
     let unsure = cuts.histogram.constant_sign().is_some() && !sample.is_exact();
     if unsure && !all_signs_equal(&sample) {
-        cuts.ways
-            .iter_mut()
-            .for_each(|cut| cut.constant_sign = None);
+        cuts.list(None);
     }
     if let Some(scale) = scale {
         scale.add_to_all(cuts.settle_phase(octave_log2(layout.fields)));
@@ -296,7 +310,7 @@ fn all_signs_equal(sample: &Sample<'_>) -> bool {
         elements[..whole].chunks(1024 * W::BYTES).all(|piece| {
             let words = &mut buffer[..piece.len() / W::BYTES];
             W::load(piece, words);
-            for &mut word in words {
+            for &word in &*words {
                 (all, any) = (all & word, any | word);
             }
             (all >> (W::BITS - 1)) == (any >> (W::BITS - 1))

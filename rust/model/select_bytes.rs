@@ -57,15 +57,10 @@ pub(crate) fn select_generic<'a>(
             let now = kind.share(&input);
             now.abs_diff(share) <= share >> KEPT_WITHIN_LOG2
         });
-        let (kind, _) = match kept {
-            Some(kept) => kept,
-            None => {
-                let kind = known.search(&input);
-                let found = (kind, kind.share(&input));
-                before = Some(found);
-                found
-            }
-        };
+        let (kind, _) = kept.unwrap_or_else(|| {
+            let kind = known.search(&input);
+            *before.insert((kind, kind.share(&input)))
+        });
         let best = kind.candidate(&input, usize::MAX)?;
         input.is_worthwhile(best.bytes).then_some(best.model)
     };

@@ -52,8 +52,9 @@ impl ScaleOffsets {
         } else {
             &mut self.rows
         };
-        axis.iter_mut()
-            .for_each(|offset| *offset = offset.saturating_add(steps));
+        for offset in axis {
+            *offset = offset.saturating_add(steps);
+        }
     }
 
     #[inline(always)]
