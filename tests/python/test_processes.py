@@ -251,9 +251,7 @@ print(seen)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs unreserved memory")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_signals_are_seen_while_a_tensor_is_compressed(
-    run_python: RunPython, threads: int
-) -> None:
+def test_signals_are_seen_while_compressing(run_python: RunPython, threads: int) -> None:
     # Without a look at signals the handler runs once, after the call.
     assert int(run_python(SIGNALS_PROGRAM.replace("{threads}", str(threads)))) >= 3
 
@@ -320,7 +318,7 @@ def test_ctrl_c(tmp_path: Path, work: str, threads: str) -> None:
             file.truncate(size)
     (tmp_path / "tensor").write_bytes(encode_body(CONSTANT_BODY, b"x", (1 << 38,)))
     (tmp_path / "program.py").write_text(INTERRUPTED_PROGRAM)
-    before = sorted(os.listdir(tmp_path))
+    before = sorted(tmp_path.iterdir())
     with subprocess.Popen(
         [sys.executable, "program.py", work],
         cwd=tmp_path,
@@ -338,4 +336,4 @@ def test_ctrl_c(tmp_path: Path, work: str, threads: str) -> None:
         # A tenth of a second and one item of work; the rest is for machines that are busy.
         assert time.monotonic() - sent < 3
     assert process.returncode == 0
-    assert sorted(os.listdir(tmp_path)) == before
+    assert sorted(tmp_path.iterdir()) == before
