@@ -38,7 +38,7 @@ __all__ = [
 
 _BACKENDS: Final = ("mmap", "pread")
 _BYTES_AT_ONCE: Final = 256 << 20
-"""What `get_tensors` decodes between two transfers to a device: many tensors, never a whole model."""
+"""What `get_tensors` decodes between two transfers to a device: many tensors, not a whole model."""
 
 FilePath: TypeAlias = str | os.PathLike[str]
 Progress: TypeAlias = Callable[[int, int], object]

@@ -9,10 +9,17 @@
 use std::collections::HashMap;
 
 use super::writer::Source;
-use crate::content_hash;
+use crate::error::Result;
+use crate::parallel::{Ahead, in_order};
+use crate::{Threads, content_hash};
 
 /// Bytes sampled at the beginning, in the middle and at the end.
-const SAMPLE_BYTES: usize = 4096;
+const SAMPLE_BYTES: usize = 1024;
+/// Tensors that may be hashed at once; their hashes take no memory.
+const AHEAD: Ahead = Ahead {
+    per_thread: 4,
+    besides: 4,
+};
 
 /// A tensor that holds the same as an earlier one.
 #[derive(Clone, Copy)]
@@ -21,8 +28,13 @@ pub(super) struct Repeat {
     pub(super) content_hash: u128,
 }
 
-/// Finds the repeats among `sources`, in their order.
-pub(super) fn find_repeats(sources: &[Source<'_>]) -> Vec<Option<Repeat>> {
+/// Finds the repeats among `sources`, in their order. `progress` is called now and then and may stop
+/// it by an error.
+pub(super) fn find_repeats(
+    sources: &[Source<'_>],
+    threads: Threads,
+    progress: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Option<Repeat>>> {
     let mut alike: HashMap<_, Vec<usize>> = HashMap::new();
     for (index, source) in sources.iter().enumerate() {
         if !source.data.is_empty() {
@@ -36,24 +48,39 @@ pub(super) fn find_repeats(sources: &[Source<'_>]) -> Vec<Option<Repeat>> {
                 .entry((kind, sample(source.data)))
                 .or_default()
                 .push(index);
+            // A sample of a file that is not in memory waits for the disk.
+            progress()?;
         }
     }
+    let groups: Vec<Vec<usize>> = alike.into_values().filter(|it| it.len() > 1).collect();
+    let mut hashes = vec![0; sources.len()];
+    in_order(
+        threads,
+        AHEAD,
+        groups.iter().flatten().map(|&index| Ok((1, index))),
+        |index, (): &mut ()| Ok((index, content_hash(sources[index].data))),
+        |(index, hash), ()| {
+            hashes[index] = hash;
+            progress()
+        },
+    )?;
     let mut repeats = vec![None; sources.len()];
-    for group in alike.into_values().filter(|group| group.len() > 1) {
+    for group in groups {
         let mut firsts: HashMap<u128, usize> = HashMap::new();
         for index in group {
-            let content_hash = content_hash(sources[index].data);
+            let content_hash = hashes[index];
             let first = *firsts.entry(content_hash).or_insert(index);
-            // The comparison costs next to nothing and makes a crafted collision harmless.
+            // The comparison makes a crafted collision harmless.
             if first != index && sources[first].data == sources[index].data {
                 repeats[index] = Some(Repeat {
                     first,
                     content_hash,
                 });
+                progress()?;
             }
         }
     }
-    repeats
+    Ok(repeats)
 }
 
 fn sample(data: &[u8]) -> u128 {

@@ -84,11 +84,12 @@ pub(crate) fn write_compressed<W: Write + Seek>(
     let reserved = reserved_bytes(outer.json(&longest)?.len())?;
     let data_at = (LENGTH_BYTES + reserved) as u64;
     out.seek(SeekFrom::Start(data_at))?;
+    let repeats = find_repeats(sources, options.threads, &mut || progress(0))?;
     let mut streams = Streams {
         out,
         header,
         sources,
-        repeats: find_repeats(sources),
+        repeats,
         options,
         lengths: Vec::with_capacity(sources.len()),
         done: 0,
