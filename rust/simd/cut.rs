@@ -1,5 +1,10 @@
 //! What a fused kernel is told: decoder, raw bits, scale offsets, sign, hash and store in one loop.
 
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only x86-64 has fused kernels so far")
+)]
+
 use crate::chunk::ChunkHash;
 use crate::entropy::rans::{Decoder, Spec, ValueMap};
 use crate::planes::cut::MAX_LOW_BYTES;

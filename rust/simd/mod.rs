@@ -13,6 +13,8 @@
 mod avx512;
 mod bits;
 pub(crate) mod cut;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(test)]
 mod tests;
 
@@ -31,11 +33,13 @@ pub enum SimdTier {
     Scalar,
     /// AVX-512 with VBMI and VBMI2: Ice Lake, Zen 4 and later.
     Avx512,
+    /// NEON: every 64-bit ARM CPU.
+    Neon,
 }
 
 impl SimdTier {
     /// Every tier, the fastest first.
-    pub const ALL: [Self; 2] = [Self::Avx512, Self::Scalar];
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Neon, Self::Scalar];
 
     /// The name `NEUZIP_SIMD` knows the tier by.
     #[must_use]
@@ -43,6 +47,7 @@ impl SimdTier {
         match self {
             Self::Scalar => "scalar",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
         }
     }
 
@@ -55,6 +60,10 @@ impl SimdTier {
             Self::Avx512 => avx512::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx512 => false,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon::is_available(),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => false,
         }
     }
 }
@@ -145,6 +154,7 @@ impl Kernels {
             SimdTier::Scalar => 1,
             SimdTier::Avx512 if wide => 2,
             SimdTier::Avx512 => 3,
+            SimdTier::Neon => 2,
         }
     }
 
@@ -153,6 +163,7 @@ impl Kernels {
         match self.tier {
             SimdTier::Scalar => 1,
             SimdTier::Avx512 => 3,
+            SimdTier::Neon => 2,
         }
     }
 
@@ -178,6 +189,9 @@ impl Kernels {
             SimdTier::Avx512 => unsafe {
                 avx512::decode_groups(spec, map, decoders, out, groups);
             },
+            // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.
+            #[cfg(target_arch = "aarch64")]
+            SimdTier::Neon => unsafe { neon::decode_groups(spec, map, decoders, out, groups) },
             _ => {
                 for (decoder, out) in decoders.iter_mut().zip(out) {
                     decoder.decode_groups(spec, map, &mut out[..64 * groups]);
@@ -225,6 +239,9 @@ impl Kernels {
             // SAFETY: the CPU has the features; lengths and room are as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::encode_groups(spec, encoders, indices) },
+            // SAFETY: the CPU has the features; lengths and room are as asserted.
+            #[cfg(target_arch = "aarch64")]
+            SimdTier::Neon => unsafe { neon::encode_groups(spec, encoders, indices) },
             _ => {
                 for (encoder, indices) in encoders.iter_mut().zip(indices) {
                     encoder.push(spec, indices);
@@ -244,6 +261,9 @@ impl Kernels {
             // SAFETY: the CPU has the features; `escapes` has an entry for each group.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::index(table, offsets, escapes) },
+            // SAFETY: the CPU has the features; `escapes` has an entry for each group.
+            #[cfg(target_arch = "aarch64")]
+            SimdTier::Neon => unsafe { neon::index(table, offsets, escapes) },
             _ => {
                 for (group, escapes) in offsets.chunks_mut(64).zip(escapes) {
                     *escapes = 0;
@@ -267,6 +287,9 @@ impl Kernels {
             // SAFETY: the CPU has the features; `packed` holds all fields.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::unpack_bits(packed, width, fields) },
+            // SAFETY: the CPU has the features; `packed` holds all fields.
+            #[cfg(target_arch = "aarch64")]
+            SimdTier::Neon => unsafe { neon::unpack_bits(packed, width, fields) },
             _ => 0,
         };
         let rest = &packed[bits::packed_len(done, width)..];
@@ -284,6 +307,9 @@ impl Kernels {
             // SAFETY: the CPU has the features; `packed` has room for all fields.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::pack_bits(fields, width, packed) },
+            // SAFETY: the CPU has the features; `packed` has room for all fields.
+            #[cfg(target_arch = "aarch64")]
+            SimdTier::Neon => unsafe { neon::pack_bits(fields, width, packed) },
             _ => 0,
         };
         let rest = &mut packed[bits::packed_len(done, width)..];
@@ -300,6 +326,9 @@ impl Kernels {
             // SAFETY: the CPU has the features.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::hash(hash, bytes) },
+            // SAFETY: the CPU has the features.
+            #[cfg(target_arch = "aarch64")]
+            SimdTier::Neon => unsafe { neon::hash(hash, bytes) },
             _ => 0,
         };
         hash.update(&bytes[done..]);

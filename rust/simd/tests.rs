@@ -218,6 +218,7 @@ macro_rules! suite {
 
 suite! {
     avx512: SimdTier::Avx512,
+    neon: SimdTier::Neon,
     scalar: SimdTier::Scalar,
 }
 
