@@ -10,11 +10,16 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bits;
 pub(crate) mod cut;
 #[cfg(test)]
 mod tests;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Buckets;
 
 use crate::chunk::ChunkHash;
 use crate::entropy::rans::{Decoder, Encoder, Spec, Value, ValueMap};
@@ -29,19 +34,22 @@ const SIMD_VARIABLE: &str = "NEUZIP_SIMD";
 pub enum SimdTier {
     /// Portable Rust.
     Scalar,
+    /// AVX2 and the bit instructions of its time: Haswell, Zen and later.
+    Avx2,
     /// AVX-512 with VBMI and VBMI2: Ice Lake, Zen 4 and later.
     Avx512,
 }
 
 impl SimdTier {
     /// Every tier, the fastest first.
-    pub const ALL: [Self; 2] = [Self::Avx512, Self::Scalar];
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Scalar];
 
     /// The name `NEUZIP_SIMD` knows the tier by.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
         }
     }
@@ -52,9 +60,11 @@ impl SimdTier {
         match self {
             Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::is_available(),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => avx512::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 => false,
         }
     }
 }
@@ -133,6 +143,9 @@ impl Kernels {
         match self.tier {
             // SAFETY: a `Kernels` of this tier exists, so that the CPU has its features.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::run(task) },
+            // SAFETY: a `Kernels` of this tier exists, so that the CPU has its features.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::run(task) },
             _ => task.run(),
         }
@@ -142,7 +155,7 @@ impl Kernels {
     pub(crate) const fn decode_interleave(self) -> usize {
         match self.tier {
             SimdTier::Scalar => 1,
-            SimdTier::Avx512 => 3,
+            SimdTier::Avx2 | SimdTier::Avx512 => 3,
         }
     }
 
@@ -150,7 +163,7 @@ impl Kernels {
     pub(crate) const fn encode_interleave(self) -> usize {
         match self.tier {
             SimdTier::Scalar => 1,
-            SimdTier::Avx512 => 3,
+            SimdTier::Avx2 | SimdTier::Avx512 => 3,
         }
     }
 
@@ -171,6 +184,11 @@ impl Kernels {
             assert!(decoder.has_groups(groups) && out.len() >= 64 * groups);
         }
         match self.tier {
+            // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe {
+                avx2::decode_groups(spec, map, decoders, out, groups);
+            },
             // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe {
@@ -222,6 +240,9 @@ impl Kernels {
         match self.tier {
             // SAFETY: the CPU has the features; lengths and room are as asserted.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::encode_groups(spec, encoders, indices) },
+            // SAFETY: the CPU has the features; lengths and room are as asserted.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::encode_groups(spec, encoders, indices) },
             _ => {
                 for (encoder, indices) in encoders.iter_mut().zip(indices) {
@@ -239,6 +260,9 @@ impl Kernels {
     pub(crate) fn index(self, table: &[u8; 64], offsets: &mut [u8], escapes: &mut [u64]) {
         assert_eq!(offsets.len().div_ceil(64), escapes.len());
         match self.tier {
+            // SAFETY: the CPU has the features; `escapes` has an entry for each group.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::index(table, offsets, escapes) },
             // SAFETY: the CPU has the features; `escapes` has an entry for each group.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::index(table, offsets, escapes) },
@@ -264,6 +288,9 @@ impl Kernels {
         let done = match self.tier {
             // SAFETY: the CPU has the features; `packed` holds all fields.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::unpack_bits(packed, width, fields) },
+            // SAFETY: the CPU has the features; `packed` holds all fields.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::unpack_bits(packed, width, fields) },
             _ => 0,
         };
@@ -279,6 +306,9 @@ impl Kernels {
         assert!((1..=7).contains(&width));
         assert_eq!(packed.len(), bits::packed_len(fields.len(), width));
         let done = match self.tier {
+            // SAFETY: the CPU has the features; `packed` has room for all fields.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::pack_bits(fields, width, packed) },
             // SAFETY: the CPU has the features; `packed` has room for all fields.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::pack_bits(fields, width, packed) },
@@ -297,6 +327,9 @@ impl Kernels {
         let done = match self.tier {
             // SAFETY: the CPU has the features.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::hash(hash, bytes) },
+            // SAFETY: the CPU has the features.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::hash(hash, bytes) },
             _ => 0,
         };
@@ -306,6 +339,9 @@ impl Kernels {
     /// Makes copies past the caches visible to other threads before what this one does next.
     pub(crate) fn fence(self) {
         match self.tier {
+            // SAFETY: the CPU has the features.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::fence() },
             // SAFETY: the CPU has the features.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::fence() },
@@ -319,13 +355,17 @@ impl Kernels {
         to.reserve(bytes.len());
         match self.tier {
             #[cfg(target_arch = "x86_64")]
-            SimdTier::Avx512 => {
+            SimdTier::Avx2 | SimdTier::Avx512 => {
                 let len = to.len();
                 let room = to.spare_capacity_mut()[..bytes.len()].as_mut_ptr();
                 // SAFETY: the CPU has the features; the vector has room for as many bytes as are
                 // copied, all of which are written before they count.
                 unsafe {
-                    avx512::copy_past_cache(bytes, room.cast());
+                    if self.tier == SimdTier::Avx2 {
+                        avx2::copy_past_cache(bytes, room.cast());
+                    } else {
+                        avx512::copy_past_cache(bytes, room.cast());
+                    }
                     to.set_len(len + bytes.len());
                 }
             }
@@ -341,6 +381,9 @@ impl Kernels {
     pub(crate) fn copy_past_cache(self, from: &[u8], to: &mut [u8]) {
         assert_eq!(from.len(), to.len());
         match self.tier {
+            // SAFETY: the CPU has the features; the lengths are equal.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::copy_past_cache(from, to.as_mut_ptr()) },
             // SAFETY: the CPU has the features; the lengths are equal.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::copy_past_cache(from, to.as_mut_ptr()) },
