@@ -17,9 +17,9 @@ const NO_CUT: u8 = 0x7f;
 /// How many cuts and dense buckets a table has, and its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// Two cuts, one dense bucket, 16 entries.
+    /// Two cuts, one dense bucket, 16 entries with frequencies below 128.
     Small,
-    /// One cut, two dense buckets, 32 entries.
+    /// One cut, two dense buckets, 32 entries with frequencies below 128.
     Medium,
     /// Two cuts, three dense buckets, 64 entries.
     Large,
@@ -77,9 +77,10 @@ impl Buckets {
             (start, entries) = (end, entries + 1);
         }
         let dense = |cuts| counts.iter().filter(|&&count| count > cuts).count();
+        let flat = frequency.iter().all(|&frequency| frequency < 128);
         buckets.shape = match (entries, dense(1), dense(2)) {
-            (..=16, _, ..=1) => Shape::Small,
-            (..=32, ..=2, _) => Shape::Medium,
+            (..=16, _, ..=1) if flat => Shape::Small,
+            (..=32, ..=2, _) if flat => Shape::Medium,
             (_, _, ..=3) => Shape::Large,
             _ => return buckets,
         };

@@ -120,8 +120,7 @@ unsafe fn encode<const K: usize, const BLOCKS: usize>(
                 let emit =
                     _mm256_cmpeq_epi8(_mm256_max_epu8(high[c][half], frequency), high[c][half]);
                 let emitting = _mm256_movemask_epi8(emit) as u32;
-                let sets: [usize; 4] =
-                    std::array::from_fn(|eighth| (emitting >> (8 * eighth)) as usize & 0xff);
+                let sets = emitting.to_le_bytes().map(usize::from);
                 // SAFETY: 32 lanes emit at most 32 bytes, and a store begins at most 8 bytes before
                 // the last byte that is kept: the room for `len` bytes and 64 more holds it.
                 unsafe {
@@ -146,8 +145,8 @@ unsafe fn encode<const K: usize, const BLOCKS: usize>(
                 let x_low = _mm256_blendv_epi8(low[c][half], high[c][half], emit);
                 let x_high = _mm256_andnot_si256(emit, high[c][half]);
 
-                let [reciprocal_low, reciprocal_high] =
-                    reciprocals.each_ref().map(|table| table.look_up(&at));
+                let reciprocal_low = reciprocals[0].look_up(&at);
+                let reciprocal_high = reciprocals[1].look_up(&at);
                 // Quotient and remainder, and whether the remainder is one.
                 let divide = |x, reciprocal, frequency| {
                     let quotient = _mm256_mulhi_epu16(x, reciprocal);

@@ -104,6 +104,17 @@ impl<const BLOCKS: usize> Table<BLOCKS> {
         }
         entries
     }
+
+    /// [`Table::look_up`] for several registers.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn look_up_each<const U: usize>(&self, at: &[[__m256i; BLOCKS]; U]) -> [__m256i; U] {
+        let mut entries = [_mm256_setzero_si256(); U];
+        for (entries, at) in entries.iter_mut().zip(at) {
+            *entries = self.look_up(at);
+        }
+        entries
+    }
 }
 
 /// Positions below 64 as [`Table::look_up`] takes them.
@@ -118,8 +129,13 @@ fn positions<const BLOCKS: usize>(
         return [position; BLOCKS];
     }
     let beyond = _mm256_set1_epi8(0x70);
-    // Where the block is the right one its number is cancelled and the sum stays below 0x80.
-    starts.map(|start| _mm256_adds_epu8(_mm256_xor_si256(position, start), beyond))
+    let mut at = [position; BLOCKS];
+    for block in 0..BLOCKS {
+        // Where the block is the right one its number is cancelled and the sum stays below 0x80.
+        let place = _mm256_xor_si256(position, starts[block]);
+        at[block] = _mm256_adds_epu8(place, beyond);
+    }
+    at
 }
 
 /// What [`positions`] needs of the numbers of blocks.
