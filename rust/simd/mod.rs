@@ -10,6 +10,8 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bits;
 pub(crate) mod cut;
@@ -17,6 +19,9 @@ pub(crate) mod cut;
 mod neon;
 #[cfg(test)]
 mod tests;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Buckets;
 
 use crate::chunk::ChunkHash;
 use crate::entropy::rans::{Decoder, Encoder, Spec, Value, ValueMap};
@@ -31,6 +36,8 @@ const SIMD_VARIABLE: &str = "NEUZIP_SIMD";
 pub enum SimdTier {
     /// Portable Rust.
     Scalar,
+    /// AVX2 and the bit instructions of its time: Haswell, Zen and later.
+    Avx2,
     /// AVX-512 with VBMI and VBMI2: Ice Lake, Zen 4 and later.
     Avx512,
     /// NEON: every 64-bit ARM CPU.
@@ -39,13 +46,14 @@ pub enum SimdTier {
 
 impl SimdTier {
     /// Every tier, the fastest first.
-    pub const ALL: [Self; 3] = [Self::Avx512, Self::Neon, Self::Scalar];
+    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Scalar];
 
     /// The name `NEUZIP_SIMD` knows the tier by.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
         }
@@ -57,9 +65,11 @@ impl SimdTier {
         match self {
             Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::is_available(),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => avx512::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 => false,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => neon::is_available(),
             #[cfg(not(target_arch = "aarch64"))]
@@ -142,6 +152,9 @@ impl Kernels {
         match self.tier {
             // SAFETY: a `Kernels` of this tier exists, so that the CPU has its features.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::run(task) },
+            // SAFETY: a `Kernels` of this tier exists, so that the CPU has its features.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::run(task) },
             _ => task.run(),
         }
@@ -153,7 +166,7 @@ impl Kernels {
         match self.tier {
             SimdTier::Scalar => 1,
             SimdTier::Avx512 if wide => 2,
-            SimdTier::Avx512 => 3,
+            SimdTier::Avx2 | SimdTier::Avx512 => 3,
             SimdTier::Neon => 2,
         }
     }
@@ -162,7 +175,7 @@ impl Kernels {
     pub(crate) const fn encode_interleave(self) -> usize {
         match self.tier {
             SimdTier::Scalar => 1,
-            SimdTier::Avx512 => 3,
+            SimdTier::Avx2 | SimdTier::Avx512 => 3,
             SimdTier::Neon => 2,
         }
     }
@@ -184,6 +197,11 @@ impl Kernels {
             assert!(decoder.has_groups(groups) && out.len() >= 64 * groups);
         }
         match self.tier {
+            // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe {
+                avx2::decode_groups(spec, map, decoders, out, groups);
+            },
             // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe {
@@ -238,6 +256,9 @@ impl Kernels {
         match self.tier {
             // SAFETY: the CPU has the features; lengths and room are as asserted.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::encode_groups(spec, encoders, indices) },
+            // SAFETY: the CPU has the features; lengths and room are as asserted.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::encode_groups(spec, encoders, indices) },
             // SAFETY: the CPU has the features; lengths and room are as asserted.
             #[cfg(target_arch = "aarch64")]
@@ -258,6 +279,9 @@ impl Kernels {
     pub(crate) fn index(self, table: &[u8; 64], offsets: &mut [u8], escapes: &mut [u64]) {
         assert_eq!(offsets.len().div_ceil(64), escapes.len());
         match self.tier {
+            // SAFETY: the CPU has the features; `escapes` has an entry for each group.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::index(table, offsets, escapes) },
             // SAFETY: the CPU has the features; `escapes` has an entry for each group.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::index(table, offsets, escapes) },
@@ -286,6 +310,9 @@ impl Kernels {
         let done = match self.tier {
             // SAFETY: the CPU has the features; `packed` holds all fields.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::unpack_bits(packed, width, fields) },
+            // SAFETY: the CPU has the features; `packed` holds all fields.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::unpack_bits(packed, width, fields) },
             // SAFETY: the CPU has the features; `packed` holds all fields.
             #[cfg(target_arch = "aarch64")]
@@ -304,6 +331,9 @@ impl Kernels {
         assert!((1..=7).contains(&width));
         assert_eq!(packed.len(), bits::packed_len(fields.len(), width));
         let done = match self.tier {
+            // SAFETY: the CPU has the features; `packed` has room for all fields.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::pack_bits(fields, width, packed) },
             // SAFETY: the CPU has the features; `packed` has room for all fields.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::pack_bits(fields, width, packed) },
@@ -325,6 +355,9 @@ impl Kernels {
         let done = match self.tier {
             // SAFETY: the CPU has the features.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::hash(hash, bytes) },
+            // SAFETY: the CPU has the features.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::hash(hash, bytes) },
             // SAFETY: the CPU has the features.
             #[cfg(target_arch = "aarch64")]
@@ -339,6 +372,9 @@ impl Kernels {
         match self.tier {
             // SAFETY: the CPU has the features.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::fence() },
+            // SAFETY: the CPU has the features.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::fence() },
             _ => {}
         }
@@ -350,13 +386,17 @@ impl Kernels {
         to.reserve(bytes.len());
         match self.tier {
             #[cfg(target_arch = "x86_64")]
-            SimdTier::Avx512 => {
+            SimdTier::Avx2 | SimdTier::Avx512 => {
                 let len = to.len();
                 let room = to.spare_capacity_mut()[..bytes.len()].as_mut_ptr();
                 // SAFETY: the CPU has the features; the vector has room for as many bytes as are
                 // copied, all of which are written before they count.
                 unsafe {
-                    avx512::copy_past_cache(bytes, room.cast());
+                    if self.tier == SimdTier::Avx2 {
+                        avx2::copy_past_cache(bytes, room.cast());
+                    } else {
+                        avx512::copy_past_cache(bytes, room.cast());
+                    }
                     to.set_len(len + bytes.len());
                 }
             }
@@ -372,6 +412,9 @@ impl Kernels {
     pub(crate) fn copy_past_cache(self, from: &[u8], to: &mut [u8]) {
         assert_eq!(from.len(), to.len());
         match self.tier {
+            // SAFETY: the CPU has the features; the lengths are equal.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::copy_past_cache(from, to.as_mut_ptr()) },
             // SAFETY: the CPU has the features; the lengths are equal.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::copy_past_cache(from, to.as_mut_ptr()) },

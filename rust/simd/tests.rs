@@ -218,6 +218,7 @@ macro_rules! suite {
 
 suite! {
     avx512: SimdTier::Avx512,
+    avx2: SimdTier::Avx2,
     neon: SimdTier::Neon,
     scalar: SimdTier::Scalar,
 }

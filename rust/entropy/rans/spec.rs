@@ -41,6 +41,9 @@ pub(crate) struct Spec {
     pub(crate) start: [u8; MAX_SYMBOLS],
     pub(crate) slots: [Slot; SLOTS],
     pub(crate) symbols: [Symbol; MAX_SYMBOLS],
+    /// What AVX2 makes of them when it first needs it.
+    #[cfg(target_arch = "x86_64")]
+    buckets: std::sync::OnceLock<crate::simd::Buckets>,
 }
 
 impl Spec {
@@ -55,6 +58,8 @@ impl Spec {
             start: [0; MAX_SYMBOLS],
             slots: [Slot::default(); SLOTS],
             symbols: [Symbol::default(); MAX_SYMBOLS],
+            #[cfg(target_arch = "x86_64")]
+            buckets: std::sync::OnceLock::new(),
         };
         let mut start = 0_usize;
         for (index, frequency) in entries {
@@ -79,6 +84,13 @@ impl Spec {
         }
         debug_assert_eq!(start, SLOTS);
         spec
+    }
+
+    /// Slots in buckets, made by the first call.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn buckets(&self) -> &crate::simd::Buckets {
+        self.buckets
+            .get_or_init(|| crate::simd::Buckets::new(&self.slot_index, &self.frequency))
     }
 }
 

@@ -1,0 +1,389 @@
+//! The r8 decoder, a group of 64 symbols at a time, several chunks in turn.
+//!
+//! Scalar oracle: `entropy::rans::Decoder`. Deviations from the pseudocode there:
+//! 1. states are two byte planes; 16-bit arithmetic is done on even and odd lanes in turn;
+//! 2. the slot gives the entry ([`Buckets`]), or the index where the table has no such form; that gives
+//!    frequency, first slot and value;
+//! 3. where in the stream a lane finds its byte is a prefix sum over the lanes, 16 at a time;
+//! 4. escapes are rare, so that they are filled in after the group has been written.
+
+use std::arch::x86_64::*;
+
+use super::buckets::Shape;
+use super::{Table, load_lanes, load_twice, store_lanes};
+use crate::constants::{ESCAPE, LANES};
+use crate::entropy::rans::{Decoder, Spec, Value, ValueMap};
+
+/// See [`crate::simd::Kernels::decode_groups`].
+///
+/// # Safety
+/// The CPU has the features of this tier. Every stream has `64 * groups` bytes and every output
+/// room for `64 * groups` values; there are as many outputs as decoders.
+pub(in crate::simd) unsafe fn decode_groups<V: Value>(
+    spec: &Spec,
+    map: &ValueMap,
+    mut decoders: &mut [Decoder<'_>],
+    mut out: &mut [&mut [V]],
+    groups: usize,
+) {
+    while !decoders.is_empty() {
+        let k = decoders.len().min(4);
+        let (now, later) = decoders.split_at_mut(k);
+        let (now_out, later_out) = out.split_at_mut(k);
+        // SAFETY: passed on.
+        unsafe {
+            match k {
+                4 => decode_shape::<8, V>(spec, map, now, now_out, groups),
+                3 => decode_shape::<6, V>(spec, map, now, now_out, groups),
+                2 => decode_shape::<4, V>(spec, map, now, now_out, groups),
+                _ => decode_shape::<2, V>(spec, map, now, now_out, groups),
+            }
+        }
+        (decoders, out) = (later, later_out);
+    }
+}
+
+/// # Safety
+/// As [`decode_groups`], with `K` decoders and outputs.
+unsafe fn decode_shape<const U: usize, V: Value>(
+    spec: &Spec,
+    map: &ValueMap,
+    decoders: &mut [Decoder<'_>],
+    out: &mut [&mut [V]],
+    groups: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        match spec.buckets().shape {
+            Shape::Small => decode::<U, 2, 1, 1, V>(spec, map, decoders, out, groups),
+            Shape::Medium => decode::<U, 1, 2, 2, V>(spec, map, decoders, out, groups),
+            Shape::Large => decode::<U, 2, 3, 4, V>(spec, map, decoders, out, groups),
+            Shape::Any => decode::<U, 0, 16, 4, V>(spec, map, decoders, out, groups),
+        }
+    }
+}
+
+/// Finds the entries of slots, in one of the forms of [`Shape`].
+struct SlotTable<const CUTS: usize, const DENSE: usize> {
+    first: __m256i,
+    cuts: [__m256i; CUTS],
+    dense: [__m256i; DENSE],
+}
+
+impl<const CUTS: usize, const DENSE: usize> SlotTable<CUTS, DENSE> {
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn new(spec: &Spec) -> Self {
+        let buckets = spec.buckets();
+        let slots = spec.slot_index.as_chunks::<16>().0;
+        let dense: &[[u8; 16]] = if DENSE == 16 { slots } else { &buckets.dense };
+        Self {
+            first: load_twice(&buckets.first),
+            cuts: std::array::from_fn(|cut| load_twice(&buckets.cuts[cut])),
+            dense: std::array::from_fn(|number| load_twice(&dense[number])),
+        }
+    }
+
+    /// The entry of each slot; the index, where all buckets are dense.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn entries<const U: usize>(&self, slots: &[__m256i; U]) -> [__m256i; U] {
+        let mut entries = *slots;
+        if DENSE == 16 {
+            for entry in &mut entries {
+                *entry = self.entry_bucket_by_bucket(*entry);
+            }
+            return entries;
+        }
+        let nibble = _mm256_set1_epi8(15);
+        for entry in &mut entries {
+            let bucket = _mm256_and_si256(_mm256_srli_epi16::<4>(*entry), nibble);
+            let place = _mm256_and_si256(*entry, nibble);
+            let first = _mm256_shuffle_epi8(self.first, bucket);
+            let mut cuts = self.cuts;
+            *entry = first;
+            for cut in &mut cuts {
+                *cut = _mm256_shuffle_epi8(*cut, bucket);
+                *entry = _mm256_sub_epi8(*entry, _mm256_cmpgt_epi8(place, *cut));
+            }
+            for number in 0..DENSE {
+                let is_dense = if number == 0 { first } else { cuts[number - 1] };
+                let instead = _mm256_shuffle_epi8(self.dense[number], place);
+                *entry = _mm256_blendv_epi8(*entry, instead, is_dense);
+            }
+        }
+        entries
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn entry_bucket_by_bucket(&self, slot: __m256i) -> __m256i {
+        let beyond = _mm256_set1_epi8(0x70);
+        let sixteen = _mm256_set1_epi8(16);
+        let (mut entry, mut place) = (_mm256_setzero_si256(), slot);
+        for &dense in &self.dense {
+            // The sum stays below 0x80 for the slots of this bucket; the shuffle gives 0 for others.
+            let at = _mm256_adds_epu8(place, beyond);
+            entry = _mm256_or_si256(entry, _mm256_shuffle_epi8(dense, at));
+            place = _mm256_sub_epi8(place, sixteen);
+        }
+        entry
+    }
+}
+
+/// Entries as [`Table::look_up`] takes them, for tables of the first blocks.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn places<const BLOCKS: usize, const U: usize>(entries: &[__m256i; U]) -> [[__m256i; BLOCKS]; U] {
+    let beyond = _mm256_set1_epi8(0x70);
+    let mut at = [[_mm256_setzero_si256(); BLOCKS]; U];
+    for (at, &entry) in at.iter_mut().zip(entries) {
+        for block in 0..BLOCKS {
+            let start = _mm256_set1_epi8(16 * block as i8);
+            // The top bit is set for other blocks: from below 0 or from 0x80 on.
+            at[block] = if BLOCKS == 1 {
+                entry
+            } else if block == 0 {
+                _mm256_adds_epu8(entry, beyond)
+            } else if block == BLOCKS - 1 {
+                _mm256_sub_epi8(entry, start)
+            } else {
+                _mm256_adds_epu8(_mm256_xor_si256(entry, start), beyond)
+            };
+        }
+    }
+    at
+}
+
+/// 16 bytes from each of two places.
+///
+/// # Safety
+/// They can be read, and the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load_halves(first: *const u8, second: *const u8) -> __m256i {
+    // SAFETY: passed on.
+    unsafe {
+        _mm256_inserti128_si256::<1>(
+            _mm256_castsi128_si256(_mm_loadu_si128(first.cast())),
+            _mm_loadu_si128(second.cast()),
+        )
+    }
+}
+
+/// Gives 4 lanes each the byte of the last lane of the 4 before, and of those before that.
+static LAST_OF_4_BEFORE: [u8; 16] = last_of_4(1);
+static LAST_OF_8_BEFORE: [u8; 16] = last_of_4(2);
+
+const fn last_of_4(back: usize) -> [u8; 16] {
+    let mut from = [0x80; 16];
+    let mut lane = 4 * back;
+    while lane < 16 {
+        from[lane] = (lane / 4 - back) as u8 * 4 + 3;
+        lane += 1;
+    }
+    from
+}
+
+/// The number of each lane among its 16.
+static LANE: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+/// Exchanges even and odd lanes.
+static SWAP: [u8; 16] = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14];
+
+/// How far ahead of its use the stream is fetched, in bytes.
+const STREAM_AHEAD: usize = 512;
+
+/// # Safety
+/// As [`decode_groups`], with `K` decoders and outputs. `CUTS`, `DENSE` and `BLOCKS` are those of the
+/// table's shape.
+#[target_feature(enable = "avx2,bmi1,bmi2,popcnt,lzcnt")]
+unsafe fn decode<
+    const U: usize,
+    const CUTS: usize,
+    const DENSE: usize,
+    const BLOCKS: usize,
+    V: Value,
+>(
+    spec: &Spec,
+    map: &ValueMap,
+    decoders: &mut [Decoder<'_>],
+    outputs: &mut [&mut [V]],
+    groups: usize,
+) {
+    let buckets = spec.buckets();
+    let slots = SlotTable::<CUTS, DENSE>::new(spec);
+    let numbers: [u8; BLOCKS] = std::array::from_fn(|block| block as u8);
+    let by_index = DENSE == 16;
+    // Index 63 is the escape in tables that have one; 64 is no entry.
+    let (frequency, start, low_value, high_value, escape) = if by_index {
+        let escape = if map.escape { ESCAPE } else { 64 };
+        (spec.frequency, spec.start, map.low, map.high, escape)
+    } else {
+        let (mut low, mut high) = ([0; 64], [0; 64]);
+        let mut escape = 64;
+        for (entry, &index) in buckets.index[..16 * BLOCKS].iter().enumerate() {
+            low[entry] = map.low[usize::from(index)];
+            high[entry] = map.high[usize::from(index)];
+            if map.escape && index == ESCAPE {
+                escape = entry as u8;
+            }
+        }
+        (buckets.frequency, buckets.start, low, high, escape)
+    };
+    let frequencies = Table::new(&frequency, numbers);
+    let first_slots = Table::new(&start, numbers);
+    let low_values = Table::new(&low_value, numbers);
+    let high_values = Table::new(&high_value, numbers);
+    let escape = _mm256_set1_epi8(escape as i8);
+    let low_bytes = _mm256_set1_epi16(0xff);
+    let (zero, ones) = (_mm256_setzero_si256(), _mm256_set1_epi8(1));
+    let pairs_of_pairs = _mm256_set1_epi32(0x0101_0101);
+    let (last_of_4, last_of_8) = (load_twice(&LAST_OF_4_BEFORE), load_twice(&LAST_OF_8_BEFORE));
+    let lane = load_twice(&LANE);
+    let swap = load_twice(&SWAP);
+
+    let mut low = [zero; U];
+    let mut high = [zero; U];
+    for (c, decoder) in decoders.iter().enumerate() {
+        [low[2 * c], low[2 * c + 1]] = load_lanes(&decoder.low);
+        [high[2 * c], high[2 * c + 1]] = load_lanes(&decoder.high);
+    }
+    let mut stream: [*const u8; U] = [std::ptr::null(); U];
+    let mut ahead: [*const i8; U] = [std::ptr::null(); U];
+    let mut out: [*mut V; U] = [std::ptr::null_mut(); U];
+    for c in 0..U / 2 {
+        stream[c] = decoders[c].stream.as_ptr();
+        ahead[c] = decoders[c].ahead.as_ptr().cast();
+        out[c] = outputs[c].as_mut_ptr();
+    }
+
+    for group in 0..groups {
+        for c in 0..U / 2 {
+            _mm_prefetch::<_MM_HINT_T0>(ahead[c].wrapping_add(LANES * group));
+            _mm_prefetch::<_MM_HINT_T0>(stream[c].wrapping_add(STREAM_AHEAD).cast());
+        }
+        let entries = slots.entries(&low);
+        let at = places(&entries);
+        let frequency = frequencies.look_up_each(&at);
+        let start = first_slots.look_up_each(&at);
+        let mut refill = [zero; U];
+        for u in 0..U {
+            let offset = _mm256_sub_epi8(low[u], start[u]);
+            let (even, odd) = if BLOCKS < 4 {
+                // Frequencies are below 128: a sum of two products of bytes, offset times one.
+                let swapped = _mm256_shuffle_epi8(offset, swap);
+                (
+                    _mm256_maddubs_epi16(
+                        _mm256_blendv_epi8(ones, high[u], low_bytes),
+                        _mm256_blendv_epi8(swapped, frequency[u], low_bytes),
+                    ),
+                    _mm256_maddubs_epi16(
+                        _mm256_blendv_epi8(high[u], ones, low_bytes),
+                        _mm256_blendv_epi8(frequency[u], swapped, low_bytes),
+                    ),
+                )
+            } else {
+                let even = _mm256_mullo_epi16(
+                    _mm256_and_si256(frequency[u], low_bytes),
+                    _mm256_and_si256(high[u], low_bytes),
+                );
+                let odd = _mm256_mullo_epi16(
+                    _mm256_srli_epi16::<8>(frequency[u]),
+                    _mm256_srli_epi16::<8>(high[u]),
+                );
+                (
+                    _mm256_add_epi16(even, _mm256_and_si256(offset, low_bytes)),
+                    _mm256_add_epi16(odd, _mm256_srli_epi16::<8>(offset)),
+                )
+            };
+            low[u] = _mm256_blendv_epi8(_mm256_slli_epi16::<8>(odd), even, low_bytes);
+            high[u] = _mm256_blendv_epi8(odd, _mm256_srli_epi16::<8>(even), low_bytes);
+            refill[u] = _mm256_cmpeq_epi8(high[u], zero);
+        }
+        let mut bytes = [zero; U];
+        for c in 0..U / 2 {
+            let taken = u64::from(_mm256_movemask_epi8(refill[2 * c]) as u32)
+                | u64::from(_mm256_movemask_epi8(refill[2 * c + 1]) as u32) << 32;
+            // SAFETY: group `g` begins at most `64 g` bytes into a stream of `64 * groups`, and 16
+            // lanes take at most 16 bytes.
+            unsafe {
+                let second = stream[c].add((taken << 48).count_ones() as usize);
+                let third = stream[c].add((taken << 32).count_ones() as usize);
+                let fourth = stream[c].add((taken << 16).count_ones() as usize);
+                bytes[2 * c] = load_halves(stream[c], second);
+                bytes[2 * c + 1] = load_halves(third, fourth);
+                stream[c] = stream[c].add(taken.count_ones() as usize);
+            }
+        }
+        // A lane's byte is its number less the lanes up to it that take none.
+        let mut keeps = [zero; U];
+        for u in 0..U {
+            let keep = _mm256_andnot_si256(refill[u], ones);
+            keeps[u] = _mm256_mullo_epi32(keep, pairs_of_pairs);
+        }
+        for u in 0..U {
+            keeps[u] = _mm256_add_epi8(keeps[u], _mm256_shuffle_epi8(keeps[u], last_of_4));
+        }
+        for u in 0..U {
+            keeps[u] = _mm256_add_epi8(keeps[u], _mm256_shuffle_epi8(keeps[u], last_of_8));
+        }
+        for u in 0..U {
+            bytes[u] = _mm256_shuffle_epi8(bytes[u], _mm256_sub_epi8(lane, keeps[u]));
+            high[u] = _mm256_blendv_epi8(high[u], low[u], refill[u]);
+            low[u] = _mm256_blendv_epi8(low[u], bytes[u], refill[u]);
+        }
+
+        let values = low_values.look_up_each(&at);
+        let mut any_escape = zero;
+        for entry in entries {
+            any_escape = _mm256_or_si256(any_escape, _mm256_cmpeq_epi8(entry, escape));
+        }
+        if V::WIDE {
+            let high_values = high_values.look_up_each(&at);
+            for u in 0..U {
+                let first = _mm256_unpacklo_epi8(values[u], high_values[u]);
+                let last = _mm256_unpackhi_epi8(values[u], high_values[u]);
+                // SAFETY: the output has room for `64 * groups` values.
+                unsafe {
+                    let to: *mut __m256i = out[u / 2].add(u % 2 * 32).cast();
+                    _mm256_storeu_si256(to, _mm256_permute2x128_si256::<0x20>(first, last));
+                    _mm256_storeu_si256(to.add(1), _mm256_permute2x128_si256::<0x31>(first, last));
+                }
+            }
+        } else {
+            for u in 0..U {
+                // SAFETY: the output has room for `64 * groups` values.
+                unsafe { _mm256_storeu_si256(out[u / 2].add(u % 2 * 32).cast(), values[u]) };
+            }
+        }
+        if _mm256_testz_si256(any_escape, any_escape) == 0 {
+            for u in 0..U {
+                let found = _mm256_cmpeq_epi8(entries[u], escape);
+                let mut found = _mm256_movemask_epi8(found) as u32;
+                while found != 0 {
+                    let decoder = &mut decoders[u / 2];
+                    let [low, high] = decoder.escapes.get(decoder.used);
+                    decoder.used += 1;
+                    // SAFETY: as above; the lane is below 32.
+                    unsafe {
+                        let lane = u % 2 * 32 + found.trailing_zeros() as usize;
+                        *out[u / 2].add(lane) = V::from_bytes(low, high);
+                    }
+                    found &= found - 1;
+                }
+            }
+        }
+        for out in &mut out[..U / 2] {
+            *out = out.wrapping_add(LANES);
+        }
+    }
+
+    for (c, decoder) in decoders.iter_mut().enumerate() {
+        store_lanes([low[2 * c], low[2 * c + 1]], &mut decoder.low);
+        store_lanes([high[2 * c], high[2 * c + 1]], &mut decoder.high);
+        // SAFETY: both point into the same stream.
+        let taken = unsafe { stream[c].offset_from(decoder.stream.as_ptr()) };
+        decoder.stream = &decoder.stream[taken as usize..];
+    }
+}
