@@ -103,61 +103,60 @@ impl State {
     ///
     /// # Safety
     /// The CPU has NEON; the stream has 64 bytes left.
-    #[target_feature(enable = "neon")]
-    #[inline]
+    #[inline(always)]
     unsafe fn step<const WIDE: bool>(&mut self, tables: &Tables) -> [Lanes; 2] {
-        let index = self.low.map(|slot| tables.index(slot));
-        let mut refills = self.low;
-        for part in 0..4 {
-            let (low, high) = (self.low[part], self.high[part]);
-            let frequency = vqtbl4q_u8(tables.frequencies, index[part]);
-            let offset = vsubq_u8(low, vqtbl4q_u8(tables.starts, index[part]));
-            let first = vmlal_u8(
-                vmovl_u8(vget_low_u8(offset)),
-                vget_low_u8(frequency),
-                vget_low_u8(high),
-            );
-            let second = vmlal_high_u8(vmovl_high_u8(offset), frequency, high);
-            let (first, second) = (vreinterpretq_u8_u16(first), vreinterpretq_u8_u16(second));
-            let (next_low, next_high) = (vuzp1q_u8(first, second), vuzp2q_u8(first, second));
-            let refill = vceqzq_u8(next_high);
-            self.high[part] = vbslq_u8(refill, next_low, next_high);
-            self.low[part] = next_low;
-            refills[part] = refill;
-        }
-        let mask = mask_of(refills);
-        let counts = counts_up_to(mask);
-        // SAFETY: the stream has 64 bytes.
+        // SAFETY: the CPU has NEON; the stream has 64 bytes; `EscapedValues` has 64 bytes from every
+        // position up to its count.
         unsafe {
+            let index = self.low.map(|slot| tables.index(slot));
+            let mut refills = self.low;
+            for part in 0..4 {
+                let (low, high) = (self.low[part], self.high[part]);
+                let frequency = vqtbl4q_u8(tables.frequencies, index[part]);
+                let offset = vsubq_u8(low, vqtbl4q_u8(tables.starts, index[part]));
+                let first = vmlal_u8(
+                    vmovl_u8(vget_low_u8(offset)),
+                    vget_low_u8(frequency),
+                    vget_low_u8(high),
+                );
+                let second = vmlal_high_u8(vmovl_high_u8(offset), frequency, high);
+                let (first, second) = (vreinterpretq_u8_u16(first), vreinterpretq_u8_u16(second));
+                let (next_low, next_high) = (vuzp1q_u8(first, second), vuzp2q_u8(first, second));
+                let refill = vceqzq_u8(next_high);
+                self.high[part] = vbslq_u8(refill, next_low, next_high);
+                self.low[part] = next_low;
+                refills[part] = refill;
+            }
+            let mask = mask_of(refills);
+            let counts = counts_up_to(mask);
             self.low = expand(self.low, mask, counts, self.stream);
             self.stream = self.stream.add(usize::from(byte(counts, 7)));
-        }
 
-        let mut values = [
-            index.map(|index| vqtbl4q_u8(tables.low_values, index)),
-            if WIDE {
-                index.map(|index| vqtbl4q_u8(tables.high_values, index))
-            } else {
-                index
-            },
-        ];
-        let escaped = index.map(|index| vceqq_u8(index, tables.escape));
-        let any = vorrq_u8(
-            vorrq_u8(escaped[0], escaped[1]),
-            vorrq_u8(escaped[2], escaped[3]),
-        );
-        if vmaxvq_u8(any) != 0 {
-            let mask = mask_of(escaped);
-            let counts = counts_up_to(mask);
-            let position = self.used.min(self.count);
-            for part in 0..=usize::from(WIDE) {
-                // SAFETY: `EscapedValues` has 64 bytes from every position up to its count.
-                values[part] =
-                    unsafe { expand(values[part], mask, counts, self.escapes[part].add(position)) };
+            let mut values = [
+                index.map(|index| vqtbl4q_u8(tables.low_values, index)),
+                if WIDE {
+                    index.map(|index| vqtbl4q_u8(tables.high_values, index))
+                } else {
+                    index
+                },
+            ];
+            let escaped = index.map(|index| vceqq_u8(index, tables.escape));
+            let any = vorrq_u8(
+                vorrq_u8(escaped[0], escaped[1]),
+                vorrq_u8(escaped[2], escaped[3]),
+            );
+            if vmaxvq_u8(any) != 0 {
+                let mask = mask_of(escaped);
+                let counts = counts_up_to(mask);
+                let position = self.used.min(self.count);
+                for part in 0..=usize::from(WIDE) {
+                    let from = self.escapes[part].add(position);
+                    values[part] = expand(values[part], mask, counts, from);
+                }
+                self.used += usize::from(byte(counts, 7));
             }
-            self.used += usize::from(byte(counts, 7));
+            values
         }
-        values
     }
 
     /// Stores states and positions.
