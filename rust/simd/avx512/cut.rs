@@ -228,17 +228,17 @@ unsafe fn by_mode<E: Element, const WIDE: bool>(
         (0, true) => ROTATED_SCALED,
         _ => GENERAL,
     };
-    while let Some(k) = [4, 3, 2, 1].into_iter().find(|&k| k <= runs.len()) {
+    // Three chunks of wide values would not have their states in registers: `k` is 3 for bytes only.
+    let most = if WIDE { 2 } else { 3 };
+    while !runs.is_empty() {
+        let k = runs.len().min(most);
         let (now, later) = runs.split_at_mut(k);
         // SAFETY: passed on.
         unsafe {
             match (k, mode) {
-                (4, ROTATED) => decode::<4, E, WIDE, ROTATED>(form, now, groups),
-                (4, ROTATED_SCALED) => decode::<4, E, WIDE, ROTATED_SCALED>(form, now, groups),
-                (4, _) => decode::<4, E, WIDE, GENERAL>(form, now, groups),
-                (3, ROTATED) => decode::<3, E, WIDE, ROTATED>(form, now, groups),
-                (3, ROTATED_SCALED) => decode::<3, E, WIDE, ROTATED_SCALED>(form, now, groups),
-                (3, _) => decode::<3, E, WIDE, GENERAL>(form, now, groups),
+                (3, ROTATED) => decode::<3, E, false, ROTATED>(form, now, groups),
+                (3, ROTATED_SCALED) => decode::<3, E, false, ROTATED_SCALED>(form, now, groups),
+                (3, _) => decode::<3, E, false, GENERAL>(form, now, groups),
                 (2, ROTATED) => decode::<2, E, WIDE, ROTATED>(form, now, groups),
                 (2, ROTATED_SCALED) => decode::<2, E, WIDE, ROTATED_SCALED>(form, now, groups),
                 (2, _) => decode::<2, E, WIDE, GENERAL>(form, now, groups),
@@ -420,7 +420,7 @@ impl Chunk {
 }
 
 /// # Safety
-/// As [`decode_cut`], with `K` runs (1 to 4) and the mode that belongs to the form.
+/// As [`decode_cut`], with `K` runs (1 to 3) and the mode that belongs to the form.
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2"
 )]
@@ -479,7 +479,6 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
             };
         }
         match K {
-            4 => run!(a, b, c, d),
             3 => run!(a, b, c),
             2 => run!(a, b),
             _ => run!(a),
