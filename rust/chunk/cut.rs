@@ -25,7 +25,7 @@ use crate::planes::cut::{Cut, FromValue, MAX_LOW_BYTES, Offsets, Parts};
 use crate::planes::raw::{check_tail, raw_len};
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, low_mask, lower_sign, with_word};
-use crate::simd::cut::{CutForm, CutRun, ScaleWords};
+use crate::simd::cut::{CutForm, CutRun, ScaleWords, SplitForm, SplitRun};
 use crate::simd::{Kernels, Task};
 
 /// Elements of a tile: small enough that the tiles of all chunks in turn stay in the first cache.
@@ -249,6 +249,41 @@ impl CutCoder {
 }
 
 impl CutCoder {
+    /// The scale offsets for fused kernels, if they can have them.
+    fn scale_words<'a>(&'a self, coder: &ModelCoder<'a>) -> Option<Option<ScaleWords<'a>>> {
+        match coder.scale {
+            None => Some(None),
+            Some(scale) => (scale.columns >= LANES).then_some(Some(ScaleWords {
+                columns: scale.columns,
+                rows: &scale.rows,
+                shift: scale.shift + u32::from(self.cut.sign_position == 0),
+                words: &self.ring,
+                has_columns: !scale.cols.is_empty(),
+            })),
+        }
+    }
+
+    /// What the fused encoder is told, if the tier has one for this cut.
+    fn split_form<'a>(
+        &'a self,
+        coder: &ModelCoder<'a>,
+        table: &'a [u8; MAX_SYMBOLS],
+    ) -> Option<SplitForm<'a>> {
+        let element_bytes = coder.model.element_bytes;
+        let covered = coder.kernels.has_decode_cut(element_bytes) && !self.cut.has_constant();
+        let scale = self.scale_words(coder)?;
+        covered.then_some(SplitForm {
+            table,
+            base: self.plane.table.symbol(0),
+            element_bytes,
+            wide: self.cut.is_wide(),
+            low_bytes: self.cut.low_bytes(),
+            packed_bits: self.cut.packed_bits(),
+            sign_position: self.cut.sign_position,
+            scale,
+        })
+    }
+
     /// What the fused kernel is told, if the tier has one for these elements.
     fn form<'a>(
         &'a self,
@@ -257,17 +292,7 @@ impl CutCoder {
         past_cache: bool,
     ) -> Option<CutForm<'a>> {
         let element_bytes = coder.model.element_bytes;
-        let scale = match coder.scale {
-            None => None,
-            Some(scale) if scale.columns >= LANES => Some(ScaleWords {
-                columns: scale.columns,
-                rows: &scale.rows,
-                shift: scale.shift + u32::from(self.cut.sign_position == 0),
-                words: &self.ring,
-                has_columns: !scale.cols.is_empty(),
-            }),
-            Some(_) => return None,
-        };
+        let scale = self.scale_words(coder)?;
         coder
             .kernels
             .has_decode_cut(element_bytes)
@@ -402,6 +427,20 @@ impl RawTile {
         begin..begin + raw_len(self.count, self.packed_bits)
     }
 
+    /// The byte planes and the packed bits, to write on.
+    fn parts_mut<'r>(&self, raw: &'r mut [u8]) -> ([&'r mut [u8]; MAX_LOW_BYTES], &'r mut [u8]) {
+        let packed = self.packed();
+        let (planes, rest) = raw[self.block..].split_at_mut(self.low_bytes * self.block_len);
+        let mut planes = planes.chunks_mut(self.block_len);
+        let low = std::array::from_fn(|_| {
+            let plane = planes.next().unwrap_or_default();
+            let range = self.first.min(plane.len())..(self.first + self.count).min(plane.len());
+            &mut plane[range]
+        });
+        let begin = packed.start - self.block - self.low_bytes * self.block_len;
+        (low, &mut rest[begin..begin + packed.len()])
+    }
+
     /// What to fetch while the tile is decoded: the raw bits that follow those of the tile.
     fn ahead<'r>(&self, raw: &'r [u8]) -> &'r [u8] {
         &raw[self.packed().end.min(raw.len())..]
@@ -525,7 +564,42 @@ impl CutCoder {
         let mut hash = ChunkHash::default();
         let raw_bytes = coder.shape(job.chunk.len()).raw_len(cut.raw_bits);
         let raw = job.payload.extend_stale(raw_bytes);
-        for start in (0..elements).step_by(TILE) {
+        let last = elements.saturating_sub(1) / TILE * TILE;
+        let fused = self.split_form(coder, table);
+        let mut stray = vec![
+            0;
+            if fused.is_some() {
+                SUB_BLOCK + LANES
+            } else {
+                0
+            }
+        ];
+        let mut start = 0;
+        while start < elements {
+            if let Some(form) = &fused
+                && start < last
+            {
+                // The last tile is left to the tiles, which know about ends.
+                let end = last.min((start / SUB_BLOCK + 1) * SUB_BLOCK);
+                let tile = RawTile::new(cut, elements, start, end);
+                let (low, packed) = tile.parts_mut(raw);
+                let run = SplitRun {
+                    input: &job.chunk[start * W::BYTES..end * W::BYTES],
+                    hash: &mut hash,
+                    first: job.first + start,
+                    indices: &mut indices[start..end],
+                    low,
+                    packed,
+                    escapes: &mut stray,
+                };
+                let escaped = kernels.split_cut(form, run, (end - start) / LANES);
+                if escaped > 0 && !plane.has_escape() {
+                    return self.leave(coder, job);
+                }
+                escapes.extend_from_slice(&stray[..escaped]);
+                start = end;
+                continue;
+            }
             let end = elements.min(start + TILE);
             let tile = RawTile::new(cut, elements, start, end);
             let words = &mut words.0[..end - start];
@@ -533,16 +607,7 @@ impl CutCoder {
             let indices = &mut indices[start..end];
             let bytes = &job.chunk[start * W::BYTES..end * W::BYTES];
             let holds = {
-                let raw_block = &mut raw[tile.block..];
-                let mut planes = raw_block.chunks_mut(tile.block_len);
-                let mut low: [&mut [u8]; MAX_LOW_BYTES] = std::array::from_fn(|byte| {
-                    if byte < tile.low_bytes {
-                        let plane = planes.next().unwrap_or_default();
-                        &mut plane[tile.first..tile.first + tile.count]
-                    } else {
-                        &mut []
-                    }
-                });
+                let (mut low, _) = tile.parts_mut(raw);
                 if end < elements {
                     kernels.hash(&mut hash, bytes);
                 }
@@ -566,10 +631,7 @@ impl CutCoder {
             }
             let masks = &mut masks[..indices.len().div_ceil(LANES)];
             kernels.index(table, indices, masks);
-            if masks.iter().all(|&mask| mask == 0) {
-                continue;
-            }
-            if !plane.has_escape() {
+            if masks.iter().any(|&mask| mask != 0) && !plane.has_escape() {
                 return self.leave(coder, job);
             }
             for (group, &mask) in masks.iter().enumerate() {
@@ -581,10 +643,10 @@ impl CutCoder {
                     left &= left - 1;
                 }
             }
+            start = end;
         }
         job.payload.pad();
-        let last = elements.saturating_sub(1) / TILE * TILE * W::BYTES;
-        let rest = &job.chunk[last..];
+        let rest = &job.chunk[last * W::BYTES..];
         let whole = rest.len() / 8 * 8;
         kernels.hash(&mut hash, &rest[..whole]);
         job.hash = hash.finish(&rest[whole..]);

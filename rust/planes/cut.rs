@@ -76,6 +76,11 @@ impl Cut {
         self.element_bits - 8 * self.low_bytes() as u32
     }
 
+    /// Whether there are constant bits.
+    pub(crate) fn has_constant(&self) -> bool {
+        self.constant_bits > 0
+    }
+
     /// Whether the raw plane is one run of bytes or bits through all sub-blocks.
     pub(crate) fn is_contiguous(&self) -> bool {
         self.low_bytes() + usize::from(self.packed_bits() > 0) <= 1

@@ -1,4 +1,5 @@
-//! What a fused kernel is told: decoder, raw bits, scale offsets, sign, hash and store in one loop.
+//! What the fused kernels are told: decoder, raw bits, scale offsets, sign, hash and store in one loop;
+//! and the way back up to the indices.
 
 #![cfg_attr(
     not(target_arch = "x86_64"),
@@ -52,18 +53,25 @@ pub(crate) struct ScaleWords<'a> {
     pub(crate) has_columns: bool,
 }
 
+impl ScaleWords<'_> {
+    /// Whether 64 words can be read from every column on.
+    fn covers(&self, element_bytes: usize) -> bool {
+        let words = if self.has_columns {
+            self.columns + 63
+        } else {
+            64
+        };
+        self.columns >= 64 && self.words.len() >= words * element_bytes
+    }
+}
+
 impl CutForm<'_> {
     /// Whether every part of the run has what `groups` groups need.
     pub(super) fn covers(&self, run: &CutRun<'_, '_>, groups: usize) -> bool {
         let elements = 64 * groups;
-        let scaled = self.scale.is_none_or(|scale| {
-            let words = if scale.has_columns {
-                scale.columns + 63
-            } else {
-                64
-            };
-            scale.columns >= 64 && scale.words.len() >= words * self.element_bytes
-        });
+        let scaled = self
+            .scale
+            .is_none_or(|scale| scale.covers(self.element_bytes));
         run.decoder.has_groups(groups)
             && run.low[..self.low_bytes]
                 .iter()
@@ -73,5 +81,51 @@ impl CutForm<'_> {
             && self.low_bytes + 1 + usize::from(self.wide) == self.element_bytes
             && self.packed_bits < 8
             && scaled
+    }
+}
+
+/// Groups of 64 elements of one chunk that are to be taken apart.
+pub(crate) struct SplitRun<'a> {
+    pub(crate) input: &'a [u8],
+    pub(crate) hash: &'a mut ChunkHash,
+    /// Number of the run's first element in the tensor.
+    pub(crate) first: usize,
+    pub(crate) indices: &'a mut [u8],
+    pub(crate) low: [&'a mut [u8]; MAX_LOW_BYTES],
+    pub(crate) packed: &'a mut [u8],
+    /// Where escaped symbols go: as many as there are elements, and 64 more.
+    pub(crate) escapes: &'a mut [u16],
+}
+
+/// How elements are taken apart.
+#[derive(Clone, Copy)]
+pub(crate) struct SplitForm<'a> {
+    /// The index of every offset from `base`; 63 for those without a slot.
+    pub(crate) table: &'a [u8; 64],
+    pub(crate) base: u16,
+    pub(crate) element_bytes: usize,
+    /// Whether symbol and packed bits take 16 bits.
+    pub(crate) wide: bool,
+    pub(crate) low_bytes: usize,
+    pub(crate) packed_bits: u32,
+    pub(crate) sign_position: u32,
+    pub(crate) scale: Option<ScaleWords<'a>>,
+}
+
+impl SplitForm<'_> {
+    /// Whether every part of the run has what `groups` groups need.
+    pub(super) fn covers(&self, run: &SplitRun<'_>, groups: usize) -> bool {
+        let elements = 64 * groups;
+        let low = &run.low[..self.low_bytes];
+        run.input.len() >= elements * self.element_bytes
+            && run.indices.len() >= elements
+            && low.iter().all(|plane| plane.len() >= elements)
+            && run.packed.len() >= elements / 8 * self.packed_bits as usize
+            && run.escapes.len() >= elements + 64
+            && self.low_bytes + 1 + usize::from(self.wide) == self.element_bytes
+            && self.packed_bits < 8
+            && self
+                .scale
+                .is_none_or(|scale| scale.covers(self.element_bytes))
     }
 }

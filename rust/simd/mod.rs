@@ -26,7 +26,7 @@ pub(crate) use avx2::Buckets;
 use crate::chunk::ChunkHash;
 use crate::entropy::rans::{Decoder, Encoder, Spec, Value, ValueMap};
 use crate::error::{Error, Result};
-use cut::{CutForm, CutRun};
+use cut::{CutForm, CutRun, SplitForm, SplitRun};
 
 /// Environment variable that pins a tier.
 const SIMD_VARIABLE: &str = "NEUZIP_SIMD";
@@ -236,6 +236,21 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::decode_cut(form, runs, groups) },
             _ => false,
+        }
+    }
+
+    /// Hashes `groups` groups of a chunk and takes them apart into indices and raw bits; returns how
+    /// many escaped symbols there are.
+    ///
+    /// # Panics
+    /// If a part of the run is too short, or the tier has no such kernel ([`Kernels::has_decode_cut`]).
+    pub(crate) fn split_cut(self, form: &SplitForm<'_>, run: SplitRun<'_>, groups: usize) -> usize {
+        assert!(form.covers(&run, groups) && self.has_decode_cut(form.element_bytes));
+        match self.tier {
+            // SAFETY: the CPU has the features; the run is covered, as asserted.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::split_cut(form, run, groups) },
+            _ => 0,
         }
     }
 

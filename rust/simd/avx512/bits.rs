@@ -69,32 +69,66 @@ pub(in crate::simd) unsafe fn unpack_bits(packed: &[u8], width: u32, fields: &mu
     64 * groups.len()
 }
 
+/// What packing 64 fields of one width takes.
+pub(super) struct Packer {
+    mask: __m512i,
+    pairs: __m512i,
+    quads: __m512i,
+    up: __m512i,
+    squeeze: __m512i,
+    lanes: u64,
+}
+
+impl Packer {
+    /// For fields of 1 to 7 bits.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    pub(super) fn new(width: u32) -> Self {
+        Self {
+            mask: _mm512_set1_epi8((1 << width) - 1),
+            // Neighbours are joined three times: 2, 4, then 8 fields lie side by side.
+            pairs: _mm512_set1_epi16((1 << width << 8) | 1),
+            quads: _mm512_set1_epi32((1 << (2 * width) << 16) | 1),
+            up: _mm512_set1_epi64(i64::from(32 - 4 * width)),
+            squeeze: load(&SHUFFLES[width as usize].squeeze),
+            lanes: group_mask(width),
+        }
+    }
+
+    /// Stores the `8 * width` bytes of 64 fields; bits above the width are ignored.
+    ///
+    /// # Safety
+    /// The CPU has the features of this tier, and there is room at `to`.
+    #[inline(always)]
+    pub(super) unsafe fn store(&self, fields: __m512i, to: *mut u8) {
+        // SAFETY: masked bytes are not written, the others have room.
+        unsafe {
+            let low_half = _mm512_set1_epi64(0xffff_ffff);
+            let narrow = _mm512_and_si512(fields, self.mask);
+            let two = _mm512_maddubs_epi16(self.pairs, narrow);
+            let four = _mm512_madd_epi16(two, self.quads);
+            let eight = _mm512_or_si512(
+                _mm512_and_si512(four, low_half),
+                _mm512_srlv_epi64(_mm512_andnot_si512(low_half, four), self.up),
+            );
+            let bytes = _mm512_permutexvar_epi8(self.squeeze, eight);
+            _mm512_mask_storeu_epi8(to.cast(), self.lanes, bytes);
+        }
+    }
+}
+
 /// Packs whole groups of 64 fields and returns how many fields that are.
 ///
 /// # Safety
 /// The CPU has the features of this tier; `packed` has room for all fields; `width` is 1 to 7.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(in crate::simd) unsafe fn pack_bits(fields: &[u8], width: u32, packed: &mut [u8]) -> usize {
-    let mask = _mm512_set1_epi8((1 << width) - 1);
-    // Neighbours are joined three times: 2, 4, then 8 fields lie side by side.
-    let pairs = _mm512_set1_epi16((1 << width << 8) | 1);
-    let quads = _mm512_set1_epi32((1 << (2 * width) << 16) | 1);
-    let low_half = _mm512_set1_epi64(0xffff_ffff);
-    let up = _mm512_set1_epi64(i64::from(32 - 4 * width));
-    let squeeze = load(&SHUFFLES[width as usize].squeeze);
+    let packer = Packer::new(width);
     let (groups, _) = fields.as_chunks::<64>();
     let mut to = packed.as_mut_ptr();
     for group in groups {
-        let narrow = _mm512_and_si512(load(group), mask);
-        let two = _mm512_maddubs_epi16(pairs, narrow);
-        let four = _mm512_madd_epi16(two, quads);
-        let eight = _mm512_or_si512(
-            _mm512_and_si512(four, low_half),
-            _mm512_srlv_epi64(_mm512_andnot_si512(low_half, four), up),
-        );
-        let bytes = _mm512_permutexvar_epi8(squeeze, eight);
-        // SAFETY: `packed` has room for this group, and masked bytes are not written.
-        unsafe { _mm512_mask_storeu_epi8(to.cast(), group_mask(width), bytes) };
+        // SAFETY: `packed` has room for this group.
+        unsafe { packer.store(load(group), to) };
         to = to.wrapping_add(8 * width as usize);
     }
     64 * groups.len()

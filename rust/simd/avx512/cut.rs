@@ -16,30 +16,43 @@ use crate::simd::cut::{CutForm, CutRun, ScaleWords};
 const RAW_AHEAD: usize = 1024;
 
 /// Elements of one width: `64 / BYTES` in a register.
-trait Element {
+pub(super) trait Element {
     const BYTES: usize;
     /// Adds element by element.
     unsafe fn add(a: __m512i, b: __m512i) -> __m512i;
+    /// Subtracts element by element.
+    unsafe fn sub(a: __m512i, b: __m512i) -> __m512i;
     unsafe fn broadcast(value: u64) -> __m512i;
     /// The first elements, by mask, of `a`, the others of `b`.
     unsafe fn first_of(mask: u64, a: __m512i, b: __m512i) -> __m512i;
     /// Rotates right by one bit.
     unsafe fn rotate(word: __m512i) -> __m512i;
+    /// Rotates left by one bit.
+    unsafe fn rotate_left(word: __m512i) -> __m512i;
     /// Shifts right, shifts left.
     unsafe fn shift(word: __m512i, right: __m128i, left: __m128i) -> __m512i;
     /// Byte planes, the lowest first, to elements; registers from `BYTES` on are not used.
     unsafe fn interleave(planes: [__m512i; 4]) -> [__m512i; 4];
+    /// Elements to byte planes: the inverse of `interleave`.
+    unsafe fn planes(words: [__m512i; 4]) -> [__m512i; 4];
+    /// The top 16 bits of 64 elements, in two registers; not for bytes.
+    unsafe fn tops(words: [__m512i; 4]) -> [__m512i; 2];
 }
 
 macro_rules! element {
-    ($int:ty, $add:ident, $set:ident, $blend:ident, $mask:ty, $right:ident, $left:ident,
-     $rotate:expr, $interleave:expr) => {
+    ($int:ty, $add:ident, $sub:ident, $set:ident, $blend:ident, $mask:ty, $right:ident, $left:ident,
+     $rotate:expr, $rotate_left:expr, $interleave:expr, $planes:expr, $tops:expr) => {
         impl Element for $int {
             const BYTES: usize = size_of::<$int>();
             #[inline(always)]
             unsafe fn add(a: __m512i, b: __m512i) -> __m512i {
                 // SAFETY: as the caller's.
                 unsafe { $add(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn sub(a: __m512i, b: __m512i) -> __m512i {
+                // SAFETY: as the caller's.
+                unsafe { $sub(a, b) }
             }
             #[inline(always)]
             unsafe fn broadcast(value: u64) -> __m512i {
@@ -55,6 +68,23 @@ macro_rules! element {
             unsafe fn rotate(word: __m512i) -> __m512i {
                 // SAFETY: as the caller's.
                 unsafe { ($rotate)(word) }
+            }
+            #[inline(always)]
+            unsafe fn rotate_left(word: __m512i) -> __m512i {
+                // SAFETY: as the caller's.
+                unsafe { ($rotate_left)(word) }
+            }
+            #[allow(unused_unsafe, reason = "bytes need no shuffle")]
+            #[inline(always)]
+            unsafe fn planes(words: [__m512i; 4]) -> [__m512i; 4] {
+                // SAFETY: as the caller's.
+                unsafe { ($planes)(words) }
+            }
+            #[allow(unused_unsafe, reason = "words are there already")]
+            #[inline(always)]
+            unsafe fn tops(words: [__m512i; 4]) -> [__m512i; 2] {
+                // SAFETY: as the caller's.
+                unsafe { ($tops)(words) }
             }
             #[inline(always)]
             unsafe fn shift(word: __m512i, right: __m128i, left: __m128i) -> __m512i {
@@ -74,38 +104,60 @@ macro_rules! element {
 element!(
     u16,
     _mm512_add_epi16,
+    _mm512_sub_epi16,
     _mm512_set1_epi16,
     _mm512_mask_blend_epi16,
     u32,
     _mm512_srl_epi16,
     _mm512_sll_epi16,
     |word| _mm512_shrdi_epi16::<1>(word, word),
+    |word| _mm512_shldi_epi16::<1>(word, word),
     |planes: [__m512i; 4]| {
         let [a, b] = interleave_bytes(planes[0], planes[1]);
         [a, b, planes[2], planes[3]]
-    }
+    },
+    |words: [__m512i; 4]| {
+        let [a, b] = separate_bytes([words[0], words[1]]);
+        [a, b, words[2], words[3]]
+    },
+    |words: [__m512i; 4]| [words[0], words[1]]
 );
 element!(
     u32,
     _mm512_add_epi32,
+    _mm512_sub_epi32,
     _mm512_set1_epi32,
     _mm512_mask_blend_epi32,
     u16,
     _mm512_srl_epi32,
     _mm512_sll_epi32,
     |word| _mm512_ror_epi32::<1>(word),
+    |word| _mm512_rol_epi32::<1>(word),
     |planes: [__m512i; 4]| {
         let low = interleave_bytes(planes[0], planes[1]);
         let high = interleave_bytes(planes[2], planes[3]);
         let [a, b] = interleave_words(low[0], high[0]);
         let [c, d] = interleave_words(low[1], high[1]);
         [a, b, c, d]
+    },
+    |words: [__m512i; 4]| {
+        let ([a, b], [c, d]) = (
+            separate_words([words[0], words[1]]),
+            separate_words([words[2], words[3]]),
+        );
+        let (low, high) = (separate_bytes([a, c]), separate_bytes([b, d]));
+        [low[0], low[1], high[0], high[1]]
+    },
+    |words: [__m512i; 4]| {
+        let first = separate_words([words[0], words[1]]);
+        [first[1], separate_words([words[2], words[3]])[1]]
     }
 );
 // Bytes have no shifts of their own: neighbours' bits are masked out.
 element!(
     u8,
     _mm512_add_epi8,
+    _mm512_sub_epi8,
     _mm512_set1_epi8,
     _mm512_mask_blend_epi8,
     u64,
@@ -116,11 +168,18 @@ element!(
         let left = _mm512_slli_epi16::<7>(word);
         _mm512_ternarylogic_epi32::<0xE4>(right, left, _mm512_set1_epi8(0x7f))
     },
-    |planes| planes
+    |word| {
+        let left = _mm512_slli_epi16::<1>(word);
+        let right = _mm512_srli_epi16::<7>(word);
+        _mm512_ternarylogic_epi32::<0xE4>(right, left, _mm512_set1_epi8(1))
+    },
+    |planes| planes,
+    |words| words,
+    |words: [__m512i; 4]| [words[0], words[1]]
 );
 
 #[inline(always)]
-unsafe fn byte_shift_right(word: __m512i, count: __m128i) -> __m512i {
+pub(super) unsafe fn byte_shift_right(word: __m512i, count: __m128i) -> __m512i {
     // SAFETY: as the caller's.
     unsafe {
         let mask = _mm512_srl_epi16(_mm512_set1_epi16(0xff), count);
@@ -184,6 +243,58 @@ unsafe fn interleave_words(low: __m512i, high: __m512i) -> [__m512i; 2] {
         [
             _mm512_permutex2var_epi16(low, load(&WORDS_FIRST), high),
             _mm512_permutex2var_epi16(low, load(&WORDS_LAST), high),
+        ]
+    }
+}
+
+/// Every second byte, from the first or the second on.
+static BYTES_EVEN: [u8; 64] = every_second_byte(0);
+static BYTES_ODD: [u8; 64] = every_second_byte(1);
+
+const fn every_second_byte(first: u8) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        bytes[i] = 2 * i as u8 + first;
+        i += 1;
+    }
+    bytes
+}
+
+/// The same for 16-bit words.
+static WORDS_EVEN: [u8; 64] = every_second_word(0);
+static WORDS_ODD: [u8; 64] = every_second_word(1);
+
+const fn every_second_word(first: u8) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    let mut i = 0;
+    while i < 32 {
+        bytes[2 * i] = 2 * i as u8 + first;
+        i += 1;
+    }
+    bytes
+}
+
+/// Low and high bytes of 64 words.
+#[inline(always)]
+pub(super) unsafe fn separate_bytes([first, last]: [__m512i; 2]) -> [__m512i; 2] {
+    // SAFETY: as the caller's.
+    unsafe {
+        [
+            _mm512_permutex2var_epi8(first, load(&BYTES_EVEN), last),
+            _mm512_permutex2var_epi8(first, load(&BYTES_ODD), last),
+        ]
+    }
+}
+
+/// Low and high halves of 32 double words.
+#[inline(always)]
+unsafe fn separate_words([first, last]: [__m512i; 2]) -> [__m512i; 2] {
+    // SAFETY: as the caller's.
+    unsafe {
+        [
+            _mm512_permutex2var_epi16(first, load(&WORDS_EVEN), last),
+            _mm512_permutex2var_epi16(first, load(&WORDS_ODD), last),
         ]
     }
 }
@@ -274,9 +385,7 @@ struct Chunk {
     state: State,
     low: [*const u8; 3],
     packed: *const u8,
-    row: usize,
-    column: usize,
-    row_word: __m512i,
+    place: Place,
     products: __m512i,
     sums: __m512i,
     out: Output,
@@ -290,11 +399,72 @@ unsafe fn row_word<E: Element>(scale: &ScaleWords<'_>, row: usize) -> __m512i {
     unsafe { E::broadcast(offset.checked_shl(scale.shift).unwrap_or(0) as u64) }
 }
 
+/// Where a run is in the matrix of its tensor, and the offset of that row.
+pub(super) struct Place {
+    row: usize,
+    column: usize,
+    row_word: __m512i,
+}
+
+impl Place {
+    #[inline(always)]
+    pub(super) unsafe fn new<E: Element>(scale: Option<&ScaleWords<'_>>, first: usize) -> Self {
+        let columns = scale.map_or(1, |scale| scale.columns);
+        let (row, column) = (first / columns, first % columns);
+        // SAFETY: as the caller's.
+        let row_word =
+            unsafe { scale.map_or(_mm512_setzero_si512(), |scale| row_word::<E>(scale, row)) };
+        Self {
+            row,
+            column,
+            row_word,
+        }
+    }
+
+    /// The scale offsets of the next 64 elements.
+    #[inline(always)]
+    pub(super) unsafe fn offsets<E: Element>(
+        &mut self,
+        scale: Option<&ScaleWords<'_>>,
+    ) -> [__m512i; 4] {
+        // SAFETY: as the caller's; `words` has 64 from every column on.
+        unsafe {
+            let mut offsets = [_mm512_setzero_si512(); 4];
+            let Some(scale) = scale else {
+                return offsets;
+            };
+            let column = if scale.has_columns { self.column } else { 0 };
+            let from = scale.words.as_ptr().add(column * E::BYTES);
+            let left = scale.columns - self.column;
+            for (part, offset) in offsets.iter_mut().take(E::BYTES).enumerate() {
+                let column = _mm512_loadu_si512(from.add(64 * part).cast());
+                *offset = E::add(column, self.row_word);
+            }
+            self.column += 64;
+            if left <= 64 {
+                // The row ends here or among these elements.
+                self.column -= scale.columns;
+                self.row += 1;
+                let next = row_word::<E>(scale, self.row);
+                let lanes = 64 / E::BYTES;
+                for (part, offset) in offsets.iter_mut().take(E::BYTES).enumerate() {
+                    let mine = left.saturating_sub(part * lanes).min(lanes);
+                    if mine < lanes {
+                        let column = _mm512_loadu_si512(from.add(64 * part).cast());
+                        let mask = (1_u64 << mine) - 1;
+                        *offset = E::first_of(mask, *offset, E::add(column, next));
+                    }
+                }
+                self.row_word = next;
+            }
+            offsets
+        }
+    }
+}
+
 impl Chunk {
     #[inline(always)]
     unsafe fn new<E: Element>(run: &mut CutRun<'_, '_>, shared: &Shared<'_>) -> Self {
-        let columns = shared.scale.map_or(1, |scale| scale.columns);
-        let (row, column) = (run.first / columns, run.first % columns);
         // SAFETY: as the caller's.
         unsafe {
             let zero = _mm512_setzero_si512();
@@ -302,11 +472,7 @@ impl Chunk {
                 state: State::new(run.decoder),
                 low: std::array::from_fn(|plane| run.low[plane].as_ptr()),
                 packed: run.packed.as_ptr(),
-                row,
-                column,
-                row_word: shared
-                    .scale
-                    .map_or(zero, |scale| row_word::<E>(&scale, row)),
+                place: Place::new::<E>(shared.scale.as_ref(), run.first),
                 products: zero,
                 sums: zero,
                 out: Output::new(run.out.as_mut_ptr()),
@@ -353,7 +519,7 @@ impl Chunk {
             let offsets = if MODE == ROTATED {
                 [_mm512_setzero_si512(); 4]
             } else {
-                self.offsets::<E>(shared)
+                self.place.offsets::<E>(shared.scale.as_ref())
             };
             for part in 0..E::BYTES {
                 let (word, offset) = (words[part], offsets[part]);
@@ -378,43 +544,6 @@ impl Chunk {
                 }
                 self.out.push(word, shared.way, shared.joint);
             }
-        }
-    }
-
-    /// The scale offsets of the next 64 elements.
-    #[inline(always)]
-    unsafe fn offsets<E: Element>(&mut self, shared: &Shared<'_>) -> [__m512i; 4] {
-        // SAFETY: as the caller's; `words` has 64 from every column on.
-        unsafe {
-            let mut offsets = [_mm512_setzero_si512(); 4];
-            let Some(scale) = &shared.scale else {
-                return offsets;
-            };
-            let column = if scale.has_columns { self.column } else { 0 };
-            let from = scale.words.as_ptr().add(column * E::BYTES);
-            let left = scale.columns - self.column;
-            for (part, offset) in offsets.iter_mut().take(E::BYTES).enumerate() {
-                let column = _mm512_loadu_si512(from.add(64 * part).cast());
-                *offset = E::add(column, self.row_word);
-            }
-            self.column += 64;
-            if left <= 64 {
-                // The row ends here or among these elements.
-                self.column -= scale.columns;
-                self.row += 1;
-                let next = row_word::<E>(scale, self.row);
-                let lanes = 64 / E::BYTES;
-                for (part, offset) in offsets.iter_mut().take(E::BYTES).enumerate() {
-                    let mine = left.saturating_sub(part * lanes).min(lanes);
-                    if mine < lanes {
-                        let column = _mm512_loadu_si512(from.add(64 * part).cast());
-                        let mask = (1_u64 << mine) - 1;
-                        *offset = E::first_of(mask, *offset, E::add(column, next));
-                    }
-                }
-                self.row_word = next;
-            }
-            offsets
         }
     }
 }
@@ -512,14 +641,14 @@ impl Chunk {
 }
 
 /// A number for the low and one for the high half of a word.
-fn pair(half: impl Fn(usize) -> u32) -> i64 {
+pub(super) fn pair(half: impl Fn(usize) -> u32) -> i64 {
     (u64::from(half(0)) | u64::from(half(1)) << 32) as i64
 }
 
 /// The keys of 32 words from `first` on, 8 to a register.
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline]
-fn keys(first: u32) -> [__m512i; 4] {
+pub(super) fn keys(first: u32) -> [__m512i; 4] {
     let lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     let steps = _mm512_set1_epi64(pair(|half| HASH_STEPS[half]));
     let base = _mm512_set1_epi64(pair(|half| HASH_KEYS[half]));

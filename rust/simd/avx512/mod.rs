@@ -7,12 +7,14 @@ mod bits;
 mod cut;
 mod hash;
 mod rans;
+mod split;
 mod stream;
 
 pub(super) use bits::{index, pack_bits, unpack_bits};
 pub(super) use cut::decode_cut;
 pub(super) use hash::hash;
 pub(super) use rans::{decode_groups, encode_groups};
+pub(super) use split::split_cut;
 pub(super) use stream::{copy_past_cache, fence};
 
 use super::Task;
