@@ -518,6 +518,9 @@ impl CutCoder {
         }
         let indices = scratch.indices.iter().map(|indices| &indices[..elements]);
         let indices: Vec<&[u8]> = indices.collect();
+        for (encoder, job) in scratch.encoders.iter_mut().zip(&*jobs) {
+            encoder.ahead = (job.next.as_ptr().addr(), job.next.len());
+        }
         let run = |encoders: &mut [Encoder], indices: &[&[u8]]| {
             Encoder::encode(coder.kernels, &self.plane.spec, encoders, indices);
         };

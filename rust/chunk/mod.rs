@@ -140,6 +140,8 @@ impl<'a> ModelCoder<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct EncodeJob<'a> {
     pub(crate) chunk: &'a [u8],
+    /// The chunk that is probably encoded after this one, to be fetched meanwhile.
+    pub(crate) next: &'a [u8],
     /// Number of the chunk's first element in the tensor.
     pub(crate) first: usize,
     /// The payload, empty if the model cannot represent the chunk or gains nothing.

@@ -166,8 +166,11 @@ impl StreamWriter<'_> {
                 self.encode_jobs(coders, model_of_jobs, &mut jobs, unit);
             }
             model_of_jobs = model;
+            let start = (number + at_once) * self.chunk_bytes();
+            let next = self.data.get(start..).unwrap_or_default();
             let mut job = EncodeJob {
                 chunk,
+                next: &next[..next.len().min(chunk.len())],
                 first: model.map_or(0, |model| {
                     number * self.chunk_bytes() / self.plan.chunked.models[model].element_bytes
                 }),

@@ -25,6 +25,9 @@ pub(crate) struct Encoder {
     /// Filled from the back.
     pub(crate) room: Vec<u8>,
     pub(crate) cursor: usize,
+    /// Address and length of what the caller reads next: kernels may fetch some of it with each group.
+    /// Nothing is read through it.
+    pub(crate) ahead: (usize, usize),
 }
 
 impl Default for Encoder {
@@ -34,6 +37,7 @@ impl Default for Encoder {
             high: [0; LANES],
             room: Vec::new(),
             cursor: 0,
+            ahead: (0, 0),
         }
     }
 }

@@ -378,8 +378,23 @@ unsafe fn encode<const K: usize, const INCREMENT: bool>(
         encoders[c].room[..cursor].as_mut_ptr_range().end
     });
 
-    for group in (0..indices[0].len() / LANES).rev() {
+    let groups = indices[0].len() / LANES;
+    let lines: [usize; K] = std::array::from_fn(|c| {
+        encoders[c]
+            .ahead
+            .1
+            .div_ceil(64)
+            .div_ceil(groups.max(1))
+            .min(4)
+    });
+    let mut ahead: [*const i8; K] =
+        std::array::from_fn(|c| std::ptr::without_provenance(encoders[c].ahead.0));
+    for group in (0..groups).rev() {
         for c in 0..K {
+            for _ in 0..lines[c] {
+                _mm_prefetch::<_MM_HINT_T1>(ahead[c]);
+                ahead[c] = ahead[c].wrapping_add(64);
+            }
             // SAFETY: the list has `64 * (group + 1)` indices at least.
             let index =
                 unsafe { _mm512_loadu_si512(indices[c].as_ptr().add(group * LANES).cast()) };
