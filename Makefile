@@ -61,7 +61,7 @@ $(VENV)/.created $(BENCH_VENV)/.created: %/.created:
 	python3 is on PATH; install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: \
 	$(PYTHON) is no Python 3.11 or newer" >&2; exit 1; }
-	@command -v cargo >/dev/null || { echo "error: cargo is not on PATH; install Rust 1.88 or \
+	@command -v cargo >/dev/null || { echo "error: cargo is not on PATH; install Rust 1.89 or \
 	newer, for example with rustup" >&2; exit 1; }
 	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
 	echo "error: no C compiler found (cc, gcc or clang); Rust links with it" >&2; exit 1; }

@@ -108,6 +108,7 @@ impl CutCoder {
         Ok(true)
     }
 
+    #[allow(clippy::too_many_lines, reason = "the pipeline in one place")]
     fn decode_words<'a, W, V>(
         &self,
         coder: &ModelCoder<'_>,
@@ -249,18 +250,21 @@ impl CutCoder {
 }
 
 impl CutCoder {
-    /// The scale offsets for fused kernels, if they can have them.
-    fn scale_words<'a>(&'a self, coder: &ModelCoder<'a>) -> Option<Option<ScaleWords<'a>>> {
-        match coder.scale {
-            None => Some(None),
-            Some(scale) => (scale.columns >= LANES).then_some(Some(ScaleWords {
-                columns: scale.columns,
-                rows: &scale.rows,
-                shift: scale.shift + u32::from(self.cut.sign_position == 0),
-                words: &self.ring,
-                has_columns: !scale.cols.is_empty(),
-            })),
-        }
+    /// The scale offsets for fused kernels.
+    fn scale_words<'a>(&'a self, coder: &ModelCoder<'a>) -> Option<ScaleWords<'a>> {
+        coder.scale.map(|scale| ScaleWords {
+            columns: scale.columns,
+            rows: &scale.rows,
+            shift: scale.shift + u32::from(self.cut.sign_position == 0),
+            words: &self.ring,
+            has_columns: !scale.cols.is_empty(),
+        })
+    }
+
+    /// Whether the tier has fused kernels for these elements and their scale offsets.
+    fn has_kernel(coder: &ModelCoder<'_>) -> bool {
+        let wide_rows = coder.scale.is_none_or(|scale| scale.columns >= LANES);
+        wide_rows && coder.kernels.has_decode_cut(coder.model.element_bytes)
     }
 
     /// What the fused encoder is told, if the tier has one for this cut.
@@ -270,9 +274,7 @@ impl CutCoder {
         table: &'a [u8; MAX_SYMBOLS],
     ) -> Option<SplitForm<'a>> {
         let element_bytes = coder.model.element_bytes;
-        let covered = coder.kernels.has_decode_cut(element_bytes) && !self.cut.has_constant();
-        let scale = self.scale_words(coder)?;
-        covered.then_some(SplitForm {
+        (Self::has_kernel(coder) && !self.cut.has_constant()).then(|| SplitForm {
             table,
             base: self.plane.table.symbol(0),
             element_bytes,
@@ -280,7 +282,7 @@ impl CutCoder {
             low_bytes: self.cut.low_bytes(),
             packed_bits: self.cut.packed_bits(),
             sign_position: self.cut.sign_position,
-            scale,
+            scale: self.scale_words(coder),
         })
     }
 
@@ -292,25 +294,25 @@ impl CutCoder {
         past_cache: bool,
     ) -> Option<CutForm<'a>> {
         let element_bytes = coder.model.element_bytes;
-        let scale = self.scale_words(coder)?;
-        coder
-            .kernels
-            .has_decode_cut(element_bytes)
-            .then_some(CutForm {
-                spec: &self.plane.spec,
-                map: &self.plane.map,
-                element_bytes,
-                wide: self.cut.is_wide(),
-                low_bytes: self.cut.low_bytes(),
-                packed_bits: self.cut.packed_bits(),
-                sign_position: self.cut.sign_position,
-                scale,
-                hashed,
-                past_cache,
-            })
+        Self::has_kernel(coder).then(|| CutForm {
+            spec: &self.plane.spec,
+            map: &self.plane.map,
+            element_bytes,
+            wide: self.cut.is_wide(),
+            low_bytes: self.cut.low_bytes(),
+            packed_bits: self.cut.packed_bits(),
+            sign_position: self.cut.sign_position,
+            scale: self.scale_words(coder),
+            hashed,
+            past_cache,
+        })
     }
 
     /// Decodes groups of 64 elements, within one sub-block, with the fused kernel.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "they are the state of the loop it is called from"
+    )]
     fn decode_fused<W: Word>(
         &self,
         kernels: Kernels,
@@ -375,7 +377,7 @@ where
                     let low = parts.low_planes(&range);
                     let run = parts.part(&range, &low);
                     cut.cut.join::<W, V>(&run, offsets, out);
-                })
+                });
             }
         }
     }
@@ -585,21 +587,21 @@ impl CutCoder {
                 // The last tile is left to the tiles, which know about ends.
                 let end = last.min((start / SUB_BLOCK + 1) * SUB_BLOCK);
                 let tile = RawTile::new(cut, elements, start, end);
-                let (low, packed) = tile.parts_mut(raw);
+                let (low, bits) = tile.parts_mut(raw);
                 let run = SplitRun {
                     input: &job.chunk[start * W::BYTES..end * W::BYTES],
                     hash: &mut hash,
                     first: job.first + start,
                     indices: &mut indices[start..end],
                     low,
-                    packed,
+                    packed: bits,
                     escapes: &mut stray,
                 };
-                let escaped = kernels.split_cut(form, run, (end - start) / LANES);
-                if escaped > 0 && !plane.has_escape() {
-                    return self.leave(coder, job);
+                let found = kernels.split_cut(form, run, (end - start) / LANES);
+                if found > 0 && !plane.has_escape() {
+                    return Self::leave(coder, job);
                 }
-                escapes.extend_from_slice(&stray[..escaped]);
+                escapes.extend_from_slice(&stray[..found]);
                 start = end;
                 continue;
             }
@@ -627,7 +629,7 @@ impl CutCoder {
                 })
             };
             if !holds {
-                return self.leave(coder, job);
+                return Self::leave(coder, job);
             }
             if tile.packed_bits > 0 {
                 kernels.pack_bits(packed, tile.packed_bits, &mut raw[tile.packed()]);
@@ -635,7 +637,7 @@ impl CutCoder {
             let masks = &mut masks[..indices.len().div_ceil(LANES)];
             kernels.index(table, indices, masks);
             if masks.iter().any(|&mask| mask != 0) && !plane.has_escape() {
-                return self.leave(coder, job);
+                return Self::leave(coder, job);
             }
             for (group, &mask) in masks.iter().enumerate() {
                 let mut left = mask;
@@ -657,7 +659,7 @@ impl CutCoder {
     }
 
     /// Gives a chunk up that the model does not fit; it still needs its hash.
-    fn leave(&self, coder: &ModelCoder<'_>, job: &mut EncodeJob<'_>) -> bool {
+    fn leave(coder: &ModelCoder<'_>, job: &mut EncodeJob<'_>) -> bool {
         job.hash = super::chunk_hash(coder.kernels, job.chunk);
         false
     }

@@ -81,32 +81,27 @@ impl Seek for Memory {
 mod tests {
     use super::*;
 
+    fn write_here_and_there(out: &mut (impl Write + Seek)) {
+        let writes: [(u64, &[u8]); 4] = [
+            (100, &[1; 5]),
+            (105, &[2; 200]),
+            (3, &[3; 120]),
+            (290, &[5; 300]),
+        ];
+        for (position, bytes) in writes {
+            out.seek(SeekFrom::Start(position)).unwrap();
+            out.write_all(bytes).unwrap();
+            out.write_all(&[4; 7]).unwrap();
+        }
+    }
+
     #[test]
     fn behaves_like_a_file() {
         for original_len in [0, PAST_CACHE_BYTES] {
             let mut memory = Memory::new(original_len, Kernels::scalar());
             let mut file = io::Cursor::new(Vec::new());
-            let outputs: [&mut dyn FnMut(&[u8], Option<u64>); 2] = [
-                &mut |bytes, seek| {
-                    if let Some(to) = seek {
-                        memory.seek(SeekFrom::Start(to)).unwrap();
-                    }
-                    memory.write_all(bytes).unwrap();
-                },
-                &mut |bytes, seek| {
-                    if let Some(to) = seek {
-                        file.seek(SeekFrom::Start(to)).unwrap();
-                    }
-                    file.write_all(bytes).unwrap();
-                },
-            ];
-            for output in outputs {
-                output(&[1; 5], Some(100));
-                output(&[2; 200], None);
-                output(&[3; 120], Some(3));
-                output(&[4; 7], None);
-                output(&[5; 300], Some(290));
-            }
+            write_here_and_there(&mut memory);
+            write_here_and_there(&mut file);
             assert_eq!(memory.into_vec(), file.into_inner());
         }
     }

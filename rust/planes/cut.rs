@@ -102,14 +102,12 @@ impl Cut {
 
     /// Puts elements together from their values and raw bits.
     #[inline(always)]
-    pub(crate) fn join<W: Word, V: Value>(
+    pub(crate) fn join<W: Word + From<u8> + FromValue<V>, V: Value>(
         &self,
         parts: &Parts<'_, V>,
         offsets: Offsets<'_>,
         out: &mut [u8],
-    ) where
-        W: From<u8> + FromValue<V>,
-    {
+    ) {
         match (offsets, self.sign_position) {
             (Offsets::None, 0) => self.join_low::<W, V, true>(parts, |_| W::default(), out),
             (Offsets::None, _) => self.join_low::<W, V, false>(parts, |_| W::default(), out),
@@ -181,14 +179,12 @@ impl Cut {
     }
 
     #[inline(always)]
-    fn join_low<W: Word, V: Value, const ROTATED: bool>(
+    fn join_low<W: Word + From<u8> + FromValue<V>, V: Value, const ROTATED: bool>(
         &self,
         parts: &Parts<'_, V>,
         offset: impl Fn(usize) -> W,
         out: &mut [u8],
-    ) where
-        W: From<u8> + FromValue<V>,
-    {
+    ) {
         // A value of one or two bytes leaves these counts of low bytes only.
         match parts.low.len() {
             0 => self.join_loop::<W, V, 0, ROTATED>(parts, offset, out),
@@ -201,14 +197,17 @@ impl Cut {
     }
 
     #[inline(always)]
-    fn join_loop<W: Word, V: Value, const LOW: usize, const ROTATED: bool>(
+    fn join_loop<
+        W: Word + From<u8> + FromValue<V>,
+        V: Value,
+        const LOW: usize,
+        const ROTATED: bool,
+    >(
         &self,
         parts: &Parts<'_, V>,
         offset: impl Fn(usize) -> W,
         out: &mut [u8],
-    ) where
-        W: From<u8> + FromValue<V>,
-    {
+    ) {
         if LOW >= W::BYTES || LOW + 1 + usize::from(V::WIDE) != W::BYTES {
             return;
         }
@@ -239,8 +238,8 @@ impl Cut {
             }
         } else {
             let packed = &parts.packed[..count];
-            for i in 0..count {
-                element(i, W::from(packed[i]));
+            for (i, &packed) in packed.iter().enumerate() {
+                element(i, W::from(packed));
             }
         }
     }

@@ -3,6 +3,13 @@
 //! A byte shuffle looks up in tables of 16 only, within each half of a register. Tables of 64 are taken
 //! in blocks of 16, and only in those that are used; the 256 slots go through [`Buckets`].
 
+#![allow(
+    clippy::wildcard_imports,
+    clippy::needless_range_loop,
+    clippy::too_many_lines,
+    reason = "intrinsics are many; loops over registers are unrolled by number"
+)]
+
 mod bits;
 mod buckets;
 mod decode;

@@ -123,12 +123,12 @@ impl Packer {
 /// The CPU has the features of this tier; `packed` has room for all fields; `width` is 1 to 7.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(in crate::simd) unsafe fn pack_bits(fields: &[u8], width: u32, packed: &mut [u8]) -> usize {
-    let packer = Packer::new(width);
+    let squeeze = Packer::new(width);
     let (groups, _) = fields.as_chunks::<64>();
     let mut to = packed.as_mut_ptr();
     for group in groups {
         // SAFETY: `packed` has room for this group.
-        unsafe { packer.store(load(group), to) };
+        unsafe { squeeze.store(load(group), to) };
         to = to.wrapping_add(8 * width as usize);
     }
     64 * groups.len()

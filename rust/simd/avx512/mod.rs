@@ -3,6 +3,8 @@
 //! VBMI looks bytes up in tables of 64 and 128, VBMI2 expands and compresses bytes: renormalisation is
 //! one instruction in each direction.
 
+#![allow(clippy::wildcard_imports, reason = "intrinsics are many")]
+
 mod bits;
 mod cut;
 mod hash;

@@ -97,19 +97,20 @@ const fn divisions() -> [Division; 256] {
 unsafe fn expand_from(register: __m512i, mask: __mmask64, from: *const u8) -> __m512i {
     let mut register = register;
     // The type tells the assembler how wide the register is.
-    let _ahead: __m512i;
+    let ahead: __m512i;
     // SAFETY: the instructions read the 64 bytes that the caller vouches for and nothing else.
     unsafe {
         std::arch::asm!(
             "vmovdqu64 {ahead}, [{from}]",
             "vpexpandb {register} {{{mask}}}, {ahead}",
-            ahead = out(zmm_reg) _ahead,
+            ahead = out(zmm_reg) ahead,
             from = in(reg) from,
             mask = in(kreg) mask,
             register = inout(zmm_reg) register,
             options(readonly, nostack, preserves_flags),
         );
     }
+    let _: __m512i = ahead;
     register
 }
 

@@ -39,6 +39,10 @@ pub(in crate::simd) unsafe fn split_cut(
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2"
 )]
+#[allow(
+    clippy::too_many_lines,
+    reason = "one loop, which must be compiled as one"
+)]
 unsafe fn split<E: Element, const WIDE: bool>(
     form: &SplitForm<'_>,
     run: SplitRun<'_>,
@@ -59,7 +63,7 @@ unsafe fn split<E: Element, const WIDE: bool>(
         )
     };
     let symbol_bits = if WIDE { 16 } else { 8 } - width;
-    let packer = (width > 0).then(|| Packer::new(width));
+    let squeeze = (width > 0).then(|| Packer::new(width));
     let table = load(form.table);
     let mut keys = keys(run.hash.words);
     let step = _mm512_set1_epi64(pair(|half| HASH_STEPS[half].wrapping_mul(bits)));
@@ -69,7 +73,7 @@ unsafe fn split<E: Element, const WIDE: bool>(
     let mut indices = run.indices.as_mut_ptr();
     let mut packed = run.packed.as_mut_ptr();
     let mut low = run.low.map(<[u8]>::as_mut_ptr);
-    let mut escaped = 0;
+    let mut found = 0;
     for _ in 0..groups {
         // SAFETY: the form covers the run: every part has what a group takes, and is moved on by
         // just that; at most 64 symbols of a group are escaped. Fetches cannot fault.
@@ -104,8 +108,8 @@ unsafe fn split<E: Element, const WIDE: bool>(
                 _mm512_storeu_si512((*to).cast(), *bytes);
                 *to = to.wrapping_add(64);
             }
-            if let Some(packer) = &packer {
-                packer.store(bytes[planes], packed);
+            if let Some(squeeze) = &squeeze {
+                squeeze.store(bytes[planes], packed);
                 packed = packed.wrapping_add(8 * width as usize);
             }
             let last = _mm512_set1_epi8(63);
@@ -128,8 +132,8 @@ unsafe fn split<E: Element, const WIDE: bool>(
             let index = _mm512_permutexvar_epi8(offset, table);
             _mm512_storeu_si512(indices.cast(), index);
             indices = indices.add(64);
-            let escapes = _mm512_cmpeq_epi8_mask(index, last);
-            if escapes != 0 {
+            let rare = _mm512_cmpeq_epi8_mask(index, last);
+            if rare != 0 {
                 let halves = if WIDE {
                     symbols
                 } else {
@@ -139,11 +143,11 @@ unsafe fn split<E: Element, const WIDE: bool>(
                         _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64::<1>(bytes)),
                     ]
                 };
-                for (half, mask) in halves.into_iter().zip([escapes, escapes >> 32]) {
+                for (half, mask) in halves.into_iter().zip([rare, rare >> 32]) {
                     let mask = mask as u32;
-                    let to = run.escapes.as_mut_ptr().add(escaped);
+                    let to = run.escapes.as_mut_ptr().add(found);
                     _mm512_storeu_si512(to.cast(), _mm512_maskz_compress_epi16(mask, half));
-                    escaped += mask.count_ones() as usize;
+                    found += mask.count_ones() as usize;
                 }
             }
         }
@@ -157,5 +161,5 @@ unsafe fn split<E: Element, const WIDE: bool>(
         .hash
         .sum
         .wrapping_add(_mm512_reduce_add_epi64(sums) as u64);
-    escaped
+    found
 }

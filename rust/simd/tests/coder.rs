@@ -149,6 +149,7 @@ pub(super) fn check_encode(
                 high,
                 room: vec![CANARY; cursor + [0, 1, 90][random.below(3)]],
                 cursor,
+                ahead: (0, 0),
             }
         })
         .collect();
@@ -190,6 +191,7 @@ pub(super) fn check_every_frequency(kernels: Kernels) {
                 high,
                 room,
                 cursor,
+                ahead: (0, 0),
             }];
             kernels.encode_groups(&spec, &mut encoder, &[&indices]);
             let [encoder] = encoder;
