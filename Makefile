@@ -125,6 +125,22 @@ test: $(VENV)/.dev ## Run all tests, Rust and Python (PYTEST_ARGS="-k name")
 	$(say) "pytest"
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
+.PHONY: test-asan
+test-asan: ## Run the Rust tests under AddressSanitizer (x86-64 Linux)
+	@RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=allocator_may_return_null=1 \
+	CARGO_TARGET_DIR=target/asan CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	cargo test --release --target x86_64-unknown-linux-gnu --lib --test tiers
+
+# Naming the library path keeps qemu from mixing the C library with another one of the machine.
+NEON_ENV = CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu \
+	-E LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib"
+
+.PHONY: test-neon
+test-neon: ## Run the Rust tests for 64-bit ARM under qemu-user (see CONTRIBUTING.md)
+	@$(NEON_ENV) cargo test --release --target aarch64-unknown-linux-gnu --lib --test tiers \
+	-- --skip advised_memory
+
 .PHONY: lint
 lint: $(VENV)/.dev $(if $(CUDA_SOURCES),$(VENV)/.cuda-format) ## Check format, lints, types, stubs and spelling
 	$(say) "cargo fmt"

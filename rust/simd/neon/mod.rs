@@ -4,6 +4,12 @@
 //! streaming stores: masks become 64-bit numbers, and tables of 256 say how 8 lanes are moved. Every
 //! 64-bit ARM CPU has NEON, so that safe code is compiled for this tier anyway.
 
+#![allow(
+    clippy::inline_always,
+    clippy::wildcard_imports,
+    reason = "a step must be compiled into its loop, and intrinsics are many"
+)]
+
 mod bits;
 mod hash;
 mod rans;
