@@ -256,8 +256,8 @@ def test_signals_are_seen_while_compressing(run_python: RunPython, threads: int)
     assert int(run_python(SIGNALS_PROGRAM.replace("{threads}", str(threads)))) >= 3
 
 
-# Work that would go on for long: sparse files of 32 GB, memory that was never written to, and a stream
-# of some bytes that stands for a constant tensor of 2^38.
+# Work that would go on for long: sparse files of 32 GB, memory that was never written to, and a
+# stream of some bytes that stands for a constant tensor of 2^38.
 INTERRUPTED_PROGRAM = """
 import mmap, sys
 import neuzip_rs as nz
