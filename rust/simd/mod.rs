@@ -234,6 +234,9 @@ impl Kernels {
         match self.tier {
             // SAFETY: the CPU has the features; the runs are covered, as asserted.
             #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => unsafe { avx2::decode_cut(form, runs, groups) },
+            // SAFETY: the CPU has the features; the runs are covered, as asserted.
+            #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::decode_cut(form, runs, groups) },
             _ => false,
         }
@@ -256,7 +259,7 @@ impl Kernels {
 
     /// Whether [`Kernels::decode_cut`] has a kernel for elements of this width.
     pub(crate) const fn has_decode_cut(self, element_bytes: usize) -> bool {
-        matches!(self.tier, SimdTier::Avx512) && element_bytes <= 4
+        matches!(self.tier, SimdTier::Avx2 | SimdTier::Avx512) && element_bytes <= 4
     }
 
     /// Encodes whole groups of 64 indices with each encoder, the last group first.

@@ -6,26 +6,46 @@ use super::{load, load_twice, store};
 
 /// What the kernels of one width shuffle and multiply by.
 #[derive(Clone, Copy)]
-struct Steps {
+pub(super) struct Steps {
     /// Two bytes for each field of the first eight, from its first bit on.
-    spread: [u8; 16],
+    pub(super) spread: [u8; 16],
     /// Lifts the field to the top of the two bytes.
     lifts: [u16; 8],
     /// The two bundles of eight fields, one behind the other.
     squeeze: [u8; 16],
+    width: u8,
 }
 
-static STEPS: [Steps; 8] = steps();
+impl Steps {
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(super) fn lifts(&self) -> __m256i {
+        // SAFETY: the array has 16 bytes.
+        let lifts = unsafe { _mm_loadu_si128(self.lifts.as_ptr().cast()) };
+        _mm256_broadcastsi128_si256(lifts)
+    }
+
+    /// By how much lifted fields are shifted back.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(super) fn drop(&self) -> __m128i {
+        _mm_cvtsi32_si128(16 - i32::from(self.width))
+    }
+}
+
+pub(super) static STEPS: [Steps; 8] = steps();
 
 const fn steps() -> [Steps; 8] {
     let mut table = [Steps {
         spread: [0; 16],
         lifts: [0; 8],
         squeeze: [0x80; 16],
+        width: 0,
     }; 8];
     let mut width = 1;
     while width < 8 {
         let steps = &mut table[width];
+        steps.width = width as u8;
         let mut field = 0;
         while field < 8 {
             let (byte, bit) = (field * width / 8, field * width % 8);
@@ -63,10 +83,7 @@ pub(in crate::simd) unsafe fn unpack_bits(packed: &[u8], width: u32, fields: &mu
     let steps = &STEPS[width];
     let spread = load_twice(&steps.spread);
     let spread_next = _mm256_add_epi8(spread, _mm256_set1_epi8(width as i8));
-    // SAFETY: the array has 16 bytes.
-    let lifts = unsafe { _mm_loadu_si128(steps.lifts.as_ptr().cast()) };
-    let lifts = _mm256_broadcastsi128_si256(lifts);
-    let drop = _mm_cvtsi32_si128(16 - width as i32);
+    let (lifts, drop) = (steps.lifts(), steps.drop());
     let (groups, _) = fields.as_chunks_mut::<STEP>();
     let mut last = [0; 4 * 7 + SLACK];
     let mut left = packed;

@@ -32,6 +32,7 @@ pub(super) enum Shape {
 #[repr(align(16))]
 pub(crate) struct Buckets {
     pub(super) shape: Shape,
+    pub(super) entries: usize,
     /// Index, frequency and first slot of each entry.
     pub(super) index: [u8; MAX_SYMBOLS],
     pub(super) frequency: [u8; MAX_SYMBOLS],
@@ -49,6 +50,7 @@ impl Buckets {
     pub(crate) fn new(slot_index: &[u8; SLOTS], frequency: &[u8; MAX_SYMBOLS]) -> Self {
         let mut buckets = Self {
             shape: Shape::Any,
+            entries: 0,
             index: [0; MAX_SYMBOLS],
             frequency: [0; MAX_SYMBOLS],
             start: [0; MAX_SYMBOLS],
@@ -76,6 +78,7 @@ impl Buckets {
             }
             (start, entries) = (end, entries + 1);
         }
+        buckets.entries = entries;
         let dense = |cuts| counts.iter().filter(|&&count| count > cuts).count();
         let flat = frequency.iter().all(|&frequency| frequency < 128);
         buckets.shape = match (entries, dense(1), dense(2)) {

@@ -9,10 +9,10 @@
 
 use std::arch::x86_64::*;
 
-use super::buckets::Shape;
-use super::{Table, load_lanes, load_twice, store_lanes};
-use crate::constants::{ESCAPE, LANES};
-use crate::entropy::rans::{Decoder, Spec, Value, ValueMap};
+use super::buckets::{Buckets, Shape};
+use super::{Table, load_lanes, load_twice, load_two, store_lanes};
+use crate::constants::{ESCAPE, LANES, MAX_SYMBOLS};
+use crate::entropy::rans::{Decoder, EscapedValues, Spec, Value, ValueMap};
 
 /// See [`crate::simd::Kernels::decode_groups`].
 ///
@@ -22,43 +22,144 @@ use crate::entropy::rans::{Decoder, Spec, Value, ValueMap};
 pub(in crate::simd) unsafe fn decode_groups<V: Value>(
     spec: &Spec,
     map: &ValueMap,
-    mut decoders: &mut [Decoder<'_>],
-    mut out: &mut [&mut [V]],
-    groups: usize,
-) {
-    while !decoders.is_empty() {
-        let k = decoders.len().min(4);
-        let (now, later) = decoders.split_at_mut(k);
-        let (now_out, later_out) = out.split_at_mut(k);
-        // SAFETY: passed on.
-        unsafe {
-            match k {
-                4 => decode_shape::<8, V>(spec, map, now, now_out, groups),
-                3 => decode_shape::<6, V>(spec, map, now, now_out, groups),
-                2 => decode_shape::<4, V>(spec, map, now, now_out, groups),
-                _ => decode_shape::<2, V>(spec, map, now, now_out, groups),
-            }
-        }
-        (decoders, out) = (later, later_out);
-    }
-}
-
-/// # Safety
-/// As [`decode_groups`], with `K` decoders and outputs.
-unsafe fn decode_shape<const U: usize, V: Value>(
-    spec: &Spec,
-    map: &ValueMap,
     decoders: &mut [Decoder<'_>],
     out: &mut [&mut [V]],
     groups: usize,
 ) {
+    let tables = Tables::new(spec, map);
+    for (decoders, out) in decoders.chunks_mut(MOST).zip(out.chunks_mut(MOST)) {
+        let mut parts = decoders.iter().zip(&mut *out);
+        let mut planes: [Plane<'_, V>; MOST] = std::array::from_fn(|_| {
+            parts.next().map_or(Plane::none(), |(decoder, out)| {
+                Plane::new(decoder, out.as_mut_ptr())
+            })
+        });
+        // SAFETY: passed on.
+        unsafe { decode_planes(&tables, &mut planes[..decoders.len()], groups) };
+        for (decoder, plane) in decoders.iter_mut().zip(&planes) {
+            plane.write_back(decoder);
+        }
+    }
+}
+
+/// Planes that are decoded in lockstep at most: more are not faster.
+pub(super) const MOST: usize = 3;
+
+/// A decoder whose pointers are not checked.
+pub(super) struct Plane<'a, V> {
+    low: [u8; LANES],
+    high: [u8; LANES],
+    stream: *const u8,
+    /// Where it is never read, only fetched.
+    ahead: *const u8,
+    /// Where values go, from the first one of a call on.
+    out: *mut V,
+    escapes: &'a EscapedValues,
+    used: usize,
+}
+
+impl<'a, V: Value> Plane<'a, V> {
+    pub(super) fn new(decoder: &Decoder<'a>, out: *mut V) -> Self {
+        let stream = decoder.stream.as_ptr();
+        Self {
+            low: decoder.low,
+            high: decoder.high,
+            stream,
+            ahead: if decoder.ahead.is_empty() {
+                stream
+            } else {
+                decoder.ahead.as_ptr()
+            },
+            out,
+            escapes: decoder.escapes,
+            used: decoder.used,
+        }
+    }
+
+    pub(super) fn none() -> Self {
+        Self::new(&Decoder::default(), std::ptr::null_mut())
+    }
+
+    pub(super) fn write_back(&self, decoder: &mut Decoder<'_>) {
+        (decoder.low, decoder.high, decoder.used) = (self.low, self.high, self.used);
+        let taken = self.stream.addr() - decoder.stream.as_ptr().addr();
+        decoder.stream = &decoder.stream[taken..];
+    }
+}
+
+/// What to look up for the entries of a table, or for its indices if it is of no shape.
+pub(super) struct Tables<'a> {
+    spec: &'a Spec,
+    buckets: &'a Buckets,
+    frequency: &'a [u8; MAX_SYMBOLS],
+    start: &'a [u8; MAX_SYMBOLS],
+    low: [u8; MAX_SYMBOLS],
+    high: [u8; MAX_SYMBOLS],
+    /// The number of the escape, or one that does not occur.
+    escape: u8,
+}
+
+impl<'a> Tables<'a> {
+    pub(super) fn new(spec: &'a Spec, map: &ValueMap) -> Self {
+        let buckets = spec.buckets();
+        let mut tables = Self {
+            spec,
+            buckets,
+            frequency: &spec.frequency,
+            start: &spec.start,
+            low: map.low,
+            high: map.high,
+            escape: if map.escape { ESCAPE } else { u8::MAX },
+        };
+        if buckets.shape == Shape::Any {
+            return tables;
+        }
+        (tables.frequency, tables.start) = (&buckets.frequency, &buckets.start);
+        for entry in 0..buckets.entries {
+            let index = usize::from(buckets.index[entry]);
+            (tables.low[entry], tables.high[entry]) = (map.low[index], map.high[index]);
+            if map.escape && index == usize::from(ESCAPE) {
+                tables.escape = entry as u8;
+            }
+        }
+        tables
+    }
+}
+
+/// Decodes as many groups of each plane; the outputs are not moved on.
+///
+/// # Safety
+/// The CPU has the features of this tier. Every stream has `64 * groups` bytes and every output
+/// room for `64 * groups` values; at most [`MOST`] planes.
+pub(super) unsafe fn decode_planes<V: Value>(
+    tables: &Tables<'_>,
+    planes: &mut [Plane<'_, V>],
+    groups: usize,
+) {
     // SAFETY: passed on.
     unsafe {
-        match spec.buckets().shape {
-            Shape::Small => decode::<U, 2, 1, 1, V>(spec, map, decoders, out, groups),
-            Shape::Medium => decode::<U, 1, 2, 2, V>(spec, map, decoders, out, groups),
-            Shape::Large => decode::<U, 2, 3, 4, V>(spec, map, decoders, out, groups),
-            Shape::Any => decode::<U, 0, 16, 4, V>(spec, map, decoders, out, groups),
+        match planes.len() {
+            3 => decode_shape::<6, V>(tables, planes, groups),
+            2 => decode_shape::<4, V>(tables, planes, groups),
+            _ => decode_shape::<2, V>(tables, planes, groups),
+        }
+    }
+}
+
+/// # Safety
+/// As [`decode_planes`], with `U / 2` planes.
+unsafe fn decode_shape<const U: usize, V: Value>(
+    tables: &Tables<'_>,
+    planes: &mut [Plane<'_, V>],
+    groups: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        match tables.buckets.shape {
+            Shape::Small => decode::<U, 2, 1, 1, V>(tables, planes, groups),
+            Shape::Medium => decode::<U, 1, 2, 2, V>(tables, planes, groups),
+            Shape::Large => decode::<U, 2, 3, 4, V>(tables, planes, groups),
+            Shape::Any => decode::<U, 0, 16, 4, V>(tables, planes, groups),
         }
     }
 }
@@ -73,9 +174,9 @@ struct SlotTable<const CUTS: usize, const DENSE: usize> {
 impl<const CUTS: usize, const DENSE: usize> SlotTable<CUTS, DENSE> {
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn new(spec: &Spec) -> Self {
-        let buckets = spec.buckets();
-        let slots = spec.slot_index.as_chunks::<16>().0;
+    fn new(tables: &Tables<'_>) -> Self {
+        let buckets = tables.buckets;
+        let slots = tables.spec.slot_index.as_chunks::<16>().0;
         let dense: &[[u8; 16]] = if DENSE == 16 { slots } else { &buckets.dense };
         Self {
             first: load_twice(&buckets.first),
@@ -155,22 +256,6 @@ fn places<const BLOCKS: usize, const U: usize>(entries: &[__m256i; U]) -> [[__m2
     at
 }
 
-/// 16 bytes from each of two places.
-///
-/// # Safety
-/// They can be read, and the CPU has AVX2.
-#[target_feature(enable = "avx2")]
-#[inline]
-unsafe fn load_halves(first: *const u8, second: *const u8) -> __m256i {
-    // SAFETY: passed on.
-    unsafe {
-        _mm256_inserti128_si256::<1>(
-            _mm256_castsi128_si256(_mm_loadu_si128(first.cast())),
-            _mm_loadu_si128(second.cast()),
-        )
-    }
-}
-
 /// Gives 4 lanes each the byte of the last lane of the 4 before, and of those before that.
 static LAST_OF_4_BEFORE: [u8; 16] = last_of_4(1);
 static LAST_OF_8_BEFORE: [u8; 16] = last_of_4(2);
@@ -195,8 +280,8 @@ static SWAP: [u8; 16] = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14];
 const STREAM_AHEAD: usize = 512;
 
 /// # Safety
-/// As [`decode_groups`], with `K` decoders and outputs. `CUTS`, `DENSE` and `BLOCKS` are those of the
-/// table's shape.
+/// As [`decode_planes`], with `U / 2` planes. `CUTS`, `DENSE` and `BLOCKS` are those of the table's
+/// shape.
 #[target_feature(enable = "avx2,bmi1,bmi2,popcnt,lzcnt")]
 unsafe fn decode<
     const U: usize,
@@ -205,37 +290,17 @@ unsafe fn decode<
     const BLOCKS: usize,
     V: Value,
 >(
-    spec: &Spec,
-    map: &ValueMap,
-    decoders: &mut [Decoder<'_>],
-    outputs: &mut [&mut [V]],
+    tables: &Tables<'_>,
+    planes: &mut [Plane<'_, V>],
     groups: usize,
 ) {
-    let buckets = spec.buckets();
-    let slots = SlotTable::<CUTS, DENSE>::new(spec);
+    let slots = SlotTable::<CUTS, DENSE>::new(tables);
     let numbers: [u8; BLOCKS] = std::array::from_fn(|block| block as u8);
-    let by_index = DENSE == 16;
-    // Index 63 is the escape in tables that have one; 64 is no entry.
-    let (frequency, start, low_value, high_value, escape) = if by_index {
-        let escape = if map.escape { ESCAPE } else { 64 };
-        (spec.frequency, spec.start, map.low, map.high, escape)
-    } else {
-        let (mut low, mut high) = ([0; 64], [0; 64]);
-        let mut escape = 64;
-        for (entry, &index) in buckets.index[..16 * BLOCKS].iter().enumerate() {
-            low[entry] = map.low[usize::from(index)];
-            high[entry] = map.high[usize::from(index)];
-            if map.escape && index == ESCAPE {
-                escape = entry as u8;
-            }
-        }
-        (buckets.frequency, buckets.start, low, high, escape)
-    };
-    let frequencies = Table::new(&frequency, numbers);
-    let first_slots = Table::new(&start, numbers);
-    let low_values = Table::new(&low_value, numbers);
-    let high_values = Table::new(&high_value, numbers);
-    let escape = _mm256_set1_epi8(escape as i8);
+    let frequencies = Table::new(tables.frequency, numbers);
+    let first_slots = Table::new(tables.start, numbers);
+    let low_values = Table::new(&tables.low, numbers);
+    let high_values = Table::new(&tables.high, numbers);
+    let escape = _mm256_set1_epi8(tables.escape as i8);
     let low_bytes = _mm256_set1_epi16(0xff);
     let (zero, ones) = (_mm256_setzero_si256(), _mm256_set1_epi8(1));
     let pairs_of_pairs = _mm256_set1_epi32(0x0101_0101);
@@ -245,17 +310,17 @@ unsafe fn decode<
 
     let mut low = [zero; U];
     let mut high = [zero; U];
-    for (c, decoder) in decoders.iter().enumerate() {
-        [low[2 * c], low[2 * c + 1]] = load_lanes(&decoder.low);
-        [high[2 * c], high[2 * c + 1]] = load_lanes(&decoder.high);
+    for (c, plane) in planes[..U / 2].iter().enumerate() {
+        [low[2 * c], low[2 * c + 1]] = load_lanes(&plane.low);
+        [high[2 * c], high[2 * c + 1]] = load_lanes(&plane.high);
     }
     let mut stream: [*const u8; U] = [std::ptr::null(); U];
     let mut ahead: [*const i8; U] = [std::ptr::null(); U];
     let mut out: [*mut V; U] = [std::ptr::null_mut(); U];
     for c in 0..U / 2 {
-        stream[c] = decoders[c].stream.as_ptr();
-        ahead[c] = decoders[c].ahead.as_ptr().cast();
-        out[c] = outputs[c].as_mut_ptr();
+        stream[c] = planes[c].stream;
+        ahead[c] = planes[c].ahead.cast();
+        out[c] = planes[c].out;
     }
 
     for group in 0..groups {
@@ -311,8 +376,8 @@ unsafe fn decode<
                 let second = stream[c].add((taken << 48).count_ones() as usize);
                 let third = stream[c].add((taken << 32).count_ones() as usize);
                 let fourth = stream[c].add((taken << 16).count_ones() as usize);
-                bytes[2 * c] = load_halves(stream[c], second);
-                bytes[2 * c + 1] = load_halves(third, fourth);
+                bytes[2 * c] = load_two(stream[c], second);
+                bytes[2 * c + 1] = load_two(third, fourth);
                 stream[c] = stream[c].add(taken.count_ones() as usize);
             }
         }
@@ -362,9 +427,9 @@ unsafe fn decode<
                 let found = _mm256_cmpeq_epi8(entries[u], escape);
                 let mut found = _mm256_movemask_epi8(found) as u32;
                 while found != 0 {
-                    let decoder = &mut decoders[u / 2];
-                    let [low, high] = decoder.escapes.get(decoder.used);
-                    decoder.used += 1;
+                    let plane = &mut planes[u / 2];
+                    let [low, high] = plane.escapes.get(plane.used);
+                    plane.used += 1;
                     // SAFETY: as above; the lane is below 32.
                     unsafe {
                         let lane = u % 2 * 32 + found.trailing_zeros() as usize;
@@ -379,11 +444,9 @@ unsafe fn decode<
         }
     }
 
-    for (c, decoder) in decoders.iter_mut().enumerate() {
-        store_lanes([low[2 * c], low[2 * c + 1]], &mut decoder.low);
-        store_lanes([high[2 * c], high[2 * c + 1]], &mut decoder.high);
-        // SAFETY: both point into the same stream.
-        let taken = unsafe { stream[c].offset_from(decoder.stream.as_ptr()) };
-        decoder.stream = &decoder.stream[taken as usize..];
+    for (c, plane) in planes[..U / 2].iter_mut().enumerate() {
+        store_lanes([low[2 * c], low[2 * c + 1]], &mut plane.low);
+        store_lanes([high[2 * c], high[2 * c + 1]], &mut plane.high);
+        plane.stream = stream[c];
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{load, store};
+use super::{load, sum_of_words};
 use crate::chunk::{ChunkHash, HASH_KEYS, HASH_STEPS};
 
 /// Adds whole groups of 8 words and returns how many bytes they were.
@@ -35,14 +35,7 @@ pub(in crate::simd) fn hash(hash: &mut ChunkHash, bytes: &[u8]) -> usize {
             sums[part] = _mm256_add_epi64(sums[part], keyed);
         }
     }
-    let total = |parts: [__m256i; 2]| {
-        let mut sums = [0; 32];
-        store(_mm256_add_epi64(parts[0], parts[1]), &mut sums);
-        let words = sums.as_chunks::<8>().0.iter();
-        words.fold(0_u64, |total, &word| {
-            total.wrapping_add(u64::from_le_bytes(word))
-        })
-    };
+    let total = |parts: [__m256i; 2]| sum_of_words(_mm256_add_epi64(parts[0], parts[1]));
     hash.words = hash.words.wrapping_add(8 * groups.len() as u32);
     hash.products = hash.products.wrapping_add(total(products));
     hash.sum = hash.sum.wrapping_add(total(sums));

@@ -12,6 +12,7 @@
 
 mod bits;
 mod buckets;
+mod cut;
 mod decode;
 mod encode;
 mod hash;
@@ -19,6 +20,7 @@ mod stream;
 
 pub(super) use bits::{index, pack_bits, unpack_bits};
 pub(crate) use buckets::Buckets;
+pub(super) use cut::decode_cut;
 pub(super) use decode::decode_groups;
 pub(super) use encode::encode_groups;
 pub(super) use hash::hash;
@@ -62,6 +64,32 @@ fn store(register: __m256i, bytes: &mut [u8; 32]) {
 fn load_twice(bytes: &[u8; 16]) -> __m256i {
     // SAFETY: the reference is to 16 readable bytes; the load needs no alignment.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
+/// 16 bytes from each of two places.
+///
+/// # Safety
+/// They can be read, and the CPU has AVX2.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load_two(first: *const u8, second: *const u8) -> __m256i {
+    // SAFETY: passed on.
+    unsafe {
+        _mm256_inserti128_si256::<1>(
+            _mm256_castsi128_si256(_mm_loadu_si128(first.cast())),
+            _mm_loadu_si128(second.cast()),
+        )
+    }
+}
+
+/// The sum of the four 64-bit numbers of a register.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn sum_of_words(register: __m256i) -> u64 {
+    let mut bytes = [0; 32];
+    store(register, &mut bytes);
+    let words = bytes.as_chunks::<8>().0.iter();
+    words.fold(0, |sum, &word| sum.wrapping_add(u64::from_le_bytes(word)))
 }
 
 /// 64 bytes in two registers.
