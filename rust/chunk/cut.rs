@@ -261,10 +261,9 @@ impl CutCoder {
         })
     }
 
-    /// Whether the tier has fused kernels for these elements and their scale offsets.
-    fn has_kernel(coder: &ModelCoder<'_>) -> bool {
-        let wide_rows = coder.scale.is_none_or(|scale| scale.columns >= LANES);
-        wide_rows && coder.kernels.has_decode_cut(coder.model.element_bytes)
+    /// Whether fused kernels can have the scale offsets: those of rows of at least a group.
+    fn has_long_rows(coder: &ModelCoder<'_>) -> bool {
+        coder.scale.is_none_or(|scale| scale.columns >= LANES)
     }
 
     /// What the fused encoder is told, if the tier has one for this cut.
@@ -274,7 +273,8 @@ impl CutCoder {
         table: &'a [u8; MAX_SYMBOLS],
     ) -> Option<SplitForm<'a>> {
         let element_bytes = coder.model.element_bytes;
-        (Self::has_kernel(coder) && !self.cut.has_constant()).then(|| SplitForm {
+        let covered = coder.kernels.has_split_cut(element_bytes) && !self.cut.has_constant();
+        (covered && Self::has_long_rows(coder)).then(|| SplitForm {
             table,
             base: self.plane.table.symbol(0),
             element_bytes,
@@ -294,7 +294,8 @@ impl CutCoder {
         past_cache: bool,
     ) -> Option<CutForm<'a>> {
         let element_bytes = coder.model.element_bytes;
-        Self::has_kernel(coder).then(|| CutForm {
+        let covered = coder.kernels.has_decode_cut(element_bytes);
+        (covered && Self::has_long_rows(coder)).then(|| CutForm {
             spec: &self.plane.spec,
             map: &self.plane.map,
             element_bytes,

@@ -246,15 +246,20 @@ impl Kernels {
     /// many escaped symbols there are.
     ///
     /// # Panics
-    /// If a part of the run is too short, or the tier has no such kernel ([`Kernels::has_decode_cut`]).
+    /// If a part of the run is too short, or the tier has no such kernel ([`Kernels::has_split_cut`]).
     pub(crate) fn split_cut(self, form: &SplitForm<'_>, run: SplitRun<'_>, groups: usize) -> usize {
-        assert!(form.covers(&run, groups) && self.has_decode_cut(form.element_bytes));
+        assert!(form.covers(&run, groups) && self.has_split_cut(form.element_bytes));
         match self.tier {
             // SAFETY: the CPU has the features; the run is covered, as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::split_cut(form, run, groups) },
             _ => 0,
         }
+    }
+
+    /// Whether [`Kernels::split_cut`] has a kernel for elements of this width.
+    pub(crate) const fn has_split_cut(self, element_bytes: usize) -> bool {
+        matches!(self.tier, SimdTier::Avx512) && element_bytes <= 4
     }
 
     /// Whether [`Kernels::decode_cut`] has a kernel for elements of this width.
