@@ -18,6 +18,9 @@ use crate::options::CompressOptions;
 use crate::plan::Plan;
 use crate::simd::Kernels;
 
+/// A tensor of no more bytes is not stored as a copy of its base: the base's hash takes as many.
+const SMALLEST_COPY: usize = 16;
+
 /// Compresses one tensor into a self-contained stream.
 ///
 /// `data` holds the elements in C order, little-endian; its length is `dtype.itemsize()` times the
@@ -33,22 +36,46 @@ pub fn compress(
     shape: &[u64],
     options: &CompressOptions,
 ) -> Result<Vec<u8>> {
-    compress_with(data, dtype, shape, options, &mut |_| Ok(()))
+    compress_with(data, None, dtype, shape, options, &mut |_| Ok(()))
 }
 
-/// Like [`compress`], telling `progress` how many original bytes are done; its errors stop the work.
+/// Like [`compress`], next to a tensor of the same type and shape that `data` is close to.
+///
+/// The stream is a delta, and needs `base` to be decoded, where that makes it smaller; otherwise it is
+/// what [`compress`] makes. [`crate::Stream::base_hash`] says which.
+///
+/// # Errors
+/// Those of [`compress`], and [`Error::InvalidArgument`] for a base of another length.
+pub fn compress_delta(
+    data: &[u8],
+    base: &[u8],
+    dtype: Dtype,
+    shape: &[u64],
+    options: &CompressOptions,
+) -> Result<Vec<u8>> {
+    compress_with(data, Some(base), dtype, shape, options, &mut |_| Ok(()))
+}
+
+/// Like [`compress`] or, with a base, [`compress_delta`], telling `progress` how many original bytes are done; its errors stop the work.
 ///
 /// # Errors
 /// Those of [`compress`] and of `progress`.
 pub(crate) fn compress_with(
     data: &[u8],
+    base: Option<&[u8]>,
     dtype: Dtype,
     shape: &[u64],
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Vec<u8>> {
     let mut out = Memory::new(data.len(), Kernels::select(options.simd)?);
-    compress_to(&mut out, data, dtype, shape, options, progress)?;
+    let tensor = Tensor {
+        data,
+        base,
+        dtype,
+        shape,
+    };
+    tensor.compress_to(&mut out, options, progress)?;
     Ok(out.into_vec())
 }
 
@@ -67,31 +94,78 @@ pub fn compress_to<W: Write + Seek>(
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
-    let kernels = Kernels::select(options.simd)?;
-    let tensor = TensorType::new(dtype, shape)?;
-    if tensor.byte_len() != data.len() as u64 {
-        return Err(Error::InvalidArgument(format!(
-            "shape {shape:?} of {} takes {} bytes, but the data has {}",
-            dtype.name(),
-            tensor.byte_len(),
-            data.len()
-        )));
-    }
-    if let Some(element) = constant_element(data, dtype.itemsize()) {
-        let prelude = write_prelude(&tensor, &Body::Constant(element.to_vec()), &[]);
-        out.write_all(&prelude)?;
-        progress(data.len() as u64)?;
-        return Ok(prelude.len() as u64);
-    }
-    let plan = Plan::new(data, &tensor, options, kernels)?;
-    let writer = StreamWriter {
-        tensor: &tensor,
+    let tensor = Tensor {
         data,
-        plan: &plan,
-        threads: options.threads,
-        kernels,
+        base: None,
+        dtype,
+        shape,
     };
-    writer.write(out, progress)
+    tensor.compress_to(out, options, progress)
+}
+
+/// A tensor to compress.
+#[derive(Clone, Copy)]
+pub(crate) struct Tensor<'a> {
+    pub(crate) data: &'a [u8],
+    /// A tensor of the same type and shape that it may be a delta of.
+    pub(crate) base: Option<&'a [u8]>,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'a [u64],
+}
+
+impl Tensor<'_> {
+    /// [`compress_to`].
+    pub(crate) fn compress_to<W: Write + Seek>(
+        &self,
+        out: &mut W,
+        options: &CompressOptions,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<u64> {
+        let Self {
+            data, dtype, shape, ..
+        } = *self;
+        let kernels = Kernels::select(options.simd)?;
+        let tensor = TensorType::new(dtype, shape)?;
+        let is_long_enough = |bytes: &[u8]| tensor.byte_len() == bytes.len() as u64;
+        if !is_long_enough(data) || !self.base.is_none_or(is_long_enough) {
+            return Err(Error::InvalidArgument(format!(
+                "shape {shape:?} of {} takes {} bytes, but the data has {}",
+                dtype.name(),
+                tensor.byte_len(),
+                self.base
+                    .filter(|base| !is_long_enough(base))
+                    .unwrap_or(data)
+                    .len()
+            )));
+        }
+        let whole = if let Some(element) = constant_element(data, dtype.itemsize()) {
+            Some(Body::Constant(element.to_vec()))
+        } else {
+            let is_base = |base: &&[u8]| *base == data && data.len() > SMALLEST_COPY;
+            let content_hash = self.base.filter(is_base).map(content_hash);
+            content_hash.map(|content_hash| Body::Base { content_hash })
+        };
+        if let Some(body) = whole {
+            let prelude = write_prelude(&tensor, &body, &[]);
+            out.write_all(&prelude)?;
+            progress(data.len() as u64)?;
+            return Ok(prelude.len() as u64);
+        }
+        let plan = Plan::new(data, &tensor, options, kernels)?;
+        let delta = match self.base {
+            Some(base) => plan.delta(data, base, &tensor, options, kernels)?,
+            None => None,
+        };
+        let writer = StreamWriter {
+            tensor: &tensor,
+            data,
+            base: self.base.unwrap_or_default(),
+            plan: delta.as_ref().unwrap_or(&plan),
+            threads: options.threads,
+            kernels,
+        };
+        writer.write(out, progress)
+    }
 }
 
 /// A stream that stands for a tensor stored elsewhere in the same file.

@@ -20,6 +20,10 @@ pub(crate) const MAX_SYMBOLS: usize = 64;
 pub(crate) const ESCAPE: u8 = 63;
 /// Widest coded plane: a symbol and its escape take at most two bytes.
 pub(crate) const MAX_CODED_BITS: u32 = 16;
+/// Contexts of a coded plane with several tables.
+pub(crate) const MAX_CONTEXTS: usize = 16;
+/// Most raw bits of an element in a delta: with seven bits before them they fit one 64-bit load.
+pub(crate) const MAX_DELTA_RAW_BITS: u32 = 56;
 /// Elements of a sub-block: the unit of raw planes and of trailing zero counts.
 pub(crate) const SUB_BLOCK: usize = 4096;
 /// Alignment of payloads and of the planes inside them.

@@ -32,7 +32,7 @@ pub mod safetensors;
 mod simd;
 mod varint;
 
-pub use codec::{compress, compress_to, content_hash, write_reference};
+pub use codec::{compress, compress_delta, compress_to, content_hash, write_reference};
 pub use container::info::StreamInfo;
 pub use container::stream::{Reference, Stream};
 pub use dtype::{Dtype, FloatFields};

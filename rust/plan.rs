@@ -1,9 +1,11 @@
 //! The plan of a tensor: chunk size, models, and which chunk uses which.
 
+use crate::codec::content_hash;
 use crate::constants::{CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_MODELS};
-use crate::container::prelude::{Chunked, TensorType};
+use crate::container::prelude::{Chunked, Delta, TensorType};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::delta_fit::select_delta;
 use crate::model::select::{Input, select_float};
 use crate::model::select_bytes::{Known, select_generic};
 use crate::options::CompressOptions;
@@ -25,6 +27,8 @@ pub(crate) struct Plan {
     segment_chunks: usize,
     /// The model of each segment, `None` for raw.
     assignment: Vec<Option<usize>>,
+    /// About what the stream takes, in bytes.
+    pub(crate) bytes: u64,
 }
 
 impl Plan {
@@ -53,7 +57,9 @@ impl Plan {
                 chunk_log2,
                 models,
                 scale,
+                delta: None,
             },
+            bytes: data.len() as u64,
         };
         if data.len() < MIN_MODEL_BYTES {
             return Ok(whole(Vec::new(), None));
@@ -62,8 +68,14 @@ impl Plan {
             // Complex tensors are floats side by side.
             let is_real = tensor.dtype.itemsize() * 8 == fields.element_bits as usize;
             let shape: &[u64] = if is_real { &tensor.shape } else { &[] };
-            let (model, scale) = select_float(&input, fields, shape)?.unzip();
-            return Ok(whole(model.into_iter().collect(), scale.flatten()));
+            let Some((best, scale)) = select_float(&input, fields, shape)? else {
+                return Ok(whole(Vec::new(), None));
+            };
+            let bytes = best.bytes + scale.as_ref().map_or(0, |scale| scale.wire_len() as u64);
+            return Ok(Self {
+                bytes,
+                ..whole(vec![best.model], scale)
+            });
         }
 
         let width = (tensor.dtype.itemsize() > 1).then_some(tensor.dtype.itemsize());
@@ -83,10 +95,55 @@ impl Plan {
             let segments = groups[group].chunks(segment_bytes);
             select_generic(segments.map(|bytes| Input { bytes, ..input }), known)
         })?;
-        for model in models.into_iter().flatten() {
+        plan.bytes = 0;
+        for (best, segment) in models.into_iter().flatten().zip(data.chunks(segment_bytes)) {
+            let (model, bytes) = best.map(|best| (best.model, best.bytes)).unzip();
+            plan.bytes += bytes.unwrap_or(segment.len() as u64);
             plan.assign(model);
         }
         Ok(plan)
+    }
+
+    /// The plan to store a tensor as a delta, if that is estimated to take less than `self`.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub(crate) fn delta(
+        &self,
+        data: &[u8],
+        base: &[u8],
+        tensor: &TensorType,
+        options: &CompressOptions,
+        kernels: Kernels,
+    ) -> Result<Option<Self>> {
+        if data.len() < MIN_MODEL_BYTES {
+            return Ok(None);
+        }
+        let chunk_log2 = chunk_log2(options.chunk_bytes)?;
+        let input = Input {
+            bytes: data,
+            chunk_bytes: 1 << chunk_log2,
+            level: options.level,
+            threads: options.threads,
+            kernels,
+        };
+        let best = select_delta(&input, base, tensor.dtype);
+        Ok(best
+            .filter(|best| best.bytes < self.bytes)
+            .map(|best| Self {
+                chunked: Chunked {
+                    chunk_log2,
+                    models: Vec::new(),
+                    scale: None,
+                    delta: Some(Delta {
+                        content_hash: content_hash(base),
+                        model: best.model,
+                    }),
+                },
+                segment_chunks: data.len().div_ceil(1 << chunk_log2),
+                assignment: vec![Some(0)],
+                bytes: best.bytes,
+            }))
     }
 
     /// Gives the next segment a model, an earlier one if it is the same.

@@ -6,11 +6,13 @@
 //! (`cut.rs`). Place in docs/format.md: "Chunk payload".
 
 mod cut;
+mod delta;
 mod hash;
 mod layout;
 mod payload;
 mod planes;
 
+pub(crate) use delta::DeltaCoder;
 pub(crate) use hash::{ChunkHash, HASH_KEYS, HASH_STEPS, chunk_hash};
 pub(crate) use payload::Payload;
 

@@ -3,13 +3,14 @@
 use super::index::Storage;
 use super::prelude::{Body, feature};
 use super::stream::Stream;
+use crate::model::delta::DeltaModel;
 use crate::model::histogram::table_entropy;
 use crate::model::{Model, PlaneMode};
 
 /// Facts about a stream, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamInfo {
-    /// `chunked`, `constant` or `reference`.
+    /// `chunked`, `constant`, `reference`, `delta` or `base`.
     pub body: &'static str,
     /// Number of chunks.
     pub chunks: usize,
@@ -50,7 +51,14 @@ impl Stream<'_> {
                 info.body = "reference";
                 info.modes.push("reference".to_owned());
             }
+            Body::Base { .. } => {
+                info.body = "base";
+                info.modes.push("base".to_owned());
+            }
             Body::Chunked(chunked) => {
+                if chunked.delta.is_some() {
+                    info.body = "delta";
+                }
                 let tables = chunked.models.iter().flat_map(Model::tables);
                 info.entropy_bits = tables
                     .map(|t| table_entropy(t.entries().iter().map(|e| e.frequency)))
@@ -59,7 +67,10 @@ impl Stream<'_> {
                     let mode = match self.index.storage(chunk) {
                         Storage::Raw => "raw".to_owned(),
                         Storage::Constant => "constant".to_owned(),
-                        Storage::Model(model) => describe(&chunked.models[model]),
+                        Storage::Model(model) => match &chunked.delta {
+                            Some(delta) => describe_delta(&delta.model),
+                            None => describe(&chunked.models[model]),
+                        },
                     };
                     if !info.modes.contains(&mode) {
                         info.modes.push(mode);
@@ -69,6 +80,12 @@ impl Stream<'_> {
         }
         info
     }
+}
+
+/// `delta4`: the number of classes; `zeros` if low bits are left out.
+fn describe_delta(model: &DeltaModel) -> String {
+    let zeros = if model.dropped_bits > 0 { " zeros" } else { "" };
+    format!("delta{}{zeros}", model.classes.len())
 }
 
 /// `rans8+raw8 scaled`: the planes from the top bits down, then what is done before them.

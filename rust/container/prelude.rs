@@ -5,7 +5,7 @@
 //! [varint]  length of the prelude, from the magic to the checksum
 //! [varint]  required features
 //! [8 bits]  dtype   [8 bits] dimensions   [varint] each dimension
-//! [8 bits]  body: 0 chunked, 1 constant, 2 reference
+//! [8 bits]  body: 0 chunked, 1 constant, 2 reference, 3 delta, 4 base
 //! ...       what the body needs
 //! [32 bits] checksum: low half of XXH3-64 of everything before it
 //! ```
@@ -21,6 +21,7 @@ use crate::constants::{
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::delta::DeltaModel;
 use crate::planes::scale::ScaleOffsets;
 use crate::varint::{read_varint, varint_len, write_varint};
 
@@ -34,12 +35,15 @@ pub(crate) mod feature {
     pub(crate) const TRAILING_ZEROS: u64 = 1 << 2;
     /// The body refers to another tensor.
     pub(crate) const REFERENCE: u64 = 1 << 3;
+    /// Decoding needs another tensor, the base.
+    pub(crate) const BASE: u64 = 1 << 4;
     /// Names, in the order of the bits.
-    pub(crate) const NAMES: [&str; 4] = [
+    pub(crate) const NAMES: [&str; 5] = [
         "scale-offsets",
         "wide-symbols",
         "trailing-zeros",
         "reference",
+        "base",
     ];
     /// Every feature this release has.
     pub(crate) const KNOWN: u64 = (1 << NAMES.len()) - 1;
@@ -94,6 +98,8 @@ pub(crate) enum Body {
     Constant(Vec<u8>),
     /// The tensor is the same as another one.
     Reference { content_hash: u128, name: String },
+    /// The tensor is the same as its base.
+    Base { content_hash: u128 },
 }
 
 /// How a chunked body is cut and which models its chunks use.
@@ -102,9 +108,31 @@ pub(crate) struct Chunked {
     pub(crate) chunk_log2: u32,
     pub(crate) models: Vec<Model>,
     pub(crate) scale: Option<ScaleOffsets>,
+    /// Set in streams that are deltas, which have no other model.
+    pub(crate) delta: Option<Delta>,
+}
+
+/// The base of a delta, and how elements are taken apart next to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Delta {
+    pub(crate) content_hash: u128,
+    pub(crate) model: DeltaModel,
 }
 
 impl Chunked {
+    /// Models that chunks may name.
+    pub(crate) fn model_count(&self) -> usize {
+        self.models.len() + usize::from(self.delta.is_some())
+    }
+
+    /// Bytes of the elements that a model takes apart.
+    pub(crate) fn element_bytes(&self, model: usize) -> usize {
+        match &self.delta {
+            Some(delta) => delta.model.element_bytes,
+            None => self.models[model].element_bytes,
+        }
+    }
+
     /// Chunks that `byte_len` original bytes are cut into.
     pub(crate) fn chunks(&self, byte_len: u64) -> u64 {
         byte_len.div_ceil(1 << self.chunk_log2)
@@ -114,6 +142,10 @@ impl Chunked {
 const CHUNKED: u8 = 0;
 const CONSTANT: u8 = 1;
 const REFERENCE: u8 = 2;
+const DELTA: u8 = 3;
+const BASE: u8 = 4;
+/// Bytes of a content hash.
+const CONTENT_HASH_BYTES: usize = 16;
 
 /// A verified prelude and what lies around it.
 #[derive(Clone, Debug)]
@@ -148,7 +180,7 @@ impl TensorType {
 }
 
 impl Chunked {
-    fn read_from(bytes: &[u8], position: &mut usize, tensor: &TensorType) -> Result<Self> {
+    fn read_chunk_log2(bytes: &[u8], position: &mut usize) -> Result<u32> {
         let layout = *bytes
             .get(*position)
             .ok_or_else(|| Error::corrupt("the header is cut off"))?;
@@ -157,6 +189,35 @@ impl Chunked {
         if !CHUNK_LOG2.contains(&chunk_log2) {
             return Err(Error::corrupt("the chunk size is out of range"));
         }
+        Ok(chunk_log2)
+    }
+
+    fn read_delta(
+        bytes: &[u8],
+        position: &mut usize,
+        tensor: &TensorType,
+        content_hash: u128,
+    ) -> Result<Self> {
+        let chunk_log2 = Self::read_chunk_log2(bytes, position)?;
+        let model = DeltaModel::read_from(bytes, position)?;
+        if !tensor.dtype.itemsize().is_multiple_of(model.element_bytes) {
+            return Err(Error::corrupt(
+                "the elements of a delta are not the tensor's",
+            ));
+        }
+        Ok(Self {
+            chunk_log2,
+            models: Vec::new(),
+            scale: None,
+            delta: Some(Delta {
+                content_hash,
+                model,
+            }),
+        })
+    }
+
+    fn read_from(bytes: &[u8], position: &mut usize, tensor: &TensorType) -> Result<Self> {
+        let chunk_log2 = Self::read_chunk_log2(bytes, position)?;
         let models = read_varint(bytes, position)?;
         if models > MAX_MODELS as u64 {
             return Err(Error::corrupt("too many models"));
@@ -182,11 +243,16 @@ impl Chunked {
             chunk_log2,
             models,
             scale,
+            delta: None,
         })
     }
 
     fn write_to(&self, out: &mut Vec<u8>) {
         out.push(self.chunk_log2 as u8);
+        if let Some(delta) = &self.delta {
+            delta.model.write_to(out);
+            return;
+        }
         write_varint(out, self.models.len() as u64);
         self.models.iter().for_each(|model| model.write_to(out));
         if let Some(scale) = &self.scale {
@@ -200,6 +266,8 @@ impl Body {
         match self {
             Self::Constant(_) => 0,
             Self::Reference { .. } => feature::REFERENCE,
+            Self::Base { .. } => feature::BASE,
+            Self::Chunked(chunked) if chunked.delta.is_some() => feature::BASE,
             Self::Chunked(chunked) => {
                 let wide = |model: &Model| model.tables().any(|table| table.bits() > 8);
                 let when = |condition: bool, bit: u64| if condition { bit } else { 0 };
@@ -219,7 +287,7 @@ pub(crate) fn prelude_len(tensor: &TensorType, body: &Body, chunks: usize) -> Re
     let mut head = Vec::new();
     write_head(tensor, body, &mut head);
     let models = if let Body::Chunked(chunked) = body {
-        chunked.models.len()
+        chunked.model_count()
     } else {
         0
     };
@@ -242,8 +310,18 @@ fn write_head(tensor: &TensorType, body: &Body, out: &mut Vec<u8>) {
     tensor.write_to(out);
     match body {
         Body::Chunked(chunked) => {
-            out.push(CHUNKED);
+            match &chunked.delta {
+                None => out.push(CHUNKED),
+                Some(delta) => {
+                    out.push(DELTA);
+                    out.extend_from_slice(&delta.content_hash.to_le_bytes());
+                }
+            }
             chunked.write_to(out);
+        }
+        Body::Base { content_hash } => {
+            out.push(BASE);
+            out.extend_from_slice(&content_hash.to_le_bytes());
         }
         Body::Constant(element) => {
             out.push(CONSTANT);
@@ -263,7 +341,7 @@ pub(crate) fn write_prelude(tensor: &TensorType, body: &Body, entries: &[ChunkEn
     let mut inner = Vec::new();
     write_head(tensor, body, &mut inner);
     if let Body::Chunked(chunked) = body {
-        write_index(entries, chunked.models.len(), &mut inner);
+        write_index(entries, chunked.model_count(), &mut inner);
     }
     let total = total_len(inner.len());
     let mut out = Vec::with_capacity(total);
@@ -330,7 +408,7 @@ impl<'a> Prelude<'a> {
         let expected = match &body {
             Body::Chunked(chunked) => usize::try_from(chunked.chunks(tensor.byte_len()))
                 .ok()
-                .and_then(|chunks| index_len(chunks, chunked.models.len())),
+                .and_then(|chunks| index_len(chunks, chunked.model_count())),
             _ => Some(0),
         };
         if expected != Some(index.len()) {
@@ -355,14 +433,24 @@ impl<'a> Prelude<'a> {
             *position = position.saturating_add(len);
             bytes.ok_or_else(cut)
         };
+        let content_hash = |position: &mut usize| {
+            let hash = take(position, CONTENT_HASH_BYTES)?.iter().rev();
+            Ok::<_, Error>(hash.fold(0, |hash, &byte| hash << 8 | u128::from(byte)))
+        };
         match take(position, 1)?[0] {
+            DELTA => {
+                let hash = content_hash(position)?;
+                Chunked::read_delta(inner, position, tensor, hash).map(Body::Chunked)
+            }
+            BASE => Ok(Body::Base {
+                content_hash: content_hash(position)?,
+            }),
             CHUNKED => Chunked::read_from(inner, position, tensor).map(Body::Chunked),
             CONSTANT => Ok(Body::Constant(
                 take(position, tensor.dtype.itemsize())?.to_vec(),
             )),
             REFERENCE => {
-                let hash = take(position, 16)?.iter().rev();
-                let content_hash = hash.fold(0, |hash, &byte| hash << 8 | u128::from(byte));
+                let content_hash = content_hash(position)?;
                 let len = usize::try_from(read_varint(inner, position)?).map_err(|_| cut())?;
                 let name = String::from_utf8(take(position, len)?.to_vec())
                     .map_err(|_| Error::corrupt("a name is not UTF-8"))?;

@@ -5,11 +5,15 @@
 //! ```
 //! A stream of one raw or constant chunk has no padding. Place in docs/format.md: "Tensor stream".
 
-use std::sync::OnceLock;
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
 use super::index::{Index, Storage, is_packed};
 use super::prelude::{Body, Chunked, Prelude};
-use crate::chunk::{DecodeJob, ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern};
+use crate::chunk::{
+    DecodeJob, DeltaCoder, ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern,
+};
+use crate::codec::content_hash;
 use crate::constants::{ALIGNMENT, PAST_CACHE_BYTES};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, try_zeroed};
@@ -35,6 +39,8 @@ pub struct Stream<'a> {
     pub(super) prelude: Prelude<'a>,
     pub(super) index: Index<'a>,
     payloads: &'a [u8],
+    /// The bytes of the base tensor, where the stream needs one and has been given it.
+    base: Option<Arc<Cow<'a, [u8]>>>,
 }
 
 impl<'a> Stream<'a> {
@@ -49,7 +55,7 @@ impl<'a> Stream<'a> {
         let (index, payloads) = match &prelude.body {
             Body::Chunked(chunked) => {
                 let chunks = chunked.chunks(prelude.tensor.byte_len()) as usize;
-                let models = chunked.models.len();
+                let models = chunked.model_count();
                 let packed = chunks == 0
                     || chunks == 1 && is_packed(1, Index::single_storage(prelude.index, models)?);
                 let payloads = if packed {
@@ -72,6 +78,52 @@ impl<'a> Stream<'a> {
             prelude,
             index,
             payloads,
+            base: None,
+        })
+    }
+
+    /// [`crate::content_hash`] of the base tensor that decoding needs, if it needs one. The base has the
+    /// same dtype and shape.
+    #[must_use]
+    pub fn base_hash(&self) -> Option<u128> {
+        match &self.prelude.body {
+            Body::Base { content_hash } => Some(*content_hash),
+            Body::Chunked(chunked) => chunked.delta.as_ref().map(|delta| delta.content_hash),
+            _ => None,
+        }
+    }
+
+    /// The stream with its base at hand; nothing changes for a stream that needs none.
+    ///
+    /// # Errors
+    /// [`Error::BaseMismatch`] when `base` is not what the stream was made from.
+    pub fn with_base(self, base: impl Into<Cow<'a, [u8]>>) -> Result<Self> {
+        let base = base.into();
+        match self.base_hash() {
+            Some(hash) if content_hash(&base) != hash => Err(Error::BaseMismatch(
+                "the base is not the one that the tensor was compressed against".to_owned(),
+            )),
+            Some(_) => self.with_checked_base(Arc::new(base)),
+            None => Ok(self),
+        }
+    }
+
+    /// As [`Stream::with_base`] for a base whose hash has been compared.
+    pub(crate) fn with_checked_base(mut self, base: Arc<Cow<'a, [u8]>>) -> Result<Self> {
+        if base.len() as u64 != self.original_len() {
+            return Err(Error::BaseMismatch(
+                "the base has another length".to_owned(),
+            ));
+        }
+        self.base = Some(base);
+        Ok(self)
+    }
+
+    /// The bytes of the base.
+    fn base(&self) -> Result<&[u8]> {
+        let base = self.base.as_deref().map(|base| &**base);
+        base.ok_or_else(|| {
+            Error::BaseMismatch("the tensor cannot be decoded without its base".into())
         })
     }
 
@@ -126,7 +178,7 @@ impl<'a> Stream<'a> {
     ///
     /// # Errors
     /// [`Error::Corrupt`] for damaged chunks (unless `verify` is off, every change of the payloads is
-    /// found by their hashes), [`Error::BaseMismatch`] for a reference,
+    /// found by their hashes), [`Error::BaseMismatch`] for a reference, or without the base it needs,
     /// [`Error::InvalidArgument`] for a range outside the tensor or a `NEUZIP_SIMD` that is not available. `out` is then partly written.
     pub fn decode_into(
         &self,
@@ -153,6 +205,10 @@ impl<'a> Stream<'a> {
                 fill_element(element, (start % element.len() as u64) as usize, out);
                 Ok(())
             }
+            Body::Base { .. } => {
+                out.copy_from_slice(&self.base()?[start as usize..][..out.len()]);
+                Ok(())
+            }
             Body::Chunked(chunked) => self.decode_chunks(chunked, start, out, options, kernels),
         }
     }
@@ -165,7 +221,12 @@ impl<'a> Stream<'a> {
         options: &DecompressOptions,
         kernels: Kernels,
     ) -> Result<()> {
+        let delta = match &chunked.delta {
+            Some(delta) => Some((DeltaCoder::new(kernels, &delta.model), self.base()?)),
+            None => None,
+        };
         let decoder = ChunkDecoder {
+            delta,
             stream: self,
             chunked,
             coders: chunked.models.iter().map(|_| OnceLock::new()).collect(),
@@ -208,6 +269,8 @@ struct Piece<'o> {
 struct ChunkDecoder<'s> {
     stream: &'s Stream<'s>,
     chunked: &'s Chunked,
+    /// The only model of a delta, and the bytes of the base.
+    delta: Option<(DeltaCoder<'s>, &'s [u8])>,
     /// Built when the first chunk needs them.
     coders: Vec<OnceLock<ModelCoder<'s>>>,
     options: DecompressOptions,
@@ -240,7 +303,9 @@ impl<'s> ChunkDecoder<'s> {
         for piece in pieces {
             let storage = index.storage(piece.number);
             let most = match storage {
-                Storage::Model(model) => self.coder(model).decode_interleave(),
+                Storage::Model(model) if self.delta.is_none() => {
+                    self.coder(model).decode_interleave()
+                }
                 _ => 1,
             };
             let whole = |piece: &Piece<'o>| piece.out.len() == self.chunk_len(piece.number);
@@ -296,7 +361,7 @@ impl<'s> ChunkDecoder<'s> {
     where
         's: 'o,
     {
-        let element_bytes = self.chunked.models[model].element_bytes;
+        let element_bytes = self.chunked.element_bytes(model);
         DecodeJob {
             payload: &self.stream.payloads[self.stream.index.payload(number)],
             first: number * self.stream.chunk_bytes() / element_bytes,
@@ -312,6 +377,11 @@ impl<'s> ChunkDecoder<'s> {
             Storage::Raw => decode_raw(payload, out)?,
             Storage::Constant => decode_constant(payload, out)?,
             Storage::Model(model) => {
+                if let Some((delta, base)) = &self.delta {
+                    let start = number * self.stream.chunk_bytes();
+                    delta.decode(payload, &base[start..start + out.len()], out)?;
+                    return self.check(number, out);
+                }
                 let job = self.job(model, number, out);
                 return self
                     .coder(model)
@@ -319,6 +389,10 @@ impl<'s> ChunkDecoder<'s> {
                     .map_err(|(_, error)| error);
             }
         }
+        self.check(number, out)
+    }
+
+    fn check(&self, number: usize, out: &[u8]) -> Result<()> {
         match self.hash(number) {
             Some(hash) if chunk_hash(self.kernels, out) != hash => Err(Error::corrupt(
                 "the hash of the decoded bytes does not match",

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::index::{ChunkEntry, Storage, is_packed};
 use super::prelude::{Body, Chunked, TensorType, prelude_len, write_prelude};
-use crate::chunk::{EncodeJob, ModelEncoder, Payload, chunk_hash, constant_pattern};
+use crate::chunk::{DeltaCoder, EncodeJob, ModelEncoder, Payload, chunk_hash, constant_pattern};
 use crate::constants::{ALIGNMENT, UNIT_BYTES};
 use crate::error::Result;
 use crate::options::Threads;
@@ -35,9 +35,18 @@ pub(crate) fn constant_element(data: &[u8], itemsize: usize) -> Option<&[u8]> {
 pub(crate) struct StreamWriter<'a> {
     pub(crate) tensor: &'a TensorType,
     pub(crate) data: &'a [u8],
+    /// What a delta is taken from, as long as `data`; empty otherwise.
+    pub(crate) base: &'a [u8],
     pub(crate) plan: &'a Plan,
     pub(crate) threads: Threads,
     pub(crate) kernels: Kernels,
+}
+
+/// What chunks are encoded with.
+struct Encoders<'a> {
+    models: Vec<ModelEncoder<'a>>,
+    /// The only model of a delta.
+    delta: Option<DeltaCoder<'a>>,
 }
 
 /// Chunks that are encoded together, and what comes of them.
@@ -60,14 +69,15 @@ impl StreamWriter<'_> {
     ) -> Result<u64> {
         let chunked = &self.plan.chunked;
         let body = Body::Chunked(chunked.clone());
-        let coders: Vec<ModelEncoder<'_>> = chunked
-            .models
-            .iter()
-            .map(|model| ModelEncoder::new(self.kernels, model, chunked.scale.as_ref()))
-            .collect();
+        let encoder = |model| ModelEncoder::new(self.kernels, model, chunked.scale.as_ref());
+        let delta = chunked.delta.as_ref();
+        let coders = &Encoders {
+            models: chunked.models.iter().map(encoder).collect(),
+            delta: delta.map(|delta| DeltaCoder::new(self.kernels, &delta.model)),
+        };
         let chunks = self.data.len().div_ceil(self.chunk_bytes());
         if chunks <= 1 {
-            return self.write_single(out, &body, &coders, progress);
+            return self.write_single(out, &body, coders, progress);
         }
 
         let begin = out.stream_position()?;
@@ -81,7 +91,7 @@ impl StreamWriter<'_> {
             AHEAD,
             (0..chunks.div_ceil(per_unit)).map(|number| Ok((UNIT_BYTES, number))),
             |number, unit: &mut Unit| {
-                self.encode_unit(&coders, unit_chunks(number), unit);
+                self.encode_unit(coders, unit_chunks(number), unit);
                 Ok(number)
             },
             |number, unit| {
@@ -107,7 +117,7 @@ impl StreamWriter<'_> {
         &self,
         out: &mut W,
         body: &Body,
-        coders: &[ModelEncoder<'_>],
+        coders: &Encoders<'_>,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<u64> {
         let mut unit = Unit::default();
@@ -129,6 +139,7 @@ impl StreamWriter<'_> {
             chunk_log2: self.plan.chunked.chunk_log2,
             models: Vec::new(),
             scale: None,
+            delta: None,
         });
         let mut stream = write_prelude(self.tensor, if packed { &unused } else { body }, &entries);
         if !packed {
@@ -150,7 +161,7 @@ impl StreamWriter<'_> {
     }
 
     /// Encodes chunks, neighbours with the same model together.
-    fn encode_unit(&self, coders: &[ModelEncoder<'_>], chunks: Range<usize>, unit: &mut Unit) {
+    fn encode_unit(&self, coders: &Encoders<'_>, chunks: Range<usize>, unit: &mut Unit) {
         unit.entries.clear();
         unit.payloads.resize_with(chunks.len(), Payload::default);
         let mut jobs: Vec<EncodeJob<'_>> = Vec::with_capacity(chunks.len());
@@ -172,7 +183,7 @@ impl StreamWriter<'_> {
                 chunk,
                 next: &next[..next.len().min(chunk.len())],
                 first: model.map_or(0, |model| {
-                    number * self.chunk_bytes() / self.plan.chunked.models[model].element_bytes
+                    number * self.chunk_bytes() / self.plan.chunked.element_bytes(model)
                 }),
                 payload,
                 hash: 0,
@@ -189,16 +200,21 @@ impl StreamWriter<'_> {
     /// Encodes chunks of one model, or of none: constant or raw.
     fn encode_jobs(
         &self,
-        coders: &[ModelEncoder<'_>],
+        coders: &Encoders<'_>,
         model: Option<usize>,
         jobs: &mut Vec<EncodeJob<'_>>,
         unit: &mut Unit,
     ) {
         match model {
-            Some(model) => coders[model].encode(jobs),
-            None => {
+            Some(model) if coders.delta.is_none() => coders.models[model].encode(jobs),
+            _ => {
                 for job in &mut *jobs {
                     job.hash = chunk_hash(self.kernels, job.chunk);
+                    if let (Some(delta), Some(model)) = (&coders.delta, model) {
+                        let start = job.first * self.plan.chunked.element_bytes(model);
+                        let base = &self.base[start..start + job.chunk.len()];
+                        delta.encode(job.chunk, base, &mut job.payload);
+                    }
                 }
             }
         }

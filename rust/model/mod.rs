@@ -17,6 +17,9 @@
     reason = "what a task calls is compiled for a tier only where it is inlined"
 )]
 
+pub(crate) mod context_table;
+pub(crate) mod delta;
+pub(crate) mod delta_fit;
 mod fixed_point;
 mod float_cut;
 pub(crate) mod frequency_table;

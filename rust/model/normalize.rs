@@ -238,7 +238,7 @@ static STEPS: LazyLock<[u64; SLOTS]> = LazyLock::new(|| {
 /// Frequencies of 1 to 255 that sum to 256, close to the cheapest for `weights`.
 ///
 /// There are 2 to 64 weights, and their sum is below 2^46.
-fn normalize(weights: &[u64]) -> Vec<u64> {
+pub(super) fn normalize(weights: &[u64]) -> Vec<u64> {
     let total: u64 = weights.iter().sum::<u64>().max(1);
     let limit = SLOTS as u64 - 1;
     let steps = &*STEPS;

@@ -52,7 +52,7 @@ pub(crate) struct Input<'a> {
 
 impl Input<'_> {
     /// A size of a sample; the level `max` looks at everything.
-    fn effort(&self, sample: usize) -> usize {
+    pub(super) fn effort(&self, sample: usize) -> usize {
         if self.level == Level::Max {
             usize::MAX
         } else {
@@ -90,7 +90,7 @@ pub(crate) fn select_float(
     input: &Input<'_>,
     fields: FloatFields,
     shape: &[u64],
-) -> Result<Option<(Model, Option<ScaleOffsets>)>> {
+) -> Result<Option<(Candidate, Option<ScaleOffsets>)>> {
     let layout = FloatLayout { fields, phase: 0 };
     let mut scale = match input.level {
         Level::Fast => None,
@@ -99,7 +99,7 @@ pub(crate) fn select_float(
     let best = float_candidate(input, layout, scale.as_mut(), input.effort(TABLE_ELEMENTS));
     Ok(best
         .filter(|best| input.is_worthwhile(best.bytes))
-        .map(|best| (best.model, scale)))
+        .map(|best| (best, scale)))
 }
 
 /// The scale offsets that make the smallest estimate, if any make it smaller.

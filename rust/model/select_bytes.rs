@@ -50,7 +50,7 @@ pub(crate) struct Known {
 pub(crate) fn select_generic<'a>(
     segments: impl Iterator<Item = Input<'a>>,
     known: Known,
-) -> Vec<Option<Model>> {
+) -> Vec<Option<Candidate>> {
     let mut before: Option<(Kind, u64)> = None;
     let select = |input: Input<'a>| {
         let kept = before.filter(|&(kind, share)| {
@@ -62,7 +62,7 @@ pub(crate) fn select_generic<'a>(
             *before.insert((kind, kind.share(&input)))
         });
         let best = kind.candidate(&input, usize::MAX)?;
-        input.is_worthwhile(best.bytes).then_some(best.model)
+        input.is_worthwhile(best.bytes).then_some(best)
     };
     segments.map(select).collect()
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod coded;
 pub(crate) mod cut;
+pub(crate) mod delta;
 pub(crate) mod raw;
 pub(crate) mod scale;
 pub(crate) mod words;

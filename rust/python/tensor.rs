@@ -253,7 +253,14 @@ fn compress(
         run(py, None, |progress| {
             let total = bytes.as_slice().len() as u64;
             let mut progress = |done| progress(done, total);
-            compress_with(bytes.as_slice(), dtype, &shape, &options, &mut progress)
+            compress_with(
+                bytes.as_slice(),
+                None,
+                dtype,
+                &shape,
+                &options,
+                &mut progress,
+            )
         })?
     };
     let original_nbytes = bytes.as_slice().len() as u64;

@@ -56,7 +56,7 @@ impl Encoder {
     }
 
     /// Makes room for `len` symbols, each of which emits at most one byte.
-    fn begin(&mut self, len: usize) {
+    pub(super) fn begin(&mut self, len: usize) {
         let needed = len + LANES;
         if self.room.len() < needed {
             self.room.resize(needed, 0);

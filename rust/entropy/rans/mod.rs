@@ -1,10 +1,12 @@
 //! The 64-lane, byte-renormalised rANS coder "r8".
 
+mod contexts;
 mod decode;
 mod encode;
 mod spec;
 mod values;
 
+pub(crate) use contexts::ContextSpec;
 pub(crate) use decode::{Decoder, MAX_DECODERS, PADDED_GROUPS};
 pub(crate) use encode::Encoder;
 pub(crate) use spec::Spec;

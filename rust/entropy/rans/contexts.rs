@@ -1,0 +1,246 @@
+//! Several tables for one coded stream: a context number per symbol says which one it takes.
+//!
+//! The coder is that of [`super`], lanes, states, renormalisation and all; only the lookup of a slot
+//! depends on the context as well. Contexts are known to the decoder before the symbol is: they come
+//! from a base element ([`crate::planes::delta`]) or from a plane that was decoded before.
+//!
+//! Deviation from the coder with one table: a table of one symbol gives it all 256 slots, so that it
+//! takes no bits and changes no state.
+//!
+//! Invariants: contexts are below [`MAX_CONTEXTS`]; every context that is used has a table whose
+//! frequencies sum to 256, and every index that is encoded has a frequency in it.
+//!
+//! Place in docs/format.md: "Delta chunk". Paper: J. Duda (arXiv 1311.2540).
+
+use super::decode::Decoder;
+use super::encode::Encoder;
+use super::spec::Symbol;
+use crate::constants::{LANES, MAX_CONTEXTS, MAX_SYMBOLS, SLOTS, STATE_LOW};
+use crate::error::{Error, Result};
+
+/// What the decoder looks up for a slot of a context.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(4))]
+struct Slot {
+    frequency: u16,
+    /// Slot number less the first slot of the symbol.
+    offset: u8,
+    index: u8,
+}
+
+/// The tables of all contexts.
+#[derive(Clone, Debug)]
+pub(crate) struct ContextSpec {
+    slots: Box<[Slot; MAX_CONTEXTS * SLOTS]>,
+    symbols: Box<[Symbol; MAX_CONTEXTS * MAX_SYMBOLS]>,
+}
+
+impl ContextSpec {
+    /// Gives out the slots of each table in the order of its entries, index and frequency.
+    ///
+    /// The caller guarantees at most [`MAX_CONTEXTS`] tables of distinct indices below 64 whose
+    /// frequencies sum to 256.
+    pub(crate) fn new<T: Iterator<Item = (u8, u16)>>(tables: impl Iterator<Item = T>) -> Self {
+        let mut spec = Self {
+            slots: Box::new([Slot::default(); MAX_CONTEXTS * SLOTS]),
+            symbols: Box::new([Symbol::default(); MAX_CONTEXTS * MAX_SYMBOLS]),
+        };
+        for (context, table) in tables.enumerate() {
+            let mut start = 0;
+            for (index, frequency) in table.filter(|&(_, frequency)| frequency > 0) {
+                let end = start + usize::from(frequency);
+                let slots = &mut spec.slots[context * SLOTS..][start..end];
+                for (offset, slot) in slots.iter_mut().enumerate() {
+                    *slot = Slot {
+                        frequency,
+                        offset: offset as u8,
+                        index,
+                    };
+                }
+                spec.symbols[context * MAX_SYMBOLS + usize::from(index)] = Symbol {
+                    frequency,
+                    start: start as u16,
+                    reciprocal: (1 << 24) / u32::from(frequency) + 1,
+                };
+                start = end;
+            }
+            debug_assert_eq!(start, SLOTS);
+        }
+        spec
+    }
+}
+
+impl Encoder {
+    /// Encodes a whole plane; `contexts` has as many entries as `indices`.
+    pub(crate) fn encode_contexts(&mut self, spec: &ContextSpec, contexts: &[u8], indices: &[u8]) {
+        self.begin(indices.len());
+        let mut states = [STATE_LOW; LANES];
+        let (room, mut cursor) = (&mut self.room, self.cursor);
+        let mut lane = indices.len() % LANES;
+        for (&context, &index) in contexts.iter().zip(indices).rev() {
+            lane = if lane == 0 { LANES - 1 } else { lane - 1 };
+            let entry = usize::from(context) * MAX_SYMBOLS + usize::from(index);
+            let symbol = spec.symbols[entry % (MAX_CONTEXTS * MAX_SYMBOLS)];
+            debug_assert!(
+                symbol.frequency > 0,
+                "symbol {index} of {context} has no slot"
+            );
+            let mut x = u32::from(states[lane]);
+            let emit = x >= u32::from(symbol.frequency) << 8;
+            // The byte is always written and only kept if it is needed.
+            room[cursor - 1] = x as u8;
+            cursor -= usize::from(emit);
+            x >>= if emit { 8 } else { 0 };
+            let quotient = ((u64::from(x) * u64::from(symbol.reciprocal)) >> 24) as u32;
+            let remainder = x - quotient * u32::from(symbol.frequency);
+            states[lane] = ((quotient << 8) + u32::from(symbol.start) + remainder) as u16;
+        }
+        self.cursor = cursor;
+        for (lane, state) in states.iter().enumerate() {
+            [self.low[lane], self.high[lane]] = state.to_le_bytes();
+        }
+    }
+}
+
+impl Decoder<'_> {
+    /// Decodes the next indices; all calls but the last take a multiple of 64.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the stream is too short.
+    #[inline(always)]
+    pub(crate) fn fill_contexts(
+        &mut self,
+        spec: &ContextSpec,
+        contexts: &[u8],
+        indices: &mut [u8],
+    ) -> Result<()> {
+        let mut states: [u16; LANES] =
+            std::array::from_fn(|lane| u16::from_le_bytes([self.low[lane], self.high[lane]]));
+        let groups = contexts.chunks(LANES).zip(indices.chunks_mut(LANES));
+        for (contexts, indices) in groups {
+            let whole = contexts
+                .first_chunk::<LANES>()
+                .zip(indices.first_chunk_mut::<LANES>());
+            let used = match (self.stream.first_chunk(), whole) {
+                (Some(ahead), Some((contexts, indices))) => {
+                    step_group(spec, &mut states, ahead, contexts, indices)
+                }
+                _ => {
+                    // The end of the plane or of the stream: from a padded copy.
+                    let left = self.stream.len().min(LANES);
+                    let mut ahead = [0; LANES];
+                    ahead[..left].copy_from_slice(&self.stream[..left]);
+                    step_group(spec, &mut states, &ahead, contexts, indices)
+                }
+            };
+            self.stream = self
+                .stream
+                .get(used..)
+                .ok_or_else(|| Error::corrupt("a coded plane ends too early"))?;
+        }
+        for (lane, state) in states.iter().enumerate() {
+            [self.low[lane], self.high[lane]] = state.to_le_bytes();
+        }
+        Ok(())
+    }
+}
+
+/// One symbol for each lane that has one; returns the bytes used of `ahead`.
+#[inline(always)]
+fn step_group(
+    spec: &ContextSpec,
+    states: &mut [u16; LANES],
+    ahead: &[u8; LANES],
+    contexts: &[u8],
+    indices: &mut [u8],
+) -> usize {
+    let mut used = 0;
+    for ((state, &context), index) in states.iter_mut().zip(contexts).zip(indices) {
+        let entry = usize::from(context) * SLOTS + usize::from(*state as u8);
+        let slot = spec.slots[entry % (MAX_CONTEXTS * SLOTS)];
+        *index = slot.index;
+        // At most 256 * 255 + 255.
+        let next = slot.frequency.wrapping_mul(*state >> 8) + u16::from(slot.offset);
+        let refill = u16::from(next < STATE_LOW);
+        let byte = u16::from(ahead[used & (LANES - 1)]) & refill.wrapping_neg();
+        *state = next << (8 * refill) | byte;
+        used += usize::from(refill);
+    }
+    used
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entropy::rans::EscapedValues;
+    use proptest::prelude::*;
+
+    const TABLES: [&[(u8, u16)]; 4] = [
+        &[(5, 256)],
+        &[(0, 255), (1, 1)],
+        &[(7, 100), (0, 0), (63, 56), (1, 100)],
+        &[(1, 128), (2, 64), (3, 32), (4, 32)],
+    ];
+
+    fn spec() -> ContextSpec {
+        ContextSpec::new(TABLES.iter().map(|table| table.iter().copied()))
+    }
+
+    fn encode(contexts: &[u8], indices: &[u8]) -> Encoder {
+        let mut encoder = Encoder::default();
+        encoder.encode_contexts(&spec(), contexts, indices);
+        encoder
+    }
+
+    fn decode(encoder: &Encoder, stream: &[u8], contexts: &[u8], step: usize) -> Result<Vec<u8>> {
+        let none = EscapedValues::none();
+        let mut decoder = Decoder::new(&encoder.states(), stream, &none)?;
+        let mut indices = vec![0; contexts.len()];
+        for (contexts, indices) in contexts.chunks(step).zip(indices.chunks_mut(step)) {
+            decoder.fill_contexts(&spec(), contexts, indices)?;
+        }
+        decoder.finish()?;
+        Ok(indices)
+    }
+
+    proptest! {
+        #[test]
+        fn roundtrip_and_truncation(
+            picks in prop::collection::vec((0_u8..4, any::<prop::sample::Index>()), 0..700),
+            groups in 1_usize..5,
+        ) {
+            let contexts: Vec<u8> = picks.iter().map(|&(context, _)| context).collect();
+            let listed = |context: u8| TABLES[usize::from(context)].iter().filter(|e| e.1 > 0);
+            let indices: Vec<u8> = picks
+                .iter()
+                .map(|(context, pick)| {
+                    let listed: Vec<_> = listed(*context).collect();
+                    listed[pick.index(listed.len())].0
+                })
+                .collect();
+            let encoder = encode(&contexts, &indices);
+            let stream = encoder.stream();
+            prop_assert_eq!(&decode(&encoder, stream, &contexts, 64 * groups).unwrap(), &indices);
+            if !stream.is_empty() {
+                let cut = &stream[..stream.len() - 1];
+                prop_assert!(decode(&encoder, cut, &contexts, 64).is_err());
+            }
+            let longer = [stream, &[0]].concat();
+            prop_assert!(decode(&encoder, &longer, &contexts, 64).is_err());
+        }
+    }
+
+    #[test]
+    fn a_table_of_one_symbol_takes_no_bits() {
+        let encoder = encode(&[0; 1000], &[5; 1000]);
+        assert!(encoder.stream().is_empty());
+    }
+
+    #[test]
+    fn the_reciprocal_of_all_slots_is_exact() {
+        let reciprocal = (1_u64 << 24) / 256 + 1;
+        for x in 0..1 << 16_u64 {
+            assert_eq!((x * reciprocal) >> 24, x / 256);
+        }
+    }
+}
