@@ -6,7 +6,7 @@ from neuzip_rs import _arrays, _native, _rows
 from neuzip_rs._arguments import check_level, check_limit, check_threads
 from neuzip_rs._arrays import Array, Device
 from neuzip_rs._dtypes import ITEMSIZE, element_count, parse_dtype
-from neuzip_rs._errors import OutputTooLargeError
+from neuzip_rs._errors import BaseMismatchError, OutputTooLargeError
 from neuzip_rs._native import CompressedTensor
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def compress(
             compresses them better. An array knows its own type, and only that may be named.
         level: "fast", "default" or "max". Every level decodes at much the same speed.
         base: An array of the same type and shape that `x` is close to, such as the checkpoint
-            before. Deltas are chosen only where they are smaller; this release never chooses them.
+            before, or that array compressed. Where it makes the result smaller, the difference is
+            stored, and `decompress` needs the same base; `CompressedTensor.base_hash` tells.
         threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core; with 1
             the calling thread does everything. The bytes do not depend on it.
 
@@ -52,9 +53,18 @@ def compress(
         check_level(level)
     if threads is not None:
         check_threads(threads)
-    if base is not None:
-        _check_base(source, base, dtype)
     data, name, shape, framework, hint = source
+    if base is not None:
+        return _compress(
+            data,
+            name,
+            shape,
+            level=level,
+            threads=threads,
+            framework=framework,
+            hint=hint,
+            base=_base_to_compress(source, base, dtype),
+        )
     return _compress(
         data, name, shape, level=level, threads=threads, framework=framework, hint=hint
     )
@@ -64,7 +74,7 @@ def decompress(
     c: "CompressedTensor | Buffer",
     *,
     out: Array = None,
-    base: object = None,  # noqa: ARG001 - no stream of this release needs one
+    base: object = None,
     device: Device = None,
     framework: str | None = None,
     dtype: object = None,
@@ -78,7 +88,8 @@ def decompress(
         c: What `compress` returned, or its bytes.
         out: An array of the same type, shape and framework, or a writable buffer of the right
             number of bytes, to decode into. After an error its contents are undefined.
-        base: The base the tensor was compressed against; ignored where none is needed.
+        base: The base the tensor was compressed against, or that base compressed; ignored where
+            none is needed.
         device: Where to put the result, for torch and cupy; by default the CPU (cupy: its device).
         framework: "torch", "numpy", "cupy" or "bytes"; by default that of the array that was
             compressed. Plain bytes do not remember it: they become a numpy array.
@@ -96,6 +107,7 @@ def decompress(
     Raises:
         CorruptDataError: If the bytes are damaged, or not compressed by neuzip_rs.
         UnsupportedVersionError: If they need a newer release.
+        BaseMismatchError: If the tensor cannot be decoded without its base, or `base` is another.
         OutputTooLargeError: If the result exceeds `max_output_size` or the memory there is.
         ValueError: If an argument contradicts the tensor; TypeError if it has the wrong type.
     """
@@ -113,18 +125,24 @@ def decompress(
             raise OutputTooLargeError(message)
     if threads is not None:
         check_threads(threads)
+    base_data = None if base is None else _base_to_decompress(source, base)
     target = (remembered or "numpy") if framework is None else framework
     if dtype is not None:
         name, shape = _reinterpret(name, shape, parse_dtype(dtype))
         if framework is None and target == "bytes":
             target = "numpy"
     if out is not None:
-        return _decompress_out(source, out, name, shape, framework, device, threads, verify)
+        return _decompress_out(source, out, name, shape, framework, device, threads, verify, base_data)
     adapter = _arrays.adapter_for(target)
     if device is not None:
         device = adapter.check_device(device)
     result, buffer = _arrays.allocate(adapter, name, shape)
-    _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True)
+    if base_data is None:
+        _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True)
+    else:
+        _decompress_into(
+            source, buffer, verify=verify, threads=threads, fresh=True, base=base_data
+        )
     return adapter.finish(result, device)
 
 
@@ -132,7 +150,7 @@ def decode_rows(c: CompressedTensor, key: _rows.Key) -> Array:
     """`c[key]`: decodes only the rows of the first dimension that `key` touches.
 
     Rows of compressed `bytes` are their elements: a slice gives bytes, an index of plain bytes an
-    int.
+    int. A tensor that needs a base is decompressed whole instead: there is nowhere to name the base.
     """
 
     def read(buffer: "Buffer", start: int) -> None:
@@ -168,6 +186,7 @@ def _decompress_out(
     device: Device,
     threads: int | None,
     verify: bool,
+    base: "Buffer | None",
 ) -> Array:
     importer = _arrays.adapter_of(out)
     if framework is not None and importer is not _arrays.adapter_for(framework):
@@ -179,7 +198,7 @@ def _decompress_out(
         if where.removesuffix(":0") != str(device).removesuffix(":0"):
             message = f"out must be on device={str(device)!r}, not {where!r}"
             raise ValueError(message)
-    _decompress_into(source, buffer, verify=verify, threads=threads)
+    _decompress_into(source, buffer, verify=verify, threads=threads, base=base)
     if finish is not None:
         finish()
     return out
@@ -199,9 +218,10 @@ def _with_dtype(source: _arrays.Source, dtype: str) -> _arrays.Source:
     return source._replace(dtype=dtype, shape=(elements,))
 
 
-def _check_base(source: _arrays.Source, base: object, dtype: object) -> None:
-    other = _arrays.describe(base)
-    if dtype is not None:
+def _base_to_compress(source: _arrays.Source, base: object, dtype: object) -> "Buffer":
+    """The bytes of a base, which must be of the type and shape of what is compressed."""
+    other = _describe_base(base)
+    if dtype is not None and not isinstance(base, CompressedTensor):
         other = _with_dtype(other, parse_dtype(dtype))
     if other.dtype != source.dtype:
         message = f"base must have dtype {source.dtype} like x, not {other.dtype}"
@@ -209,6 +229,33 @@ def _check_base(source: _arrays.Source, base: object, dtype: object) -> None:
     if tuple(other.shape) != tuple(source.shape):
         message = f"base must have shape {tuple(source.shape)} like x, not {tuple(other.shape)}"
         raise ValueError(message)
+    return other.data
+
+
+def _base_to_decompress(source: "CompressedTensor | Buffer", base: object) -> "Buffer | None":
+    """The bytes of a base; None if the stream needs no base."""
+    needed = source if isinstance(source, CompressedTensor) else CompressedTensor.from_bytes(source)
+    if needed.base_hash is None:
+        return None
+    other = _describe_base(base)
+    # Plain bytes know neither type nor shape: their length and their hash must do.
+    alike = other.dtype == needed.dtype and tuple(other.shape) == needed.shape
+    if not alike and other.framework != "bytes":
+        message = (
+            f"the base has dtype {needed.dtype} and shape {needed.shape}, "
+            f"not {other.dtype} and {tuple(other.shape)}"
+        )
+        raise BaseMismatchError(message)
+    return other.data
+
+
+def _describe_base(base: object) -> _arrays.Source:
+    """Views a base as bytes; one that is compressed is decoded."""
+    if not isinstance(base, CompressedTensor):
+        return _arrays.describe(base)
+    data = bytearray(base.original_nbytes)
+    _decompress_into(base, data)
+    return _arrays.Source(data, base.dtype, base.shape, base.framework or "numpy")
 
 
 def _reinterpret(dtype: str, shape: tuple[int, ...], wanted: str) -> tuple[str, tuple[int, ...]]:

@@ -92,6 +92,15 @@ impl CompressedTensor {
         self.dtype.name()
     }
 
+    /// The hash of the base that decoding needs, if it needs one: 16 bytes, the lowest first.
+    #[getter]
+    fn base_hash<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let stream = Stream::parse(self.as_slice(py)).map_err(to_py)?;
+        Ok(stream
+            .base_hash()
+            .map(|hash| PyBytes::new(py, &hash.to_le_bytes())))
+    }
+
     #[getter]
     fn nbytes(&self, py: Python<'_>) -> usize {
         self.as_slice(py).len()
@@ -225,7 +234,7 @@ pub(super) fn info_dict<'py>(py: Python<'py>, stream: &Stream<'_>) -> PyResult<B
 /// Compresses the bytes of a tensor.
 #[pyfunction]
 #[pyo3(signature = (data, dtype, shape, *, level = "default", chunk_bytes = None, threads = None,
-                    framework = None, hint = None))]
+                    framework = None, hint = None, base = None))]
 fn compress(
     py: Python<'_>,
     data: &Bound<'_, PyAny>,
@@ -236,8 +245,11 @@ fn compress(
     threads: Option<usize>,
     framework: Option<String>,
     hint: Option<&str>,
+    base: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<CompressedTensor> {
     let bytes = Bytes::new(data)?;
+    let base = base.map(Bytes::new).transpose()?;
+    let base = base.as_ref().map(Bytes::as_slice);
     let dtype = Dtype::from_name(dtype).map_err(to_py)?;
     let options = CompressOptions {
         level: level.parse().map_err(to_py)?,
@@ -247,7 +259,8 @@ fn compress(
         simd: None,
     };
     let stream = if bytes.as_slice().len() < BRIEF_BYTES {
-        py.detach(|| crate::compress(bytes.as_slice(), dtype, &shape, &options))
+        let done = &mut |_| Ok(());
+        py.detach(|| compress_with(bytes.as_slice(), base, dtype, &shape, &options, done))
             .map_err(to_py)?
     } else {
         run(py, None, |progress| {
@@ -255,7 +268,7 @@ fn compress(
             let mut progress = |done| progress(done, total);
             compress_with(
                 bytes.as_slice(),
-                None,
+                base,
                 dtype,
                 &shape,
                 &options,
@@ -288,7 +301,8 @@ fn stream_header<'py>(
 /// Decodes original bytes `start..start + len(out)` of a stream into a writable buffer, `fresh` if it
 /// was just allocated.
 #[pyfunction]
-#[pyo3(signature = (source, out, *, start = 0, verify = true, threads = None, fresh = false))]
+#[pyo3(signature = (source, out, *, start = 0, verify = true, threads = None, fresh = false,
+                    base = None))]
 fn decompress_into(
     py: Python<'_>,
     source: &Bound<'_, PyAny>,
@@ -297,8 +311,11 @@ fn decompress_into(
     verify: bool,
     threads: Option<usize>,
     fresh: bool,
+    base: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let source = Bytes::new(source)?;
+    let base = base.map(Bytes::new).transpose()?;
+    let base = base.as_ref().map(Bytes::as_slice);
     let out = Bytes::writable(out)?;
     let options = DecompressOptions {
         verify,
@@ -306,21 +323,25 @@ fn decompress_into(
         simd: None,
     };
     let (source, out) = (source.as_slice(), out.as_mut_slice());
-    if overlap(source, out) {
+    if overlap(source, out) || base.is_some_and(|base| overlap(base, out)) {
         return Err(PyValueError::new_err(
-            "the output buffer shares memory with the compressed data",
+            "the output buffer shares memory with the compressed data or the base",
         ));
     }
+    let parse = || match base {
+        Some(base) => Stream::parse(source)?.with_base(base),
+        None => Stream::parse(source),
+    };
     if out.len() < BRIEF_BYTES {
         return py
-            .detach(|| Stream::parse(source)?.decode_into(start, out, &options))
+            .detach(|| parse()?.decode_into(start, out, &options))
             .map_err(to_py);
     }
     if fresh {
         advise(out.as_ptr(), out.len());
     }
     run(py, None, |progress| {
-        let stream = Stream::parse(source)?;
+        let stream = parse()?;
         let total = out.len() as u64;
         let (mut rest, mut done) = (out, 0);
         while !rest.is_empty() {
