@@ -21,7 +21,7 @@ use crate::container::file::{compress_frames, decode_frames, scan_frames};
 use crate::container::mapped::Mapped;
 use crate::container::pieces::decode_streams;
 use crate::error::{Error, Result};
-use crate::safetensors::{Header, SafetensorsFile, compress_map};
+use crate::safetensors::{BaseChoice, Header, SafetensorsFile, compress_map};
 use crate::{CompressOptions, DecompressOptions, Stream};
 
 /// Told the original bytes that are done, and how many there are; an error from it stops the work and
@@ -40,6 +40,22 @@ pub fn compress_file(
     overwrite: bool,
     progress: &mut Progress<'_>,
 ) -> Result<(u64, u64)> {
+    compress_file_with_base(src, dst, None, options, overwrite, progress)
+}
+
+/// As [`compress_file`]; tensors of a `.safetensors` file become deltas where that is smaller. Other
+/// files are compressed as without a base.
+///
+/// # Errors
+/// As [`compress_file`], and those of decoding the base.
+pub fn compress_file_with_base(
+    src: &Path,
+    dst: &Path,
+    base: Option<BaseChoice<'_>>,
+    options: &CompressOptions,
+    overwrite: bool,
+    progress: &mut Progress<'_>,
+) -> Result<(u64, u64)> {
     let map = Mapped::open(src)?;
     let original = map.bytes().len() as u64;
     let kind = ContentKind::of(map.bytes());
@@ -52,7 +68,7 @@ pub fn compress_file(
     write_atomically(dst, overwrite, |out| {
         progress(0, original)?;
         let compressed = if kind == ContentKind::Safetensors {
-            compress_map(out, &map, options, progress)?
+            compress_map(out, &map, base, options, progress)?
         } else {
             let mut sweep = map.sweep();
             compress_frames(out, map.bytes(), options, &mut |done| {
@@ -79,7 +95,31 @@ pub fn decompress_file(
     max_output_bytes: Option<u64>,
     progress: &mut Progress<'_>,
 ) -> Result<(u64, u64)> {
-    let source = CompressedFile::open(src)?;
+    decompress_file_with_base(
+        src,
+        dst,
+        None,
+        options,
+        overwrite,
+        max_output_bytes,
+        progress,
+    )
+}
+
+/// As [`decompress_file`]; deltas are taken from the base at `base`, or from the one that `src` names.
+///
+/// # Errors
+/// As [`decompress_file`], and [`Error::BaseMismatch`] without the right base; nothing is written then.
+pub fn decompress_file_with_base(
+    src: &Path,
+    dst: &Path,
+    base: Option<&Path>,
+    options: &DecompressOptions,
+    overwrite: bool,
+    max_output_bytes: Option<u64>,
+    progress: &mut Progress<'_>,
+) -> Result<(u64, u64)> {
+    let source = CompressedFile::open(src, base)?;
     let original = source.original_bytes()?;
     if let Some(limit) = max_output_bytes.filter(|&limit| original > limit) {
         return Err(Error::OutputTooLarge {
@@ -103,7 +143,20 @@ pub fn verify_file(
     options: &DecompressOptions,
     progress: &mut Progress<'_>,
 ) -> Result<(u64, u64)> {
-    let source = CompressedFile::open(src)?;
+    verify_file_with_base(src, None, options, progress)
+}
+
+/// As [`verify_file`], with the base as in [`decompress_file_with_base`].
+///
+/// # Errors
+/// As [`decompress_file_with_base`].
+pub fn verify_file_with_base(
+    src: &Path,
+    base: Option<&Path>,
+    options: &DecompressOptions,
+    progress: &mut Progress<'_>,
+) -> Result<(u64, u64)> {
+    let source = CompressedFile::open(src, base)?;
     source.decode(source.original_bytes()?, options, progress, &mut |_| Ok(()))
 }
 
@@ -115,12 +168,12 @@ enum CompressedFile {
 }
 
 impl CompressedFile {
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, base: Option<&Path>) -> Result<Self> {
         let named = |error: Error| error.within(&path.display().to_string());
         let map = Mapped::open(path)?;
         match ContentKind::of(map.bytes()) {
             ContentKind::NeuzipSafetensors => {
-                let file = SafetensorsFile::of_map(map).map_err(named)?;
+                let file = SafetensorsFile::of_map(map, base).map_err(named)?;
                 Ok(Self::Safetensors(Box::new(file)))
             }
             ContentKind::NeuzipFile => Ok(Self::Frames(map)),

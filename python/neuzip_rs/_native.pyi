@@ -91,6 +91,8 @@ def compress_file(
     threads: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], object] | None = None,
+    base: str | None = None,
+    base_path: str | None = None,
 ) -> tuple[int, int]: ...
 def decompress_file(
     src: str,
@@ -101,12 +103,14 @@ def decompress_file(
     verify: bool = True,
     max_output_size: int | None = None,
     progress: Callable[[int, int], object] | None = None,
+    base: str | None = None,
 ) -> tuple[int, int]: ...
 def verify_file(
     src: str,
     *,
     threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
+    base: str | None = None,
 ) -> tuple[int, int]: ...
 
 @final
@@ -129,7 +133,10 @@ class StreamDecompressor:
 
 @final
 class SafetensorsFile:
-    def __new__(cls, path: str) -> Self: ...
+    def __new__(cls, path: str, *, base: str | None = None) -> Self: ...
+    @property
+    def base(self) -> str | None: ...
+    def check_base(self, *, threads: int | None = None) -> None: ...
     @property
     def compressed(self) -> bool: ...
     @property
@@ -169,4 +176,6 @@ def write_safetensors(
     level: str = "default",
     threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
+    base: str | None = None,
+    base_path: str | None = None,
 ) -> bytes | None: ...

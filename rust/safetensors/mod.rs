@@ -11,6 +11,7 @@
 //!
 //! Place in docs/format-files.md: the first half.
 
+mod base;
 mod dtype;
 pub(crate) mod embedded;
 mod header;
@@ -26,6 +27,7 @@ mod writer;
 use std::io::{Seek, Write};
 use std::path::Path;
 
+pub use base::{BaseChoice, BaseModel};
 pub use dtype::ElementType;
 pub use header::Header;
 pub use plain::MemoryTensor;
@@ -45,6 +47,7 @@ use writer::{Source, write_compressed};
 pub(crate) fn compress_map<W: Write + Seek>(
     out: &mut W,
     map: &Mapped,
+    base: Option<BaseChoice<'_>>,
     options: &CompressOptions,
     progress: &mut Progress<'_>,
 ) -> Result<u64> {
@@ -62,7 +65,7 @@ pub(crate) fn compress_map<W: Write + Seek>(
         .collect();
     let total = file.len() as u64;
     let mut sweep = map.sweep();
-    write_compressed(out, json, &header, &sources, options, &mut |done| {
+    write_compressed(out, json, &header, &sources, base, options, &mut |done| {
         let read = data_at + done as usize;
         sweep.passed(read);
         progress(read as u64, total)
@@ -82,9 +85,24 @@ pub fn write_file(
     options: &CompressOptions,
     progress: &mut Progress<'_>,
 ) -> Result<u64> {
+    write_file_with_base(path, tensors, metadata, None, options, progress)
+}
+
+/// As [`write_file`], with deltas from a base where they are smaller.
+///
+/// # Errors
+/// As [`write_file`], and those of decoding the base.
+pub fn write_file_with_base(
+    path: &Path,
+    tensors: Vec<MemoryTensor<'_>>,
+    metadata: Option<Vec<(String, String)>>,
+    base: Option<BaseChoice<'_>>,
+    options: &CompressOptions,
+    progress: &mut Progress<'_>,
+) -> Result<u64> {
     let plain = PlainFile::of_tensors(tensors, metadata)?;
     write_atomically(path, true, |file| {
-        write_plain(file, &plain, options, progress)
+        write_plain(file, &plain, base, options, progress)
     })
 }
 
@@ -100,13 +118,14 @@ pub fn write_bytes(
 ) -> Result<Vec<u8>> {
     let plain = PlainFile::of_tensors(tensors, metadata)?;
     let mut file = MemoryFile::default();
-    write_plain(&mut file, &plain, options, progress)?;
+    write_plain(&mut file, &plain, None, options, progress)?;
     Ok(file.into_bytes())
 }
 
 fn write_plain<W: Write + Seek>(
     out: &mut W,
     plain: &PlainFile<'_>,
+    base: Option<BaseChoice<'_>>,
     options: &CompressOptions,
     progress: &mut Progress<'_>,
 ) -> Result<u64> {
@@ -116,7 +135,7 @@ fn write_plain<W: Write + Seek>(
         sources,
     } = plain;
     let total = header.data_bytes();
-    write_compressed(out, json, header, sources, options, &mut |done| {
+    write_compressed(out, json, header, sources, base, options, &mut |done| {
         progress(done, total)
     })
 }

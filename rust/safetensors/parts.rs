@@ -84,7 +84,7 @@ impl<'a> Part<'a> {
         if let Some(content) = &self.content {
             return content.read(self.start, out, options).map_err(place);
         }
-        let content = file.content(self.index)?;
+        let content = file.content(self.index, options)?;
         content.read(0, out, options).map_err(place)?;
         match content.repeated_hash() {
             Some(hash) if options.verify && content_hash(out) != hash => {
@@ -104,12 +104,14 @@ struct Groups<'a, I: Iterator<Item = usize>> {
     indices: Peekable<I>,
     /// The tensor that is being cut, and where its next part begins.
     large: Option<(Part<'a>, Arc<Content<'a>>)>,
+    options: DecompressOptions,
 }
 
 impl<'a, I: Iterator<Item = usize>> Groups<'a, I> {
-    fn new(file: &'a SafetensorsFile, indices: I) -> Self {
+    fn new(file: &'a SafetensorsFile, indices: I, options: &DecompressOptions) -> Self {
         Self {
             file,
+            options: *options,
             indices: indices.peekable(),
             large: None,
         }
@@ -156,7 +158,7 @@ impl<'a, I: Iterator<Item = usize>> Iterator for Groups<'a, I> {
             }
             self.indices.next();
             if bytes > PIECE_BYTES {
-                return Some(self.file.content(index).and_then(|content| {
+                return Some(self.file.content(index, &self.options).and_then(|content| {
                     let whole = Part {
                         index,
                         start: 0,
@@ -222,7 +224,7 @@ pub(super) fn decode_all(
     in_order(
         options.threads,
         AHEAD,
-        Groups::new(file, 0..file.header().len()),
+        Groups::new(file, 0..file.header().len(), options),
         |group, buffer: &mut Vec<u8>| {
             let total = group.iter().map(|part| part.bytes).sum();
             let mut rest = room(buffer, total)?;
@@ -275,7 +277,7 @@ impl SafetensorsFile {
         }
         let (indices, outs): (Vec<usize>, Vec<&mut [u8]>) = requests.into_iter().unzip();
         let (mut outs, mut rest) = (outs.into_iter(), &mut [][..]);
-        let groups = Groups::new(self, indices.into_iter()).map(|group| {
+        let groups = Groups::new(self, indices.into_iter(), options).map(|group| {
             let (weight, group) = group?;
             let with_room = group.into_iter().map(|part| {
                 if part.start == 0 {

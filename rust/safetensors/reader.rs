@@ -8,8 +8,9 @@
 //!
 //! Place in docs/format-files.md: "Compressed .safetensors" and "Repeated tensors".
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::base::{BASE_KEY, FileBase};
 use super::dtype::ElementType;
 use super::embedded::{HEADER_KEY, is_compressed, read_embedded};
 use super::header::{Header, LENGTH_BYTES};
@@ -39,6 +40,7 @@ struct Compressed {
     outer: Header,
     /// The original header's JSON with its padding.
     json: Vec<u8>,
+    base: FileBase,
 }
 
 impl SafetensorsFile {
@@ -47,10 +49,27 @@ impl SafetensorsFile {
     /// # Errors
     /// [`Error::Io`] naming the file, [`Error::Corrupt`] if it is no valid `.safetensors`.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::of_map(Mapped::open(path)?)
+        Self::of_map(Mapped::open(path)?, None)
     }
 
-    pub(crate) fn of_map(map: Mapped) -> Result<Self> {
+    /// As [`SafetensorsFile::open`], with the base that the deltas in it were taken from.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::open`] for either of them.
+    pub fn open_with_base(path: &Path, base: Option<&Path>) -> Result<Self> {
+        Self::of_map(Mapped::open(path)?, base)
+    }
+
+    pub(crate) fn of_map(map: Mapped, base: Option<&Path>) -> Result<Self> {
+        Self::of_descendants(map, base, &[])
+    }
+
+    /// Opens a file that the files at `descendants` are deltas of.
+    pub(super) fn of_descendants(
+        map: Mapped,
+        base: Option<&Path>,
+        descendants: &[PathBuf],
+    ) -> Result<Self> {
         let (outer, data_at) = Header::of_file(map.bytes())?;
         if !is_compressed(&outer) {
             return Ok(Self {
@@ -66,11 +85,13 @@ impl SafetensorsFile {
         let json = read_embedded(embedded)?;
         let header = Header::parse(&json).map_err(|error| error.within("embedded header"))?;
         check_agreement(&outer, &header)?;
+        let entry = base_entry(&outer, &header);
+        let base = FileBase::find(entry, base, map.path(), descendants)?;
         Ok(Self {
             map,
             data_at,
             header,
-            compressed: Some(Compressed { outer, json }),
+            compressed: Some(Compressed { outer, json, base }),
         })
     }
 
@@ -163,23 +184,24 @@ impl SafetensorsFile {
     }
 
     /// Where the bytes of tensor `index` come from.
-    pub(super) fn content(&self, index: usize) -> Result<Content<'_>> {
-        if !self.is_compressed() {
+    pub(super) fn content(&self, index: usize, options: &DecompressOptions) -> Result<Content<'_>> {
+        let Some(compressed) = &self.compressed else {
             return self.stored(index).map(Content::Plain);
-        }
+        };
+        let attach = |index, stream| compressed.base.attach(self, index, stream, options);
         let stream = self.stream(index)?;
         let Some(reference) = stream.reference() else {
-            return Ok(Content::Stream(Box::new(stream), None));
+            return Ok(Content::Stream(Box::new(attach(index, stream)?), None));
         };
         let place = format!("tensor {:?}", self.header.name(index));
         let mismatch = |what: &str| {
             Error::BaseMismatch(format!("it repeats {:?}, {what}", reference.name)).within(&place)
         };
-        let target = self
+        let first = self
             .header
             .find(reference.name)
             .ok_or_else(|| mismatch("which is not in the file"))?;
-        let target = self.stream(target)?;
+        let target = self.stream(first)?;
         if target.reference().is_some() {
             return Err(mismatch("which is a repeat itself"));
         }
@@ -187,7 +209,7 @@ impl SafetensorsFile {
             return Err(mismatch("which has another dtype or shape"));
         }
         Ok(Content::Stream(
-            Box::new(target),
+            Box::new(attach(first, target)?),
             Some(reference.content_hash),
         ))
     }
@@ -243,7 +265,7 @@ impl SafetensorsFile {
                 self.header.name(index)
             )));
         };
-        let content = self.content(index)?;
+        let content = self.content(index, options)?;
         let mut position = start;
         while position < end {
             let stop = end.min(position / STEP_BYTES * STEP_BYTES + STEP_BYTES);
@@ -265,6 +287,31 @@ impl SafetensorsFile {
         }
     }
 
+    /// What the file says of its base: its identity, then where it was, if that was recorded.
+    #[must_use]
+    pub fn base(&self) -> Option<&str> {
+        let file = self.compressed.as_ref()?;
+        base_entry(&file.outer, &self.header)
+    }
+
+    /// Checks that every base tensor that is needed is there and the right one.
+    ///
+    /// # Errors
+    /// [`Error::BaseMismatch`] if not, [`Error::Corrupt`] for damage, whatever `progress` returns.
+    pub fn check_base(
+        &self,
+        options: &DecompressOptions,
+        progress: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        for index in 0..self.header.len() {
+            if self.is_compressed() {
+                self.content(index, options)?;
+                progress()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives the original file to `sink`, piece by piece.
     ///
     /// # Errors
@@ -284,6 +331,12 @@ impl SafetensorsFile {
             Ok(())
         })
     }
+}
+
+/// The metadata entry of the base, unless the original had it.
+fn base_entry<'a>(outer: &'a Header, inner: &Header) -> Option<&'a str> {
+    let entry = outer.metadata_value(BASE_KEY)?;
+    inner.metadata_value(BASE_KEY).is_none().then_some(entry)
 }
 
 /// Checks that the outer header of a compressed file is the one that `inner` would have been given.
@@ -308,9 +361,11 @@ fn check_agreement(outer: &Header, inner: &Header) -> Result<()> {
             )));
         }
     }
-    let kept = outer.metadata().filter(|&(key, _)| key != HEADER_KEY);
+    let base = base_entry(outer, inner).is_some();
+    let ours = |key: &str| key == HEADER_KEY || base && key == BASE_KEY;
+    let kept = outer.metadata().filter(|&(key, _)| !ours(key));
     // Keys are unique on both sides, so equal numbers and one inclusion make them equal.
-    let same_number = outer.metadata().count() == inner.metadata().count() + 1;
+    let same_number = outer.metadata().count() == inner.metadata().count() + 1 + usize::from(base);
     let mut differing = kept.filter(|&(key, value)| inner.metadata_value(key) != Some(value));
     match differing.next() {
         None if same_number => Ok(()),

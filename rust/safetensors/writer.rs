@@ -13,18 +13,21 @@
 //!
 //! Place in docs/format-files.md: "Compressed .safetensors".
 
+use std::borrow::Cow;
 use std::io::{Cursor, Seek, SeekFrom, Write};
 use std::ops::Range;
 
+use super::base::{BASE_KEY, BaseChoice};
 use super::dtype::ElementType;
 use super::embedded::{HEADER_KEY, write_embedded};
 use super::header::{Described, Header, LENGTH_BYTES, MAX_HEADER_BYTES, write_json};
 use super::repeats::{Repeat, find_repeats};
+use crate::codec::Tensor;
 use crate::constants::ALIGNMENT;
 use crate::container::pieces::{AHEAD, PIECE_BYTES};
 use crate::error::{Error, Result};
 use crate::parallel::in_order;
-use crate::{CompressOptions, Dtype, Threads, compress_to, write_reference};
+use crate::{CompressOptions, DecompressOptions, Dtype, Threads, write_reference};
 
 /// What handling a tensor costs, as bytes that are compressed in the same time: a group of tiny
 /// tensors should not take longer than others.
@@ -52,6 +55,17 @@ impl<'a> Source<'a> {
     }
 }
 
+impl Source<'_> {
+    fn tensor<'a>(&'a self, base: Option<&'a [u8]>) -> Tensor<'a> {
+        Tensor {
+            data: self.data,
+            base,
+            dtype: self.dtype,
+            shape: &self.shape,
+        }
+    }
+}
+
 /// The dtype and shape of the stream of a tensor: its own, or bytes for packed types.
 pub(super) fn stream_form(element: ElementType, shape: &[u64], bytes: u64) -> (Dtype, Vec<u64>) {
     match element.stream_dtype() {
@@ -73,12 +87,22 @@ pub(crate) fn write_compressed<W: Write + Seek>(
     json: &[u8],
     header: &Header,
     sources: &[Source<'_>],
+    base: Option<BaseChoice<'_>>,
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
+    let base_options = DecompressOptions {
+        threads: options.threads,
+        ..DecompressOptions::default()
+    };
     let outer = OuterHeader {
         header,
         embedded: write_embedded(json)?,
+        // An entry of that name in the original stays what it is.
+        base: match base.filter(|_| header.metadata_value(BASE_KEY).is_none()) {
+            Some(base) => Some(base.entry(&base_options)?),
+            None => None,
+        },
     };
     let longest: Vec<u64> = sources.iter().map(longest_stream).collect();
     let reserved = reserved_bytes(outer.json(&longest)?.len())?;
@@ -89,6 +113,7 @@ pub(crate) fn write_compressed<W: Write + Seek>(
         out,
         header,
         sources,
+        base,
         repeats,
         options,
         lengths: Vec::with_capacity(sources.len()),
@@ -140,12 +165,14 @@ fn reserved_bytes(json_bytes: usize) -> Result<usize> {
 struct OuterHeader<'a> {
     header: &'a Header,
     embedded: String,
+    base: Option<String>,
 }
 
 impl OuterHeader<'_> {
     fn json(&self, lengths: &[u64]) -> Result<Vec<u8>> {
         let mut metadata: Vec<_> = self.header.metadata().collect();
         metadata.push((HEADER_KEY, &self.embedded));
+        metadata.extend(self.base.as_deref().map(|base| (BASE_KEY, base)));
         let shapes = lengths.iter().map(std::slice::from_ref).enumerate();
         let tensors = shapes.map(|(index, shape)| Described {
             name: self.header.name(index),
@@ -162,6 +189,7 @@ struct Streams<'a, W> {
     out: &'a mut W,
     header: &'a Header,
     sources: &'a [Source<'a>],
+    base: Option<BaseChoice<'a>>,
     repeats: Vec<Option<Repeat>>,
     options: &'a CompressOptions,
     /// Of the streams that were written.
@@ -176,11 +204,10 @@ impl<W: Write + Seek> Streams<'_, W> {
     fn write_large(&mut self, source: &Source<'_>) -> Result<()> {
         if !self.write_reference()? {
             let (done, progress) = (self.done, &mut self.progress);
-            let length = compress_to(
+            let named = (self.header, self.lengths.len());
+            let base = base_of(self.base, named, source, self.options)?;
+            let length = source.tensor(base.as_deref()).compress_to(
                 self.out,
-                source.data,
-                source.dtype,
-                &source.shape,
                 self.options,
                 &mut |in_stream| progress(done + in_stream),
             )?;
@@ -193,7 +220,7 @@ impl<W: Write + Seek> Streams<'_, W> {
     /// Writes the next tensors up to a large one: threads compress a group of tensors each.
     fn write_small(&mut self) -> Result<()> {
         let first = self.lengths.len();
-        let sources = self.sources;
+        let (sources, header, base) = (self.sources, self.header, self.base);
         // Repeats are left to the calling thread, which knows what they would refer to.
         let repeated: Vec<bool> = self.repeats.iter().map(Option::is_some).collect();
         let options = CompressOptions {
@@ -209,7 +236,9 @@ impl<W: Write + Seek> Streams<'_, W> {
                 let mut ends = Vec::with_capacity(group.len());
                 for index in group.clone() {
                     if !repeated[index] {
-                        compress_onto(buffer, &sources[index], &options)?;
+                        let source = &sources[index];
+                        let base = base_of(base, (header, index), source, &options)?;
+                        compress_onto(buffer, source, base.as_deref(), &options)?;
                     }
                     ends.push(buffer.len());
                 }
@@ -224,7 +253,7 @@ impl<W: Write + Seek> Streams<'_, W> {
                         written = end;
                         if !self.write_reference()? {
                             let mut stream = Vec::new();
-                            compress_onto(&mut stream, &sources[index], &options)?;
+                            compress_onto(&mut stream, &sources[index], None, &options)?;
                             self.append(&stream)?;
                         }
                     } else {
@@ -294,13 +323,32 @@ fn groups<'a>(
 fn compress_onto(
     buffer: &mut Vec<u8>,
     source: &Source<'_>,
+    base: Option<&[u8]>,
     options: &CompressOptions,
 ) -> Result<()> {
     let mut out = Cursor::new(buffer);
     out.seek(SeekFrom::End(0))?;
-    let Source {
-        dtype, shape, data, ..
-    } = source;
-    compress_to(&mut out, data, *dtype, shape, options, &mut |_| Ok(()))?;
+    source
+        .tensor(base)
+        .compress_to(&mut out, options, &mut |_| Ok(()))?;
     Ok(())
+}
+
+/// The base tensor of a tensor, which has its name in the header.
+fn base_of<'a>(
+    base: Option<BaseChoice<'a>>,
+    (header, index): (&Header, usize),
+    source: &Source<'_>,
+    options: &CompressOptions,
+) -> Result<Option<Cow<'a, [u8]>>> {
+    let Some(base) = base else {
+        return Ok(None);
+    };
+    let options = DecompressOptions {
+        threads: options.threads,
+        ..DecompressOptions::default()
+    };
+    let shape = header.shape(index);
+    base.model
+        .tensor(header.name(index), source.element, &shape, &options)
 }

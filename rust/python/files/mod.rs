@@ -2,7 +2,7 @@
 
 mod safetensors;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -12,6 +12,7 @@ use super::buffers::Bytes;
 use super::errors::to_py;
 use super::report::{raise, run};
 use crate::files;
+use crate::safetensors::{BaseChoice, BaseModel};
 use crate::{CompressOptions, DecompressOptions, Threads};
 
 fn threads_of(threads: Option<usize>) -> Threads {
@@ -35,6 +36,15 @@ fn decompress_options(verify: bool, threads: Option<usize>) -> DecompressOptions
     }
 }
 
+/// The model to take differences from, if one was named.
+fn open_base(path: Option<&Path>) -> crate::Result<Option<BaseModel>> {
+    path.map(BaseModel::open).transpose()
+}
+
+fn choose<'a>(model: Option<&'a BaseModel>, path: Option<&'a str>) -> Option<BaseChoice<'a>> {
+    model.map(|model| BaseChoice { model, path })
+}
+
 /// What a file is, by its content.
 #[pyfunction]
 fn content_kind(py: Python<'_>, path: PathBuf) -> PyResult<&'static str> {
@@ -45,7 +55,8 @@ fn content_kind(py: Python<'_>, path: PathBuf) -> PyResult<&'static str> {
 
 /// Compresses a file; returns its original and its compressed length.
 #[pyfunction]
-#[pyo3(signature = (src, dst, *, level = "default", threads = None, overwrite = false, progress = None))]
+#[pyo3(signature = (src, dst, *, level = "default", threads = None, overwrite = false, progress = None,
+                    base = None, base_path = None))]
 fn compress_file(
     py: Python<'_>,
     src: PathBuf,
@@ -54,17 +65,21 @@ fn compress_file(
     threads: Option<usize>,
     overwrite: bool,
     progress: Option<Py<PyAny>>,
+    base: Option<PathBuf>,
+    base_path: Option<String>,
 ) -> PyResult<(u64, u64)> {
     let options = compress_options(level, threads)?;
     run(py, progress, |progress| {
-        files::compress_file(&src, &dst, &options, overwrite, progress)
+        let model = open_base(base.as_deref())?;
+        let base = choose(model.as_ref(), base_path.as_deref());
+        files::compress_file_with_base(&src, &dst, base, &options, overwrite, progress)
     })
 }
 
 /// Restores a compressed file; returns its compressed and its original length.
 #[pyfunction]
 #[pyo3(signature = (src, dst, *, threads = None, overwrite = false, verify = true,
-                    max_output_size = None, progress = None))]
+                    max_output_size = None, progress = None, base = None))]
 fn decompress_file(
     py: Python<'_>,
     src: PathBuf,
@@ -74,25 +89,36 @@ fn decompress_file(
     verify: bool,
     max_output_size: Option<u64>,
     progress: Option<Py<PyAny>>,
+    base: Option<PathBuf>,
 ) -> PyResult<(u64, u64)> {
     let options = decompress_options(verify, threads);
+    let base = base.as_deref();
     run(py, progress, |progress| {
-        files::decompress_file(&src, &dst, &options, overwrite, max_output_size, progress)
+        files::decompress_file_with_base(
+            &src,
+            &dst,
+            base,
+            &options,
+            overwrite,
+            max_output_size,
+            progress,
+        )
     })
 }
 
 /// Decodes all of a compressed file; returns its compressed and its original length.
 #[pyfunction]
-#[pyo3(signature = (src, *, threads = None, progress = None))]
+#[pyo3(signature = (src, *, threads = None, progress = None, base = None))]
 fn verify_file(
     py: Python<'_>,
     src: PathBuf,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
+    base: Option<PathBuf>,
 ) -> PyResult<(u64, u64)> {
     let options = decompress_options(true, threads);
     run(py, progress, |progress| {
-        files::verify_file(&src, &options, progress)
+        files::verify_file_with_base(&src, base.as_deref(), &options, progress)
     })
 }
 

@@ -8,7 +8,7 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
-use super::{compress_options, decompress_options};
+use super::{choose, compress_options, decompress_options, open_base};
 use crate::python::buffers::Bytes;
 use crate::python::errors::to_py;
 use crate::python::report::{raise, run};
@@ -50,9 +50,11 @@ fn raise_in(path: &Path) -> impl FnOnce(Error) -> PyErr {
 #[pymethods]
 impl SafetensorsFile {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+    #[pyo3(signature = (path, *, base = None))]
+    fn new(py: Python<'_>, path: PathBuf, base: Option<PathBuf>) -> PyResult<Self> {
+        let base = base.as_deref();
         let file = py
-            .detach(|| safetensors::SafetensorsFile::open(&path))
+            .detach(|| safetensors::SafetensorsFile::open_with_base(&path, base))
             .map_err(raise_in(&path))?;
         Ok(Self {
             file: RwLock::new(Some(Arc::new(file))),
@@ -64,6 +66,23 @@ impl SafetensorsFile {
     #[getter]
     fn compressed(&self) -> PyResult<bool> {
         Ok(self.file()?.is_compressed())
+    }
+
+    /// What the file says of its base: identity, then where it was, if that was recorded.
+    #[getter]
+    fn base(&self) -> PyResult<Option<String>> {
+        Ok(self.file()?.base().map(str::to_owned))
+    }
+
+    /// Checks that the base is there and the right one, if one is needed.
+    #[pyo3(signature = (*, threads = None))]
+    fn check_base(&self, py: Python<'_>, threads: Option<usize>) -> PyResult<()> {
+        let file = self.file()?;
+        let options = decompress_options(true, threads);
+        run(py, None, |progress| {
+            file.check_base(&options, &mut || progress(0, u64::MAX))
+                .map_err(|error| error.within(&self.path.display().to_string()))
+        })
     }
 
     /// The metadata of the original file.
@@ -211,7 +230,8 @@ type TensorArgument<'py> = (String, String, Vec<u64>, Bound<'py, PyAny>, String)
 
 /// Writes tensors to a compressed `.safetensors` file, or to `bytes`.
 #[pyfunction]
-#[pyo3(signature = (dst, tensors, metadata, *, level = "default", threads = None, progress = None))]
+#[pyo3(signature = (dst, tensors, metadata, *, level = "default", threads = None, progress = None,
+                    base = None, base_path = None))]
 pub(super) fn write_safetensors<'py>(
     py: Python<'py>,
     dst: Option<PathBuf>,
@@ -220,6 +240,8 @@ pub(super) fn write_safetensors<'py>(
     level: &str,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
+    base: Option<PathBuf>,
+    base_path: Option<String>,
 ) -> PyResult<Option<Bound<'py, PyBytes>>> {
     let options = compress_options(level, threads)?;
     let buffers: Vec<Bytes> = tensors
@@ -252,7 +274,9 @@ pub(super) fn write_safetensors<'py>(
         return Ok(Some(PyBytes::new(py, &bytes)));
     };
     run(py, progress, |progress| {
-        safetensors::write_file(&path, tensors, metadata, &options, progress)
+        let model = open_base(base.as_deref())?;
+        let base = choose(model.as_ref(), base_path.as_deref());
+        safetensors::write_file_with_base(&path, tensors, metadata, base, &options, progress)
     })?;
     Ok(None)
 }
