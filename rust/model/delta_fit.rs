@@ -30,8 +30,9 @@ const KEY_BITS: u32 = 8;
 const WINDOW: usize = ESCAPE as usize;
 /// Differences that are counted apart, from `-NEAREST` on; those beyond are escapes.
 const NEAREST: i64 = 256;
-/// Bytes of a class besides its frequencies.
+/// About what a class takes besides its frequencies, and what a frequency takes: 4 bits.
 const CLASS_BYTES: u64 = 5;
+const FREQUENCIES_PER_BYTE: u64 = 2;
 /// A symbol below a quarter of a slot is cheaper as an escape.
 const MIN_SHARE: u64 = 4 * SLOTS as u64;
 
@@ -481,7 +482,7 @@ impl Counts {
             .map(|&c| slots(c))
             .sum();
         if listed.len() == 1 && !has_escape {
-            return (0, CLASS_BYTES + 1);
+            return (0, CLASS_BYTES);
         }
         let mut cost = cost;
         if has_escape {
@@ -491,7 +492,10 @@ impl Counts {
         }
         // All slots together are more than there are: every symbol gets fewer.
         cost += total * (log2(needed) - log_total).saturating_sub(8 * ONE_BIT);
-        (cost, CLASS_BYTES + listed.len() as u64)
+        (
+            cost,
+            CLASS_BYTES + listed.len() as u64 / FREQUENCIES_PER_BYTE,
+        )
     }
 
     /// A table for the counts; every symbol can be coded if the counts are `exact`, or if not.
