@@ -35,7 +35,7 @@ class Class:
     first_key: int
     relation: int
     raw_bits: int
-    base: int = 0
+    b: int = 0
     frequencies: list[int] = field(default_factory=list)
     escape: int = 0
 
@@ -89,11 +89,21 @@ class Bits:
         require(self.left == 0, "unused bits are zero")
 
 
-def read_context_table(reader: Reader, c: Class, width: int) -> None:
+def read_context_table(reader: Reader, c: Class, width: int, before: Class | None) -> None:
+    head = reader.number(1)
+    if head == 0:
+        require(before is not None, "the first table is not that of the class before")
+        assert before
+        c.b, c.frequencies, c.escape = before.b, before.frequencies, before.escape
+    else:
+        read_own_table(reader, c, head)
+    require(-(1 << width - 1) <= c.b < 1 << width - 1, "the base is in range")
+    require(len(c.frequencies) <= 1 << width, "there are no more symbols than the width has")
+
+
+def read_own_table(reader: Reader, c: Class, head: int) -> None:
     zigzag = reader.varint()
-    b = -(zigzag + 1) // 2 if zigzag % 2 else zigzag // 2
-    require(-(1 << width - 1) <= b < 1 << width - 1, "the base is in range")
-    c.base, head = b % (1 << width), reader.number(1)
+    c.b = -(zigzag + 1) // 2 if zigzag % 2 else zigzag // 2
     bits, before = Bits(reader), 0
     parameter = bits.take(3)
     for _ in range(head % 128):
@@ -107,7 +117,6 @@ def read_context_table(reader: Reader, c: Class, width: int) -> None:
         c.frequencies.append(before)
     bits.finish()
     require(1 <= head % 128 <= 63, "there are 1 to 63 symbols")
-    require(head % 128 <= 1 << width, "there are no more symbols than the width has")
     c.escape = 256 - sum(c.frequencies)
     require(c.escape >= 0 and (c.escape > 0) == (head >= 128), "frequencies sum to 256")
 
@@ -127,7 +136,8 @@ def read_delta_model(reader: Reader, itemsize: int) -> DeltaModel:
         c = Class(first_key, form >> 6, form % 64)
         least = 2 if c.relation == CONTEXT else 1
         require(c.raw_bits <= min(56, model.kept - least), "raw bits leave a symbol")
-        read_context_table(reader, c, model.kept - c.raw_bits)
+        before = model.classes[-1] if model.classes else None
+        read_context_table(reader, c, model.kept - c.raw_bits, before)
         model.classes.append(c)
     keys = [c.first_key for c in model.classes]
     require(keys[0] == 0 and keys == sorted(set(keys)), "first keys rise from 0")
@@ -168,9 +178,8 @@ def element(model: DeltaModel, c: Class, symbol: int, raw: int, o: int) -> int:
 
 def decode_delta_chunk(model: DeltaModel, payload: bytes, base: bytes) -> bytes:
     reader, n = Reader(payload), len(base) // model.size
-    stream_bytes, escapes = reader.number(4), reader.number(4)
-    require(reader.number(8) == 0, "padding is zero")
     low_and_high = reader.take(LANES), reader.take(LANES)
+    stream_bytes, escapes = reader.number(4), reader.number(4)
     states = [a | b << 8 for a, b in zip(*low_and_high, strict=True)]
     require(min(states) >= 256, "states are from 256 on")
     olds = [int.from_bytes(base[i * model.size :][: model.size], "little") for i in range(n)]
@@ -200,7 +209,7 @@ def decode_delta_chunk(model: DeltaModel, payload: bytes, base: bytes) -> bytes:
             x = 256 * x + code.number(1)
         states[i % LANES] = x
         width = model.kept - c.raw_bits
-        symbol = (c.base + index) % (1 << width)
+        symbol = (c.b + index) % (1 << width)
         if index == ESCAPE:
             require(len(escaped) > 0, "there are enough escaped values")
             symbol = escaped.pop(0)
