@@ -5,7 +5,7 @@
 //! [32 bits] stream bytes, [32 bits] escapes
 //! per low byte that all classes have raw: one byte per element
 //! the other raw bits of each element, one after the other | zero bits to a byte
-//! stream; escapes, byte plane by byte plane | zero padding to 16
+//! stream; escapes, byte plane by byte plane | zero padding to 16 if the stream has several chunks
 //! ```
 //! How many raw bits an element has follows from the base alone, so that a decoder knows where each one's
 //! begin before it has decoded a symbol. Place in docs/format.md: "Delta chunk".
@@ -33,6 +33,7 @@ const WORD_BYTES: usize = 8;
 #[derive(Debug)]
 pub(crate) struct DeltaCoder<'a> {
     kernels: Kernels,
+    aligned: bool,
     model: &'a DeltaModel,
     cut: DeltaCut,
     spec: ContextSpec,
@@ -57,13 +58,15 @@ thread_local! {
 }
 
 impl<'a> DeltaCoder<'a> {
-    pub(crate) fn new(kernels: Kernels, model: &'a DeltaModel) -> Self {
+    /// `aligned`: payloads are padded to a multiple of 16, as they are in streams of several chunks.
+    pub(crate) fn new(kernels: Kernels, model: &'a DeltaModel, aligned: bool) -> Self {
         let tables = model
             .classes
             .iter()
             .map(|class| class.table.slot_order().into_iter());
         Self {
             kernels,
+            aligned,
             model,
             cut: DeltaCut::new(model),
             spec: ContextSpec::new(tables),
@@ -109,7 +112,9 @@ impl<'a> DeltaCoder<'a> {
                 *to = escape.to_le_bytes()[byte];
             }
         }
-        payload.pad();
+        if self.aligned {
+            payload.pad();
+        }
     }
 
     /// Decodes a chunk without looking at its hash; `base` is as long as `out`.
@@ -293,7 +298,7 @@ impl<W: Word> Task for Join<'_, W> {
                 .map(|&bits| usize::from(bits))
                 .sum::<usize>();
         }
-        let layout = Layout::new(payload, count, coder.model, total - 8 * low_bytes * count)?;
+        let layout = Layout::new(payload, count, coder, total - 8 * low_bytes * count)?;
         let none = EscapedValues::none();
         let states = payload[layout.states.clone()].try_into();
         let states = states.map_err(|_| Error::corrupt("the coder states are cut off"))?;
@@ -416,7 +421,8 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(payload: &[u8], count: usize, model: &DeltaModel, bits: usize) -> Result<Self> {
+    fn new(payload: &[u8], count: usize, coder: &DeltaCoder<'_>, bits: usize) -> Result<Self> {
+        let model = coder.model;
         let number = |at: usize| {
             let bytes = payload
                 .get(STATES_BYTES + at..STATES_BYTES + at + 4)
@@ -448,7 +454,8 @@ impl Layout {
         let is_zero = |range: Range<usize>| payload[range].iter().all(|&byte| byte == 0);
         let last = payload[layout.bits.clone()].last().copied().unwrap_or(0);
         let tail_is_zero = bits.is_multiple_of(8) || last >> (bits % 8) == 0;
-        if payload.len() != position.next_multiple_of(ALIGNMENT) {
+        let alignment = if coder.aligned { ALIGNMENT } else { 1 };
+        if payload.len() != position.next_multiple_of(alignment) {
             return Err(Error::corrupt("a chunk is longer than its parts"));
         }
         if !(is_zero(position..payload.len()) && tail_is_zero) {

@@ -20,8 +20,8 @@ use crate::planes::words::{Word, low_mask, with_word};
 const SEARCH_PAIRS: usize = 1 << 14;
 const TABLE_PAIRS: usize = 1 << 16;
 /// Ranges of keys that the search begins with at most, and the fewest pairs in one.
-const MAX_RANGES: usize = 40;
-const MIN_RANGE_PAIRS: usize = 64;
+const MAX_RANGES: usize = 64;
+const MIN_RANGE_PAIRS: usize = 96;
 /// Bits of a key. Half octaves of a BF16 or FP32 take nine, of which the highest is hardly ever set.
 const KEY_BITS: u32 = 8;
 /// By how many bits the symbols of three quarters of the differences differ: from a few symbols up to a
@@ -37,7 +37,7 @@ const NEAREST: i64 = 128;
 /// takes: 4 bits.
 const CLASS_BYTES: u64 = 3;
 const TABLE_BYTES: u64 = 2;
-const FREQUENCIES_PER_BYTE: u64 = 2;
+const FREQUENCIES_PER_BYTE: u64 = 1;
 /// A symbol below a quarter of a slot is cheaper as an escape.
 const MIN_SHARE: u64 = 4 * SLOTS as u64;
 

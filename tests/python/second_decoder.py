@@ -289,7 +289,8 @@ def parse(data: bytes) -> Stream:
     used += REFERENCE * (stream.body == REFERENCE_BODY)
     used += BASE * (stream.body in (DELTA_BODY, BASE_BODY))
     require(features == used, "the features are those of what the stream uses")
-    if len(stream.storages) > 1 or any(s >= FIRST_MODEL for s in stream.storages):
+    modelled = any(s >= FIRST_MODEL for s in stream.storages) and stream.body == CHUNKED_BODY
+    if len(stream.storages) > 1 or modelled:
         whole.align()
     if len(stream.storages) == 1:
         lengths = [len(data) - whole.at]

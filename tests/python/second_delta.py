@@ -176,7 +176,7 @@ def element(model: DeltaModel, c: Class, symbol: int, raw: int, o: int) -> int:
     return (t ^ o // top) * top | v
 
 
-def decode_delta_chunk(model: DeltaModel, payload: bytes, base: bytes) -> bytes:
+def decode_delta_chunk(model: DeltaModel, payload: bytes, base: bytes, *, several: bool) -> bytes:
     reader, n = Reader(payload), len(base) // model.size
     low_and_high = reader.take(LANES), reader.take(LANES)
     stream_bytes, escapes = reader.number(4), reader.number(4)
@@ -196,7 +196,8 @@ def decode_delta_chunk(model: DeltaModel, payload: bytes, base: bytes) -> bytes:
     wide = -(-(model.kept - model.least_raw_bits) // 8)
     parts = [reader.take(escapes) for _ in range(wide)]
     escaped = [sum(part[i] << 8 * b for b, part in enumerate(parts)) for i in range(escapes)]
-    reader.align()
+    if several:
+        reader.align()
     reader.finish()
 
     slots = {c.first_key: c.slots() for c in model.classes}
@@ -235,7 +236,10 @@ def decode_delta(data: bytes, base: bytes) -> bytes:
     for i, storage in enumerate(stream.storages):
         part = base[i * stream.chunk_bytes : (i + 1) * stream.chunk_bytes]
         if storage == FIRST_MODEL:
-            chunks.append(decode_delta_chunk(stream.delta, stream.payloads[i], part))
+            several = len(stream.storages) > 1
+            chunks.append(
+                decode_delta_chunk(stream.delta, stream.payloads[i], part, several=several)
+            )
         else:
             chunks.append(decode_plain_chunk(stream, i))
     require([chunk_hash(chunk) for chunk in chunks] == stream.hashes, "the chunk hashes are right")
