@@ -329,11 +329,8 @@ impl<W: Word> Task for Join<'_, W> {
                 }
             }
             cut.join(base, (classes, raw_bits, indices), &mut block, out);
-            // Two loops: there is seldom anything to do.
-            if indices
-                .iter()
-                .fold(false, |any, &index| any | (index == ESCAPE))
-            {
+            // There is seldom anything to do.
+            if indices.contains(&ESCAPE) {
                 for i in (0..range.len()).filter(|&i| indices[i] == ESCAPE) {
                     let symbol = escapes.next();
                     if !cut.is_in_range(raw_bits[i], symbol) {

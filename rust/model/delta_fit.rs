@@ -186,8 +186,8 @@ struct Range {
 /// Neighbouring ranges that share a table.
 struct Group {
     ranges: Vec<Range>,
-    /// Counts of the symbols for every way.
-    counts: Vec<Counts>,
+    /// Histogram of the symbols for every way.
+    counts: Vec<Histogram>,
     way: Way,
     /// What the pairs of the whole tensor take, with the classes and the table, in bytes.
     size: u64,
@@ -233,23 +233,11 @@ impl Elements {
         }
     }
 
-    fn count(self, pairs: &[Pair], way: Way, raw_bits: u32, counts: &mut Counts) {
-        for pair in pairs {
-            let symbol = match way {
-                Way::Difference(_) => pair.difference >> raw_bits,
-                Way::Context(_) => {
-                    (pair.magnitude >> raw_bits << 1 | u64::from(pair.other_sign)).cast_signed()
-                }
-            };
-            counts.add(symbol);
-        }
-    }
-
-    fn no_counts(self, way: Way) -> Counts {
+    fn no_counts(self, way: Way) -> Histogram {
         match way {
-            Way::Difference(_) => Counts::new(-NEAREST, 2 * NEAREST as usize),
+            Way::Difference(_) => Histogram::new(-NEAREST, 2 * NEAREST as usize),
             // Exponent, what of the mantissa is not raw, and the sign.
-            Way::Context(_) => Counts::new(0, 1 << (self.kept - self.raw_bits(way, 0))),
+            Way::Context(_) => Histogram::new(0, 1 << (self.kept - self.raw_bits(way, 0))),
         }
     }
 }
@@ -277,7 +265,7 @@ impl Search {
         let mut groups = ranges;
         let gain = |a: &Group, b: &Group| {
             let apart = a.size.saturating_add(b.size).cast_signed();
-            let (_, together) = self.best_way(&sum(a, b), a.ranges.iter().chain(&b.ranges));
+            let (_, together) = self.best_way(&sum(a, b), &a.ranges.iter().chain(&b.ranges));
             apart.saturating_sub_unsigned(together)
         };
         let mut gains: Vec<i64> = groups.windows(2).map(|w| gain(&w[0], &w[1])).collect();
@@ -291,7 +279,7 @@ impl Search {
             let first = &mut groups[at];
             first.counts = sum(first, &second);
             first.ranges.extend(second.ranges);
-            (first.way, first.size) = self.best_way(&first.counts, first.ranges.iter());
+            (first.way, first.size) = self.best_way(&first.counts, &first.ranges.iter());
             if at < gains.len() {
                 gains[at] = gain(&groups[at], &groups[at + 1]);
             }
@@ -323,11 +311,11 @@ impl Search {
             let counts = self.elements.ways().into_iter().map(|way| {
                 let mut counts = self.elements.no_counts(way);
                 let raw_bits = self.elements.raw_bits(way, range.typical);
-                self.elements.count(pairs, way, raw_bits, &mut counts);
+                counts.add_pairs(pairs, way, raw_bits);
                 counts
             });
-            let counts: Vec<Counts> = counts.collect();
-            let (way, size) = self.best_way(&counts, std::iter::once(&range));
+            let counts: Vec<Histogram> = counts.collect();
+            let (way, size) = self.best_way(&counts, &std::iter::once(&range));
             groups.push(Group {
                 ranges: vec![range],
                 counts,
@@ -342,11 +330,11 @@ impl Search {
     /// The cheapest way for ranges that share a table, and what they then take.
     fn best_way<'r>(
         &self,
-        counts: &[Counts],
-        ranges: impl Iterator<Item = &'r Range> + Clone,
+        counts: &[Histogram],
+        ranges: &(impl Iterator<Item = &'r Range> + Clone),
     ) -> (Way, u64) {
         let elements = self.elements;
-        let size = |(way, counts): (Way, &Counts)| {
+        let size = |(way, counts): (Way, &Histogram)| {
             let raw_bits = ranges
                 .clone()
                 .map(|range| elements.raw_bits(way, range.typical));
@@ -416,7 +404,7 @@ impl Search {
                 let place = |key: u8| self.pairs.partition_point(|pair| pair.key < key);
                 let end = next_keys.next().map_or(self.pairs.len(), place);
                 let pairs = &self.pairs[place(first_key)..end];
-                self.elements.count(pairs, group.way, raw_bits, &mut counts);
+                counts.add_pairs(pairs, group.way, raw_bits);
                 raw += pairs.len() as u64 * u64::from(raw_bits);
             }
             let listed = counts.listed();
@@ -459,11 +447,11 @@ fn typical_bits(pairs: &[Pair]) -> u32 {
 }
 
 /// The counts of two groups together.
-fn sum(a: &Group, b: &Group) -> Vec<Counts> {
+fn sum(a: &Group, b: &Group) -> Vec<Histogram> {
     let both = a.counts.iter().zip(&b.counts);
     both.map(|(a, b)| {
         let counts = a.counts.iter().zip(&b.counts).map(|(a, b)| a + b);
-        Counts {
+        Histogram {
             counts: counts.collect(),
             first: a.first,
             beyond: a.beyond + b.beyond,
@@ -472,8 +460,8 @@ fn sum(a: &Group, b: &Group) -> Vec<Counts> {
     .collect()
 }
 
-/// Counts of neighbouring symbols.
-struct Counts {
+/// Histogram of neighbouring symbols.
+struct Histogram {
     counts: Vec<u32>,
     /// The symbol of the first count.
     first: i64,
@@ -485,12 +473,24 @@ struct Counts {
 /// cheaper escaped.
 type Listed = (usize, Vec<u64>);
 
-impl Counts {
+impl Histogram {
     fn new(first: i64, count: usize) -> Self {
         Self {
             counts: vec![0; count],
             first,
             beyond: 0,
+        }
+    }
+
+    /// Histogram the symbols of pairs.
+    fn add_pairs(&mut self, pairs: &[Pair], way: Way, raw_bits: u32) {
+        for pair in pairs {
+            self.add(match way {
+                Way::Difference(_) => pair.difference >> raw_bits,
+                Way::Context(_) => {
+                    (pair.magnitude >> raw_bits << 1 | u64::from(pair.other_sign)).cast_signed()
+                }
+            });
         }
     }
 
@@ -559,7 +559,7 @@ impl Counts {
         listed.len() as i64 <= 2 * half && base >= -half && base < most
     }
 
-    /// About what [`Counts::table`] makes the counted symbols cost, in 1/65536 bit, and the bytes of the
+    /// About what [`Histogram::table`] makes the counted symbols cost, in 1/65536 bit, and the bytes of the
     /// table in the model.
     fn estimate(&self, (_, listed): &Listed, escape_bits: u64, exact: bool) -> (u64, u64) {
         let total = self.total();

@@ -213,10 +213,10 @@ impl DeltaCut {
             raw[i] = word & below;
         }
         let (classes, indices) = (&classes[..count], &mut indices[..count]);
-        let last = W::truncate(u64::from(ESCAPE));
+        let most = W::truncate(u64::from(ESCAPE));
         for i in 0..count {
             let offset = symbols[i].wrapping_sub(bases[i]) & (kept >> u32::from(raw_bits[i]));
-            let offset = offset.smaller(last).low_byte();
+            let offset = offset.smaller(most).low_byte();
             let indices_of_class = &self.indices[usize::from(classes[i]) % MAX_CONTEXTS];
             indices[i] = indices_of_class[usize::from(offset) % MAX_SYMBOLS];
         }

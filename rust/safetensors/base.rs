@@ -110,11 +110,10 @@ impl BaseModel {
         if header.element(index) != element || header.shape(index) != shape {
             return Ok(None);
         }
-        self.bytes(file, index, options).map(Some)
+        Self::bytes(file, index, options).map(Some)
     }
 
     fn bytes<'a>(
-        &self,
         file: &'a SafetensorsFile,
         index: usize,
         options: &DecompressOptions,
@@ -137,7 +136,7 @@ impl BaseModel {
         places.sort();
         let mut listed = Vec::new();
         for (name, &(file, index)) in places {
-            let bytes = self.bytes(&self.files[file], index, options)?;
+            let bytes = Self::bytes(&self.files[file], index, options)?;
             write_varint(&mut listed, name.len() as u64);
             listed.extend_from_slice(name.as_bytes());
             listed.extend_from_slice(&content_hash(&bytes).to_le_bytes());
@@ -183,6 +182,9 @@ pub(super) enum FileBase {
     Found(Box<FoundBase>),
 }
 
+/// The bytes of a base tensor that had to be decoded.
+type Decoded = Arc<Cow<'static, [u8]>>;
+
 /// An open base.
 pub(super) struct FoundBase {
     model: BaseModel,
@@ -190,7 +192,7 @@ pub(super) struct FoundBase {
     checked: Mutex<HashSet<usize>>,
     /// The base tensor that was decoded last, for the tensor of this number: readers that ask for one
     /// piece after the other need it again.
-    recent: Mutex<Option<(usize, Arc<Cow<'static, [u8]>>)>>,
+    recent: Mutex<Option<(usize, Decoded)>>,
 }
 
 impl FileBase {
@@ -287,7 +289,7 @@ impl FileBase {
         match bytes {
             Cow::Borrowed(bytes) => stream.with_checked_base(Arc::new(Cow::Borrowed(bytes))),
             Cow::Owned(bytes) => {
-                let bytes: Arc<Cow<'static, [u8]>> = Arc::new(Cow::Owned(bytes));
+                let bytes: Decoded = Arc::new(Cow::Owned(bytes));
                 *lock(&base.recent) = Some((index, bytes.clone()));
                 stream.with_checked_base(bytes)
             }

@@ -221,11 +221,11 @@ def test_command_with_a_base(pair: tuple[Path, Path]) -> None:
     neuzip("verify", target)
     neuzip("verify", target, "--base", old)
     neuzip("decompress", target, "--base", old, "-o", content)
-    piped = neuzip("decompress", "--base", old, stdin=target.read_bytes())
+    piped = neuzip("decompress", "-", "--base", old, stdin=target.read_bytes())
     assert piped.stdout == content.read_bytes()
-    neuzip("decompress", stdin=target.read_bytes(), expect=1)
-    again = neuzip("compress", "--base", old, stdin=content.read_bytes())
-    assert neuzip("decompress", "--base", old, stdin=again.stdout).stdout == content.read_bytes()
+    neuzip("decompress", "-", stdin=target.read_bytes(), expect=1)
+    again = neuzip("compress", "-", "--base", old, stdin=content.read_bytes())
+    assert neuzip("decompress", "-", "--base", old, stdin=again.stdout).stdout == content.read_bytes()
     other = new.parent / "other.bin"
     other.write_bytes(b"no tensors")
     assert b"only" in neuzip("compress", other, "--base", old).stderr
