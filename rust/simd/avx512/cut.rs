@@ -574,6 +574,7 @@ impl Chunk {
             } else {
                 self.place.offsets::<E>(shared.scale.as_ref())
             };
+            let mut elements = [_mm512_setzero_si512(); 4];
             for part in 0..E::BYTES {
                 let (word, offset) = (words[part], offsets[part]);
                 let word = match MODE {
@@ -595,8 +596,10 @@ impl Chunk {
                     self.products = _mm512_add_epi64(self.products, product);
                     self.sums = _mm512_add_epi64(self.sums, keyed);
                 }
-                self.out.push(position.out + 64 * part, word, shared.way);
+                elements[part] = word;
             }
+            self.out
+                .push(position.out, &elements[..E::BYTES], shared.way);
         }
     }
 }

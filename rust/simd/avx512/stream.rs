@@ -83,32 +83,45 @@ impl Output {
         Self { begin, ring }
     }
 
-    /// Stores the 64 bytes that follow the first `at` ones.
+    /// Stores the registers that follow the first `at` bytes: 1, 2 or 4, always as many.
     ///
     /// # Safety
-    /// The CPU has AVX-512 with BW, there is room for 64 more bytes, `way` is that of this output or of
-    /// one of the same alignment, and all bytes before `at` have been pushed.
+    /// The CPU has AVX-512 with BW, there is room for the registers, `way` is that of this output or
+    /// of one of the same alignment, and all bytes before `at` have been pushed.
     #[inline(always)]
-    pub(super) unsafe fn push(self, at: usize, register: __m512i, way: Way) {
+    pub(super) unsafe fn push(self, at: usize, registers: &[__m512i], way: Way) {
         // SAFETY: plain stores go where there is room. A shifted output stores the first part of its
         // first register by mask, then whole lines of which every byte has been pushed. Positions in
-        // the ring are below `KEPT`, and it has 64 bytes more.
+        // the ring are below `KEPT`, a multiple of 1, 2 and 4 registers, and it has 64 bytes more.
         unsafe {
+            let to = self.begin.add(at);
             match way {
-                Way::Plain => _mm512_storeu_si512(self.begin.add(at).cast(), register),
-                Way::Aligned => _mm512_stream_si512(self.begin.add(at).cast(), register),
+                Way::Plain => {
+                    for (part, &register) in registers.iter().enumerate() {
+                        _mm512_storeu_si512(to.add(64 * part).cast(), register);
+                    }
+                }
+                Way::Aligned => {
+                    for (part, &register) in registers.iter().enumerate() {
+                        _mm512_stream_si512(to.add(64 * part).cast(), register);
+                    }
+                }
                 Way::Shifted(shift) => {
                     let place = at % KEPT;
-                    _mm512_store_si512(self.ring.add(place).cast(), register);
+                    for (part, &register) in registers.iter().enumerate() {
+                        _mm512_store_si512(self.ring.add(place + 64 * part).cast(), register);
+                    }
                     if place == 0 {
-                        _mm512_store_si512(self.ring.add(KEPT).cast(), register);
+                        _mm512_store_si512(self.ring.add(KEPT).cast(), registers[0]);
                         if at == 0 {
                             let first = (1 << shift) - 1;
-                            _mm512_mask_storeu_epi8(self.begin.cast(), first, register);
+                            _mm512_mask_storeu_epi8(self.begin.cast(), first, registers[0]);
                         }
                     }
                     if at >= BEHIND {
-                        self.store_line(at - BEHIND, shift);
+                        for part in 0..registers.len() {
+                            self.store_line(at - BEHIND + 64 * part, shift);
+                        }
                     }
                 }
             }
