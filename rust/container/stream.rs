@@ -366,9 +366,16 @@ impl<'s> ChunkDecoder<'s> {
     where
         's: 'o,
     {
+<<<<<<< HEAD
         let element_bytes = self.chunked.element_bytes(model);
+=======
+        let element_bytes = self.chunked.models[model].element_bytes;
+        let range = self.stream.index.payload(number);
+        let readable = &self.stream.payloads[range.start..];
+>>>>>>> main
         DecodeJob {
-            payload: &self.stream.payloads[self.stream.index.payload(number)],
+            payload: &readable[..range.len()],
+            readable,
             first: number * self.stream.chunk_bytes() / element_bytes,
             out,
             hash: self.hash(number),
