@@ -366,13 +366,9 @@ impl<'s> ChunkDecoder<'s> {
     where
         's: 'o,
     {
-<<<<<<< HEAD
         let element_bytes = self.chunked.element_bytes(model);
-=======
-        let element_bytes = self.chunked.models[model].element_bytes;
         let range = self.stream.index.payload(number);
         let readable = &self.stream.payloads[range.start..];
->>>>>>> main
         DecodeJob {
             payload: &readable[..range.len()],
             readable,
