@@ -236,10 +236,9 @@ def test_command_with_a_base(pair: tuple[Path, Path]) -> None:
     piped = neuzip("decompress", "-", "--base", old, stdin=target.read_bytes())
     assert piped.stdout == content.read_bytes()
     neuzip("decompress", "-", stdin=target.read_bytes(), expect=1)
-    again = neuzip("compress", "-", "--base", old, stdin=content.read_bytes())
-    assert (
-        neuzip("decompress", "-", "--base", old, stdin=again.stdout).stdout == content.read_bytes()
-    )
+    again = neuzip("compress", "-", "--base", old, stdin=content.read_bytes()).stdout
+    restored = neuzip("decompress", "-", "--base", old, stdin=again).stdout
+    assert restored == content.read_bytes()
     other = new.parent / "other.bin"
     other.write_bytes(b"no tensors")
     assert b"only" in neuzip("compress", other, "--base", old).stderr
