@@ -100,7 +100,7 @@ pub(crate) fn write_compressed<W: Write + Seek>(
         embedded: write_embedded(json)?,
         // An entry of that name in the original stays what it is.
         base: match base.filter(|_| header.metadata_value(BASE_KEY).is_none()) {
-            Some(base) => Some(base.entry(&base_options)?),
+            Some(base) => Some(base.entry(&base_options, &mut || progress(0))?),
             None => None,
         },
     };
