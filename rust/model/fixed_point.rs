@@ -43,18 +43,34 @@ impl FixedPoint {
     fn magnitude<W: Word>(self, word: W) -> u32 {
         let leading = (word >> self.dropped).widen() as u32;
         let exponent = leading >> self.kept & self.exponent_mask;
-        let implicit = u32::from(exponent > 0) << self.kept;
+        let implicit = exponent.min(1) << self.kept;
         let mantissa = leading & low_mask(self.kept) as u32 | implicit;
-        let depth = (self.top as i32 - exponent.max(1) as i32).clamp(0, 31);
+        let lowest = self.top.saturating_sub(31).max(1);
+        let depth = self.top - exponent.max(lowest).min(self.top);
         let finite = u32::from(exponent != self.exponent_mask).wrapping_neg();
         ((mantissa << (31 - self.kept)) >> depth) & finite
     }
 
     #[inline(always)]
-    pub(super) fn magnitudes<W: Word>(self, words: &[W], magnitudes: &mut [u32]) -> u64 {
+    pub(super) fn magnitudes<W: Word>(self, words: &[W], magnitudes: &mut [u32]) {
         for (magnitude, &word) in magnitudes.iter_mut().zip(words) {
             *magnitude = self.magnitude(word);
         }
-        magnitudes.iter().map(|&value| u64::from(value)).sum()
+    }
+
+    /// The sum of the magnitudes of elements as they are stored.
+    #[inline(always)]
+    pub(super) fn sum<W: Word>(self, elements: &[W::Bytes]) -> u64 {
+        // Halves, so that vectors have lanes of 32 bits: they hold the sums of 2^16 halves.
+        let of_block = |block: &[W::Bytes]| {
+            let (mut low, mut high) = (0, 0);
+            for &element in block {
+                let magnitude = self.magnitude(W::from_bytes(element));
+                low += magnitude & 0xffff;
+                high += magnitude >> 16;
+            }
+            u64::from(low) + (u64::from(high) << 16)
+        };
+        elements.chunks(1 << 16).map(of_block).sum()
     }
 }
