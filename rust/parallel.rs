@@ -143,11 +143,13 @@ pub(crate) struct Ahead {
 /// the threads work on the next items.
 ///
 /// `items` gives each item with its weight and is called on the calling thread as well. A buffer `B`
-/// is lent to `work`, shown to `take`, and used again. The first error, in the order of the items,
+/// is lent to `work`, shown to `take`, and used again; `free` has buffers to begin with, and gets them
+/// back unless there is an error. The first error, in the order of the items,
 /// ends it, whether it is one of `items`, `work` or `take`.
 pub(crate) fn in_order<T: Send, B: Default + Send, R: Send>(
     threads: Threads,
     ahead: Ahead,
+    free: &mut Vec<B>,
     items: impl Iterator<Item = Result<(usize, T)>>,
     work: impl Fn(T, &mut B) -> Result<R> + Sync,
     mut take: impl FnMut(R, &mut B) -> Result<()>,
@@ -164,13 +166,14 @@ pub(crate) fn in_order<T: Send, B: Default + Send, R: Send>(
         if pool.current_thread_index().is_some() {
             return in_groups(limit, items, &work, take);
         }
-        return pool.in_place_scope(|scope| pipeline(scope, limit, items, &work, take));
+        return pool.in_place_scope(|scope| pipeline(scope, limit, free, items, &work, take));
     }
-    let mut buffer = B::default();
+    let mut buffer = free.pop().unwrap_or_default();
     for item in items {
         let result = work(item?.1, &mut buffer)?;
         take(result, &mut buffer)?;
     }
+    free.push(buffer);
     Ok(())
 }
 
@@ -208,6 +211,7 @@ struct Slot<R, B> {
 fn pipeline<'scope, T: Send + 'scope, B: Default + Send + 'scope, R: Send + 'scope>(
     scope: &rayon::Scope<'scope>,
     limit: usize,
+    free: &mut Vec<B>,
     mut items: impl Iterator<Item = Result<(usize, T)>>,
     work: &'scope (impl Fn(T, &mut B) -> Result<R> + Sync),
     mut take: impl FnMut(R, &mut B) -> Result<()>,
@@ -216,7 +220,6 @@ fn pipeline<'scope, T: Send + 'scope, B: Default + Send + 'scope, R: Send + 'sco
     let _guard = StopWhenLeft(stopped.clone());
     let (to, reports) = mpsc::channel::<Report<R, B>>();
     let mut slots: VecDeque<Slot<R, B>> = VecDeque::new();
-    let mut free: Vec<B> = Vec::new();
     // Items whose results were taken, and the weight of those that are under way or wait for it.
     let (mut taken, mut load) = (0, 0);
     let mut next = items.next();
@@ -372,6 +375,7 @@ mod tests {
         in_order(
             Threads::new(threads),
             AHEAD,
+            &mut Vec::new(),
             (0..count).map(|i| Ok((weight, i))),
             |i, buffer: &mut Vec<usize>| {
                 assert!(under_way.fetch_add(1, Relaxed) < threads);
@@ -421,6 +425,7 @@ mod tests {
             let result = in_order(
                 Threads::new(threads),
                 AHEAD,
+                &mut Vec::new(),
                 (0..100).map(|i| fail(by_items, i, "items").map(|()| (1, i))),
                 |i, (): &mut ()| fail(by_work, i, "work").map(|()| i),
                 |i, ()| {
@@ -447,6 +452,7 @@ mod tests {
         in_order(
             Threads::new(threads),
             AHEAD,
+            &mut Vec::new(),
             (0..60).map(|i| Ok((1, i))),
             |_, (): &mut ()| Ok(begun.fetch_add(1, Relaxed)),
             |_, ()| {
@@ -492,6 +498,7 @@ mod tests {
             in_order(
                 Threads::new(2),
                 AHEAD,
+                &mut Vec::new(),
                 (0..50).map(|i| Ok((1, i))),
                 |i, (): &mut ()| {
                     assert!(i != 25, "on purpose");

@@ -12,6 +12,7 @@ pub(super) struct FixedPoint {
     /// Mantissa bits that are left out.
     dropped: u32,
     kept: u32,
+    exponent_bits: u32,
     pub(super) exponent_mask: u32,
     /// The exponent of the largest magnitudes; what is above counts as if it had this one.
     pub(super) top: u32,
@@ -23,6 +24,7 @@ impl FixedPoint {
         Self {
             dropped: fields.mantissa_bits - kept,
             kept,
+            exponent_bits: fields.exponent_bits,
             exponent_mask: low_mask(fields.exponent_bits) as u32,
             top: 1,
         }
@@ -43,7 +45,8 @@ impl FixedPoint {
     fn magnitude<W: Word>(self, word: W) -> u32 {
         let leading = (word >> self.dropped).widen() as u32;
         let exponent = leading >> self.kept & self.exponent_mask;
-        let implicit = exponent.min(1) << self.kept;
+        // One above the mantissa unless the exponent is 0, without a comparison.
+        let implicit = (exponent + self.exponent_mask) >> self.exponent_bits << self.kept;
         let mantissa = leading & low_mask(self.kept) as u32 | implicit;
         let lowest = self.top.saturating_sub(31).max(1);
         let depth = self.top - exponent.max(lowest).min(self.top);

@@ -223,15 +223,19 @@ impl Matrix<'_> {
             sums: vec![0; self.columns],
             rows: vec![0; runs.stripes],
         };
+        // Divisions would take as long as the sum of a short run.
+        let stripes: Vec<_> = (0..runs.stripes).map(|i| runs.columns_of(i)).collect();
+        let all_rows = self.rows();
         let run_of = |index: usize| {
             let row = index * runs.row_step + jitter(index, runs.row_step);
-            if row < self.rows() {
-                let run = runs.columns_of(runs.stripe(index));
-                self.bytes_of_run::<W>(row, &run)
+            if row < all_rows {
+                self.bytes_of_run::<W>(row, &stripes[runs.stripe(index)])
             } else {
                 &[]
             }
         };
+        let mut until_column =
+            (runs.column_step - visited.start % runs.column_step) % runs.column_step;
         // A ring of runs on their way into the cache, so that each place is computed once.
         let mut ring: [&[u8]; ROWS_AHEAD] = [&[]; ROWS_AHEAD];
         let mut next = visited.clone();
@@ -255,14 +259,20 @@ impl Matrix<'_> {
                 0
             };
             offsets.push(offset);
-            if !elements.is_empty() && index % runs.column_step == 0 {
+            let for_columns = until_column == 0;
+            until_column = if for_columns {
+                runs.column_step
+            } else {
+                until_column
+            } - 1;
+            if for_columns && !elements.is_empty() {
                 let stripe = runs.stripe(index);
                 let magnitudes = &mut magnitudes[..elements.len()];
                 let words = &mut words[..elements.len()];
                 W::load(bytes, words);
                 probe.fixed.magnitudes(words, magnitudes);
                 sums.rows[stripe] += 1;
-                let of_run = &mut sums.sums[runs.columns_of(stripe)];
+                let of_run = &mut sums.sums[stripes[stripe].clone()];
                 add_to_columns(magnitudes, self.factor(offset), of_run);
             }
         }
