@@ -475,6 +475,7 @@ mod tests {
                 in_order(
                     Threads::new(threads),
                     AHEAD,
+                    &mut Vec::new(),
                     (0..=i).map(|j| Ok((1, j))),
                     |j, (): &mut ()| Ok(j),
                     |j, ()| {

@@ -102,7 +102,7 @@ pub(crate) trait Task {
 pub(crate) fn fetch(bytes: &[u8]) {
     const LINE: usize = 64;
     #[cfg(target_arch = "x86_64")]
-    for line in 0..bytes.len().div_ceil(LINE) + 1 {
+    for line in 0..=bytes.len().div_ceil(LINE) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // Bytes that begin within a line end in one more.
         let place = (line * LINE).min(bytes.len().saturating_sub(1));
