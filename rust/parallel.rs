@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, TryLockError, mpsc};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -140,7 +140,8 @@ pub(crate) struct Ahead {
 }
 
 /// Runs `work` on every item and gives the results to `take` in order, on the calling thread, while
-/// the threads work on the next items.
+/// other threads work on the next items. The calling thread is one of the threads that are counted:
+/// while there is nothing to take it works too, so that it is woken up less often and stays on its core.
 ///
 /// `items` gives each item with its weight and is called on the calling thread as well. A buffer `B`
 /// is lent to `work`, shown to `take`, and used again; `free` has buffers to begin with, and gets them
@@ -161,9 +162,9 @@ pub(crate) fn in_order<T: Send, B: Default + Send, R: Send>(
     let several = threads > 1 && items.peek().is_some();
     let items = first.into_iter().chain(items);
     if several {
-        let pool = pool(threads)?;
+        let pool = pool(threads - 1)?;
         let limit = threads * ahead.per_thread + ahead.besides;
-        if pool.current_thread_index().is_some() {
+        if rayon::current_thread_index().is_some() {
             return in_groups(limit, items, &work, take);
         }
         return pool.in_place_scope(|scope| pipeline(scope, limit, free, items, &work, take));
@@ -219,6 +220,8 @@ fn pipeline<'scope, T: Send + 'scope, B: Default + Send + 'scope, R: Send + 'sco
     let stopped = Arc::new(AtomicBool::new(false));
     let _guard = StopWhenLeft(stopped.clone());
     let (to, reports) = mpsc::channel::<Report<R, B>>();
+    // Whoever comes first takes the next one: a thread of the pool, or this one.
+    let waiting: Arc<Waiting<T, B>> = Arc::default();
     let mut slots: VecDeque<Slot<R, B>> = VecDeque::new();
     // Items whose results were taken, and the weight of those that are under way or wait for it.
     let (mut taken, mut load) = (0, 0);
@@ -237,15 +240,19 @@ fn pipeline<'scope, T: Send + 'scope, B: Default + Send + 'scope, R: Send + 'sco
                 next = Some(Ok((weight, item)));
                 break;
             }
-            let reporting = Reporting {
-                number: taken + slots.len(),
-                outcome: None,
-                to: to.clone(),
-            };
-            let mut buffer = free.pop().unwrap_or_default();
-            let stopped = stopped.clone();
+            let buffer = free.pop().unwrap_or_default();
+            waiting.push((taken + slots.len(), item, buffer));
+            let (stopped, waiting, to) = (stopped.clone(), waiting.clone(), to.clone());
             scope.spawn(move |_| {
-                if !stopped.load(Relaxed) {
+                if !stopped.load(Relaxed)
+                    && let Some((number, item, mut buffer)) = waiting.pop()
+                {
+                    let outcome = None;
+                    let reporting = Reporting {
+                        number,
+                        outcome,
+                        to,
+                    };
                     let result = work(item, &mut buffer);
                     reporting.done(result, buffer);
                 }
@@ -270,14 +277,46 @@ fn pipeline<'scope, T: Send + 'scope, B: Default + Send + 'scope, R: Send + 'sco
             }
             Some(waited_for) => {
                 slots.push_front(waited_for);
-                // This thread holds a sender too, so the channel is open.
-                let Ok((number, outcome)) = reports.recv() else {
-                    return Err(Error::Interrupted);
+                let report = match reports.try_recv() {
+                    Ok(report) => report,
+                    Err(_) => match waiting.pop() {
+                        Some((number, item, mut buffer)) => {
+                            let result = work(item, &mut buffer);
+                            (number, Some((result, buffer)))
+                        }
+                        // This thread holds a sender too, so the channel is open.
+                        None => reports.recv().map_err(|_| Error::Interrupted)?,
+                    },
                 };
+                let (number, outcome) = report;
                 // Without an outcome it panicked: leaving the scope passes the panic on.
                 slots[number - taken].outcome = Some(outcome.ok_or(Error::Interrupted)?);
             }
         }
+    }
+}
+
+/// Items that nobody has begun, with their numbers and buffers.
+struct Waiting<T, B>(Mutex<VecDeque<(usize, T, B)>>);
+
+impl<T, B> Default for Waiting<T, B> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T, B> Waiting<T, B> {
+    /// The list; nothing panics while it is locked.
+    fn list(&self) -> MutexGuard<'_, VecDeque<(usize, T, B)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, item: (usize, T, B)) {
+        self.list().push_back(item);
+    }
+
+    fn pop(&self) -> Option<(usize, T, B)> {
+        self.list().pop_front()
     }
 }
 
