@@ -1,10 +1,10 @@
 //! Work over threads. Order and content of the results never depend on the number of threads.
 //!
-//! One thread means the calling thread. Invariants:
+//! One thread means the calling thread, and of several it is one. Invariants:
 //! 1. Pools are kept per thread count and per process: after a fork the child makes its own, because
 //!    threads do not survive a fork, and no lock that another thread may have held is waited for.
 //! 2. All callers that ask for the same number of threads share one pool, so that many threads which
-//!    compress at once do not add up to many times the cores. A call from inside a pool stays in it.
+//!    compress at once get no helpers of their own each. A call from inside a pool stays in it.
 //! 3. What a caller hands over or takes is handled on the calling thread: callbacks of Python run
 //!    where signals are delivered.
 
@@ -107,11 +107,13 @@ pub(crate) fn map<T: Send>(
     count: usize,
     work: impl Fn(usize) -> T + Sync + Send,
 ) -> Result<Vec<T>> {
-    let threads = thread_count(threads)?;
-    if threads == 1 || count <= 1 {
-        return Ok((0..count).map(work).collect());
-    }
-    Ok(pool(threads)?.install(|| (0..count).into_par_iter().map(work).collect()))
+    let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    let places = results.iter_mut().enumerate().collect();
+    try_for_each(threads, places, |(index, place)| {
+        *place = Some(work(index));
+        Ok(())
+    })?;
+    Ok(results.into_iter().flatten().collect())
 }
 
 /// `work` on every item; stops early on an error.
@@ -124,7 +126,39 @@ pub(crate) fn try_for_each<T: Send>(
     if threads == 1 || items.len() <= 1 {
         return items.into_iter().try_for_each(work);
     }
-    pool(threads)?.install(|| items.into_par_iter().try_for_each(work))
+    let pool = pool(threads - 1)?;
+    if rayon::current_thread_index().is_some() {
+        return items.into_par_iter().try_for_each(work);
+    }
+    let others = (threads - 1).min(items.len() - 1);
+    let items = Mutex::new(items.into_iter());
+    let failed = Mutex::new(Ok(()));
+    // Not in the loop's head, which would keep the lock.
+    let next = || unpoisoned(&items).next();
+    let work_on = || {
+        while let Some(item) = next() {
+            if let Err(error) = work(item) {
+                // No more is begun.
+                unpoisoned(&items).by_ref().for_each(drop);
+                let mut first = unpoisoned(&failed);
+                if first.is_ok() {
+                    *first = Err(error);
+                }
+            }
+        }
+    };
+    pool.in_place_scope(|scope| {
+        for _ in 0..others {
+            scope.spawn(|_| work_on());
+        }
+        work_on();
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks what nobody panics over.
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How much work may be under way, or done and not yet taken, at once.
@@ -306,17 +340,12 @@ impl<T, B> Default for Waiting<T, B> {
 }
 
 impl<T, B> Waiting<T, B> {
-    /// The list; nothing panics while it is locked.
-    fn list(&self) -> MutexGuard<'_, VecDeque<(usize, T, B)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn push(&self, item: (usize, T, B)) {
-        self.list().push_back(item);
+        unpoisoned(&self.0).push_back(item);
     }
 
     fn pop(&self) -> Option<(usize, T, B)> {
-        self.list().pop_front()
+        unpoisoned(&self.0).pop_front()
     }
 }
 
