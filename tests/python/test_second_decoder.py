@@ -528,7 +528,7 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
             *(("constant body", "fields"), ("reference", "fields")),
         )
     ],
-    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (4, 7, 63)],
+    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (5, 7, 63)],
     *[
         (
             "the features are those of what the stream uses",
@@ -551,7 +551,7 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
         ("the tensor has less than 2^63 bytes", base, Broken({"shape": varint(1 << bits)}))
         for base, bits in (("raw", 63), ("constant body", 61), ("constant body", 63))
     ],
-    *[("the body is known", "raw", Broken({"body": bytes([body])})) for body in (3, 255)],
+    *[("the body is known", "raw", Broken({"body": bytes([body])})) for body in (5, 255)],
     *[
         ("the name is UTF-8", "reference", Broken({"fields": bytes(16) + b"\2" + name}))
         for name in (b"\xff\xfe", b"a\x80", b"\xc0\x80")
