@@ -260,7 +260,7 @@ impl<W: Word> Task for Join<'_, W> {
         let none = EscapedValues::none();
         let states = payload[layout.states.clone()].try_into();
         let states = states.map_err(|_| Error::corrupt("the coder states are cut off"))?;
-        let mut decoder = Decoder::new(states, &payload[layout.stream.clone()], &none)?;
+        let mut decoder = Decoder::new(states, (&payload[layout.stream.clone()], 0), &none)?;
         let mut escapes = Escapes {
             planes: &payload[layout.escapes.clone()],
             count: layout.escape_count,

@@ -194,7 +194,7 @@ impl Kernels {
     ) {
         assert_eq!(decoders.len(), out.len());
         for (decoder, out) in decoders.iter().zip(&*out) {
-            assert!(decoder.has_groups(groups) && out.len() >= 64 * groups);
+            assert!(decoder.safe_groups() >= groups && out.len() >= 64 * groups);
         }
         match self.tier {
             // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.

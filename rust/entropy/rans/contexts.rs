@@ -194,7 +194,7 @@ mod tests {
 
     fn decode(encoder: &Encoder, stream: &[u8], contexts: &[u8], step: usize) -> Result<Vec<u8>> {
         let none = EscapedValues::none();
-        let mut decoder = Decoder::new(&encoder.states(), stream, &none)?;
+        let mut decoder = Decoder::new(&encoder.states(), (stream, 0), &none)?;
         let mut indices = vec![0; contexts.len()];
         for (contexts, indices) in contexts.chunks(step).zip(indices.chunks_mut(step)) {
             decoder.fill_contexts(&spec(), contexts, indices)?;
