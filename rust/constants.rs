@@ -48,6 +48,8 @@ pub(crate) const MAX_PLANES: usize = 16;
 
 /// log2 of the chunk size where the caller names none: 128 KiB.
 pub(crate) const DEFAULT_CHUNK_LOG2: u32 = 17;
+/// log2 of the largest chunks that the level `max` makes of floats: 1 MiB.
+pub(crate) const MAX_LEVEL_CHUNK_LOG2: u32 = 20;
 /// Original bytes that a thread encodes or decodes before it takes the next piece of work.
 pub(crate) const UNIT_BYTES: usize = 768 << 10;
 /// Outputs from this size on are written past the caches, which they would only empty.

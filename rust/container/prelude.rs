@@ -20,8 +20,8 @@ use crate::constants::{
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::model::delta::DeltaModel;
+use crate::model::{Model, PlaneMode};
 use crate::planes::scale::ScaleOffsets;
 use crate::varint::{read_varint, varint_len, write_varint};
 
@@ -37,13 +37,16 @@ pub(crate) mod feature {
     pub(crate) const REFERENCE: u64 = 1 << 3;
     /// Decoding needs another tensor, the base.
     pub(crate) const BASE: u64 = 1 << 4;
+    /// Coded planes with a table for every context.
+    pub(crate) const CONTEXTS: u64 = 1 << 5;
     /// Names, in the order of the bits.
-    pub(crate) const NAMES: [&str; 5] = [
+    pub(crate) const NAMES: [&str; 6] = [
         "scale-offsets",
         "wide-symbols",
         "trailing-zeros",
         "reference",
         "base",
+        "contexts",
     ];
     /// Every feature this release has.
     pub(crate) const KNOWN: u64 = (1 << NAMES.len()) - 1;
@@ -269,10 +272,15 @@ impl Body {
             Self::Base { .. } => feature::BASE,
             Self::Chunked(chunked) if chunked.delta.is_some() => feature::BASE,
             Self::Chunked(chunked) => {
-                let wide = |model: &Model| model.tables().any(|table| table.bits() > 8);
+                let wide = |model: &Model| model.coded_planes().any(|plane| plane.bits > 8);
+                let in_contexts = |model: &Model| {
+                    let mut planes = model.planes.iter();
+                    planes.any(|plane| matches!(plane.mode, PlaneMode::Contexts(_)))
+                };
                 let when = |condition: bool, bit: u64| if condition { bit } else { 0 };
                 when(chunked.scale.is_some(), feature::SCALE_OFFSETS)
                     | when(chunked.models.iter().any(wide), feature::WIDE_SYMBOLS)
+                    | when(chunked.models.iter().any(in_contexts), feature::CONTEXTS)
                     | when(
                         chunked.models.iter().any(|model| model.trailing_zeros),
                         feature::TRAILING_ZEROS,

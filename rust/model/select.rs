@@ -5,7 +5,7 @@
 //! the same input gives the same models everywhere.
 
 use super::Model;
-use super::float_cut::{FloatCut, FloatLayout};
+use super::float_cut::{FloatCut, FloatLayout, SignPlace};
 use super::histogram::FloatHistogram;
 use super::normalize::ONE_BIT;
 use super::sample::Sample;
@@ -190,7 +190,7 @@ impl<'a> Cuts<'a> {
         let fields = layout.fields;
         let fast = input.level == Level::Fast;
         let joint_limit = if fast { 0 } else { fields.mantissa_bits.min(2) };
-        let counted = if finely {
+        let counted = if finely || input.level == Level::Max {
             octave_log2(fields)
         } else {
             joint_limit
@@ -212,15 +212,28 @@ impl<'a> Cuts<'a> {
     /// Lists the ways to cut; a constant sign is a plane of its own.
     fn list(&mut self, constant_sign: Option<u64>) {
         let apart = constant_sign.is_some() || self.input.level == Level::Fast;
-        let ways = (0..=self.joint_limit)
-            .flat_map(|joint| [(joint, false), (joint, true)])
-            .filter(|&(_, in_symbol)| !(in_symbol && apart))
-            .map(|(joint, in_symbol)| FloatCut {
-                layout: self.layout,
-                joint,
-                in_symbol,
-                constant_sign,
-            });
+        let counted = self.histogram.joint_bits();
+        // A second symbol has no escape: every element has to be looked at.
+        let thorough = self.input.level == Level::Max && self.sample.is_exact();
+        let most_second = if thorough { counted } else { 0 };
+        let (joint_limit, layout) = (self.joint_limit, self.layout);
+        let cuts = (0..=joint_limit).flat_map(|joint| {
+            let most = most_second.min(counted - joint);
+            (0..=most).flat_map(move |second| {
+                [SignPlace::Raw, SignPlace::First, SignPlace::Second].map(|sign| FloatCut {
+                    layout,
+                    joint,
+                    second,
+                    sign,
+                    constant_sign,
+                })
+            })
+        });
+        let ways = cuts.filter(|cut| match cut.sign {
+            SignPlace::Raw => true,
+            SignPlace::First => !apart,
+            SignPlace::Second => !apart && cut.second > 0,
+        });
         self.ways = ways.collect();
     }
 

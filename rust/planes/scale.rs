@@ -86,6 +86,12 @@ impl ScaleOffsets {
         }
     }
 
+    /// The classes of elements from `first` on.
+    #[inline(always)]
+    pub(crate) fn classes(&self, _first: usize, classes: &mut [u8]) {
+        classes.fill(0);
+    }
+
     /// The offsets of all columns, shifted to the left, as little-endian words.
     pub(crate) fn column_words<W: Word>(&self, shift: u32) -> Vec<u8> {
         let shift =
