@@ -79,6 +79,7 @@ impl<'a> ModelCoder<'a> {
         // The scalar tier is the oracle: it goes the plain way.
         let cut = match kernels.tier() {
             SimdTier::Scalar => None,
+            _ if scale.is_some_and(ScaleOffsets::has_flips) => None,
             _ => CutCoder::new(model, scale).map(Box::new),
         };
         Self {

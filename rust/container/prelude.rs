@@ -39,14 +39,17 @@ pub(crate) mod feature {
     pub(crate) const BASE: u64 = 1 << 4;
     /// Coded planes with a table for every context.
     pub(crate) const CONTEXTS: u64 = 1 << 5;
+    /// Rows or columns whose signs are turned.
+    pub(crate) const SIGN_FLIPS: u64 = 1 << 6;
     /// Names, in the order of the bits.
-    pub(crate) const NAMES: [&str; 6] = [
+    pub(crate) const NAMES: [&str; 7] = [
         "scale-offsets",
         "wide-symbols",
         "trailing-zeros",
         "reference",
         "base",
         "contexts",
+        "sign-flips",
     ];
     /// Every feature this release has.
     pub(crate) const KNOWN: u64 = (1 << NAMES.len()) - 1;
@@ -242,6 +245,13 @@ impl Chunked {
                 "scaled models have elements of different sizes",
             ));
         }
+        let largest_class = scale.as_ref().map_or(0, ScaleOffsets::largest_class);
+        if models
+            .iter()
+            .any(|model| largest_class >= model.line_contexts())
+        {
+            return Err(Error::corrupt("a class of rows or columns has no table"));
+        }
         Ok(Self {
             chunk_log2,
             models,
@@ -279,6 +289,10 @@ impl Body {
                 };
                 let when = |condition: bool, bit: u64| if condition { bit } else { 0 };
                 when(chunked.scale.is_some(), feature::SCALE_OFFSETS)
+                    | when(
+                        chunked.scale.as_ref().is_some_and(ScaleOffsets::has_flips),
+                        feature::SIGN_FLIPS,
+                    )
                     | when(chunked.models.iter().any(wide), feature::WIDE_SYMBOLS)
                     | when(chunked.models.iter().any(in_contexts), feature::CONTEXTS)
                     | when(

@@ -17,23 +17,28 @@
     reason = "what a task calls is compiled for a tier only where it is inlined"
 )]
 
+mod classes;
 pub(crate) mod context_table;
 pub(crate) mod contexts;
 pub(crate) mod delta;
 pub(crate) mod delta_fit;
 mod fixed_point;
+mod flips;
 mod float_cut;
 pub(crate) mod frequency_table;
 pub(crate) mod histogram;
 mod line_runs;
+mod lines;
 mod log2;
 mod normalize;
+mod refine;
 mod sample;
 mod scale_fit;
 mod scale_probe;
 mod second;
 pub(crate) mod select;
 pub(crate) mod select_bytes;
+mod thorough;
 
 use crate::constants::MAX_PLANES;
 use crate::error::{Error, Result};
@@ -148,6 +153,17 @@ impl Model {
     /// The coded planes, from the top.
     pub(crate) fn coded_planes(&self) -> impl Iterator<Item = &Plane> {
         self.planes.iter().filter(|plane| plane.is_coded())
+    }
+
+    /// Classes of lines that every plane with such contexts has tables for.
+    pub(crate) fn line_contexts(&self) -> usize {
+        let contexts = self.planes.iter().filter_map(|plane| match &plane.mode {
+            PlaneMode::Contexts(tables) if tables.source() == ContextSource::Lines => {
+                Some(tables.contexts())
+            }
+            _ => None,
+        });
+        contexts.min().unwrap_or(usize::MAX)
     }
 
     /// The tables of planes with only one, from the top.

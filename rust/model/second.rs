@@ -113,7 +113,7 @@ pub(super) fn context_frequencies(counts: &[u64]) -> Vec<u8> {
         let main = used.first().copied().unwrap_or(0);
         let mut table = vec![0; counts.len()];
         table[main] = (SLOTS - 1) as u8;
-        table[main ^ 1] = 1;
+        table[main.checked_sub(1).unwrap_or(1)] = 1;
         return table;
     }
     let weights: Vec<u64> = used.iter().map(|&i| counts[i]).collect();
