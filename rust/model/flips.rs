@@ -5,6 +5,7 @@
 //! finds a singular vector.
 
 use super::lines::{Axis, LANES, Lookup, sums};
+use super::log2::{LOG2_FRACTION_BITS, log2};
 use super::scale_fit::Matrix;
 use crate::error::Result;
 use crate::planes::scale::ScaleOffsets;
@@ -12,32 +13,45 @@ use crate::planes::scale::ScaleOffsets;
 /// Rounds over the axes at most.
 const ROUNDS: usize = 8;
 
-/// Sets the flips of the axes to the majority of signs.
+/// Sets the flips of the axes to the majority of signs; `false` if they do not pay.
 ///
 /// # Errors
 /// When the threads asked for cannot be had.
-pub(super) fn flip(matrix: &Matrix<'_>, scale: &mut ScaleOffsets, axes: &[Axis]) -> Result<()> {
+pub(super) fn flip(matrix: &Matrix<'_>, scale: &mut ScaleOffsets, axes: &[Axis]) -> Result<bool> {
+    let mut lines = 0;
     for axis in axes {
-        match axis {
-            Axis::Rows => scale.row_flips = vec![0; matrix.rows()],
-            Axis::Columns => scale.col_flips = vec![0; matrix.columns],
-        }
+        let (flips, count) = match axis {
+            Axis::Rows => (&mut scale.row_flips, matrix.rows()),
+            Axis::Columns => (&mut scale.col_flips, matrix.columns),
+        };
+        *flips = vec![0; count];
+        lines += count as u64;
     }
-    let rounds = if axes.len() > 1 { ROUNDS } else { 1 };
-    for _ in 0..rounds {
-        let mut turned = 0;
+    let elements = matrix.bytes.len() / matrix.element_bytes();
+    let (mut pays, mut before) = (false, 0);
+    for round in 0..ROUNDS {
+        let mut positive = 0;
         for &axis in axes {
-            turned += flip_axis(matrix, scale, axis)?;
+            positive = flip_axis(matrix, scale, axis)?;
         }
-        if turned == 0 {
+        let saved = elements as u64 - entropy(positive, elements as u64);
+        pays = saved > lines;
+        if positive == before || axes.len() == 1 || (round > 1 && !pays) {
             break;
         }
+        before = positive;
     }
-    Ok(())
+    Ok(pays)
 }
 
-/// Returns how many lines were turned.
-fn flip_axis(matrix: &Matrix<'_>, scale: &mut ScaleOffsets, axis: Axis) -> Result<usize> {
+/// Bits that signs take, `positive` of which are alike.
+fn entropy(positive: u64, all: u64) -> u64 {
+    let bits = |count: u64| count * (log2(all) - log2(count));
+    (bits(positive) + bits(all - positive)) >> LOG2_FRACTION_BITS
+}
+
+/// Returns how many signs are positive afterwards.
+fn flip_axis(matrix: &Matrix<'_>, scale: &mut ScaleOffsets, axis: Axis) -> Result<u64> {
     // Elements, and negative ones.
     let mut table = [[0; LANES]; 2];
     (table[0][0], table[1][0], table[1][1]) = (1, 1, 1);
@@ -52,12 +66,10 @@ fn flip_axis(matrix: &Matrix<'_>, scale: &mut ScaleOffsets, axis: Axis) -> Resul
         Axis::Rows => &mut scale.row_flips,
         Axis::Columns => &mut scale.col_flips,
     };
-    let mut turned = 0;
-    for (flip, counts) in flips.iter_mut().zip(counts) {
-        if 2 * counts[1] > counts[0] {
-            *flip ^= 1;
-            turned += 1;
-        }
+    let mut positive = 0;
+    for (flip, [all, negative, ..]) in flips.iter_mut().zip(counts) {
+        *flip ^= i8::from(2 * negative > all);
+        positive += negative.max(all - negative);
     }
-    Ok(turned)
+    Ok(positive)
 }

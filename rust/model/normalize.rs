@@ -12,7 +12,7 @@ use crate::constants::{ESCAPE, MAX_SYMBOLS, SLOTS};
 pub(crate) const ONE_BIT: u64 = 1 << LOG2_FRACTION_BITS;
 
 /// A symbol below a quarter of a slot is cheaper as an escape.
-pub(super) const MIN_SHARE: u64 = 4 * SLOTS as u64;
+const MIN_SHARE: u64 = 4 * SLOTS as u64;
 
 /// How a plane of counted symbols is best coded.
 #[derive(Clone, Debug)]

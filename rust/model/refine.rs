@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::planes::scale::ScaleOffsets;
 
 /// Rounds over both axes at most.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 3;
 /// Steps that are tried. The first of equals wins.
 const STEPS: [i8; LANES] = [0, -1, 1, -2, 2, -3, 3, 5];
 /// Costs are kept with so many fraction bits.
@@ -29,7 +29,7 @@ pub(super) fn refine(matrix: &Matrix<'_>, scale: &mut ScaleOffsets) -> Result<()
             moved += refine_axis(matrix, scale, axis)?;
         }
         let lines = scale.rows.len() + scale.cols.len();
-        if moved * 64 < lines {
+        if moved * 32 < lines {
             break;
         }
     }

@@ -53,8 +53,9 @@ pub(super) fn improve(
     let without = best.clone().unwrap_or_else(|| matrix.offsets(&[], &[]));
     for axes in [&[Axis::Columns][..], &[Axis::Columns, Axis::Rows]] {
         let mut scale = without.clone();
-        flip(&matrix, &mut scale, axes)?;
-        keep(scale, &mut best);
+        if flip(&matrix, &mut scale, axes)? {
+            keep(scale, &mut best);
+        }
     }
     Ok(best)
 }
