@@ -132,7 +132,9 @@ def decompress(
         if framework is None and target == "bytes":
             target = "numpy"
     if out is not None:
-        return _decompress_out(source, out, name, shape, framework, device, threads, verify, base_data)
+        return _decompress_out(
+            source, out, name, shape, framework, device, threads, verify, base_data
+        )
     adapter = _arrays.adapter_for(target)
     if device is not None:
         device = adapter.check_device(device)
@@ -140,9 +142,7 @@ def decompress(
     if base_data is None:
         _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True)
     else:
-        _decompress_into(
-            source, buffer, verify=verify, threads=threads, fresh=True, base=base_data
-        )
+        _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True, base=base_data)
     return adapter.finish(result, device)
 
 
@@ -150,7 +150,7 @@ def decode_rows(c: CompressedTensor, key: _rows.Key) -> Array:
     """`c[key]`: decodes only the rows of the first dimension that `key` touches.
 
     Rows of compressed `bytes` are their elements: a slice gives bytes, an index of plain bytes an
-    int. A tensor that needs a base is decompressed whole instead: there is nowhere to name the base.
+    int. A tensor that needs a base is decompressed whole instead: the base cannot be named here.
     """
 
     def read(buffer: "Buffer", start: int) -> None:

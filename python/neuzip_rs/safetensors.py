@@ -15,12 +15,14 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from neuzip_rs import _native, _rows
 from neuzip_rs._arguments import check_level, check_limit, check_threads
 from neuzip_rs._arrays import Array, Device, Room, adapter_for, allocate, make_room
+from neuzip_rs._bases import Base, BaseArguments
 from neuzip_rs._entries import check_layouts, check_text, entry
 from neuzip_rs._spelling import F4_PAIR, NAMES
 
@@ -60,6 +62,7 @@ def save_file(
     *,
     level: str = "default",
     threads: int | None = None,
+    base: FilePath | None = None,
 ) -> None:
     """Writes tensors to a compressed .safetensors file, replacing one that is there.
 
@@ -70,6 +73,9 @@ def save_file(
         metadata: Text to keep in the file's header.
         level: "fast", "default" or "max".
         threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
+        base: A .safetensors file, plain or compressed, or a directory of them: tensors are stored
+            as their differences from those of the same name in it, where that is smaller. The
+            file remembers where the base is, relative to itself.
 
     Raises:
         RuntimeError: If tensors share memory; the message names them.
@@ -82,8 +88,9 @@ def save_file(
     check_text(tensors, metadata)
     check_layouts(tensors)
     entries = [entry(name, tensor) for name, tensor in tensors.items()]
+    target = os.fsdecode(filename)
     _native.write_safetensors(
-        os.fsdecode(filename), entries, metadata, level=level, threads=threads
+        target, entries, metadata, level=level, threads=threads, **_base_arguments(base, target)
     )
 
 
@@ -95,6 +102,7 @@ def load_file(
     framework: str | None = None,
     threads: int | None = None,
     verify: bool = True,
+    base: FilePath | None = None,
 ) -> dict[str, Array]:
     """Reads every tensor of a compressed or plain .safetensors file.
 
@@ -105,17 +113,25 @@ def load_file(
         framework: "pt" or "np"; by default torch tensors if torch is installed.
         threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
         verify: Check the hash of everything decoded.
+        base: The base that the file was compressed against, if it is not where it was.
 
     Returns:
         The tensors by name, in the order they have in the file.
 
     Raises:
         CorruptDataError: If the file is damaged or no .safetensors file.
+        BaseMismatchError: If the file needs a base, and it is another one or missing.
     """
     if framework is None:
         framework = "pt" if find_spec("torch") is not None else "np"
     with safe_open(
-        filename, framework, device, backend=backend, threads=threads, verify=verify
+        filename,
+        framework,
+        device,
+        backend=backend,
+        threads=threads,
+        verify=verify,
+        base=base,
     ) as file:
         return file.get_tensors()
 
@@ -135,6 +151,7 @@ class safe_open:
         backend: str = "mmap",
         threads: int | None = None,
         verify: bool = True,
+        base: FilePath | None = None,
     ) -> None:
         """Opens the file and checks its header.
 
@@ -145,6 +162,8 @@ class safe_open:
             backend: "mmap" or "pread", as in the safetensors package; files are mapped in any case.
             threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
             verify: Check the hash of everything decoded.
+            base: The base that the file was compressed against, if it is not where it was. Reading
+                a tensor raises BaseMismatchError if it needs one and that is not it.
 
         Raises:
             CorruptDataError: If the header is damaged or the file is no .safetensors file.
@@ -164,7 +183,7 @@ class safe_open:
         self._threads = threads
         self._verify = verify
         self._open_file: _native.SafetensorsFile | None = _native.SafetensorsFile(
-            os.fsdecode(filename)
+            os.fsdecode(filename), base=None if base is None else os.fsdecode(base)
         )
         self._names = frozenset(self._open_file.keys())
 
@@ -322,6 +341,7 @@ def compress_file(
     threads: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    base: FilePath | None = None,
 ) -> tuple[int, int]:
     """Compresses a .safetensors file so that `decompress_file` restores it byte for byte.
 
@@ -332,6 +352,7 @@ def compress_file(
         threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
         overwrite: Replace `dst` if it is there.
         progress: Called now and then with the bytes done and the bytes in all.
+        base: What to store the differences from, as in `save_file`. A .nz file has none.
 
     Returns:
         The sizes of the original and the compressed file.
@@ -349,6 +370,7 @@ def compress_file(
         threads=threads,
         overwrite=overwrite,
         progress=progress,
+        **_base_arguments(base, os.fsdecode(dst)),
     )
 
 
@@ -361,6 +383,7 @@ def decompress_file(
     verify: bool = True,
     max_output_size: int | None = None,
     progress: Progress | None = None,
+    base: FilePath | None = None,
 ) -> tuple[int, int]:
     """Restores the file that was compressed, byte for byte.
 
@@ -372,12 +395,14 @@ def decompress_file(
         verify: Check the hash of everything decoded.
         max_output_size: The most bytes the restored file may have.
         progress: Called now and then with the bytes done and the bytes in all.
+        base: The base that the file was compressed against, if it is not where it was.
 
     Returns:
         The sizes of the compressed and the restored file.
 
     Raises:
         CorruptDataError: If `src` is damaged or not compressed; nothing is written then.
+        BaseMismatchError: If the file needs a base, and it is another one or missing.
         OutputTooLargeError: If the restored file would exceed `max_output_size`.
         FileExistsError: If `dst` is there and may not be replaced.
     """
@@ -391,11 +416,16 @@ def decompress_file(
         verify=verify,
         max_output_size=max_output_size,
         progress=progress,
+        base=None if base is None else os.fsdecode(base),
     )
 
 
 def verify_file(
-    src: FilePath, *, threads: int | None = None, progress: Progress | None = None
+    src: FilePath,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    base: FilePath | None = None,
 ) -> tuple[int, int]:
     """Decodes everything in a compressed file without writing anything.
 
@@ -403,6 +433,7 @@ def verify_file(
         src: The file to check.
         threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
         progress: Called now and then with the bytes done and the bytes in all.
+        base: The base that the file was compressed against, if it is not where it was.
 
     Returns:
         The sizes of the compressed file and of the file it restores to.
@@ -411,7 +442,16 @@ def verify_file(
         CorruptDataError: If the file is damaged or not compressed.
     """
     check_threads(threads)
-    return _native.verify_file(os.fsdecode(src), threads=threads, progress=progress)
+    return _native.verify_file(
+        os.fsdecode(src),
+        threads=threads,
+        progress=progress,
+        base=None if base is None else os.fsdecode(base),
+    )
+
+
+def _base_arguments(base: FilePath | None, target: str) -> BaseArguments:
+    return {} if base is None else Base.at(Path(os.fsdecode(base))).arguments(Path(target))
 
 
 def _as_numpy_array(value: Array) -> Array:

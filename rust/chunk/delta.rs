@@ -1,11 +1,11 @@
 //! A chunk next to the same chunk of the base: classes from the base, then symbols and raw bits.
 //!
 //! ```text
-//! [32 bits] stream bytes, [32 bits] escapes | zero padding to 16
 //! [128 bytes] states
+//! [32 bits] stream bytes, [32 bits] escapes
 //! per low byte that all classes have raw: one byte per element
 //! the other raw bits of each element, one after the other | zero bits to a byte
-//! stream; escapes, byte plane by byte plane | zero padding to 16
+//! stream; escapes, byte plane by byte plane | zero padding to 16 if the stream has several chunks
 //! ```
 //! How many raw bits an element has follows from the base alone, so that a decoder knows where each one's
 //! begin before it has decoded a symbol. Place in docs/format.md: "Delta chunk".
@@ -16,32 +16,36 @@ use std::ops::Range;
 
 use super::keep_if_shorter;
 use super::payload::Payload;
-use crate::constants::{ALIGNMENT, ESCAPE, STATES_BYTES, SUB_BLOCK};
+use crate::constants::{ALIGNMENT, ESCAPE, STATES_BYTES};
 use crate::entropy::rans::{ContextSpec, Decoder, Encoder, EscapedValues};
 use crate::error::{Error, Result};
 use crate::model::delta::DeltaModel;
-use crate::planes::delta::DeltaCut;
-use crate::planes::words::{Word, low_mask, with_word};
+use crate::planes::delta::{BLOCK, Block, DeltaCut};
+use crate::planes::words::{Word, with_word};
 use crate::simd::{Kernels, Task};
 
-/// Bytes in front of the states.
-const HEAD_BYTES: usize = ALIGNMENT;
-/// Bytes that are loaded for the raw bits of an element.
-const LOAD_BYTES: usize = 8;
+/// Bytes of the two counts behind the states.
+const HEAD_BYTES: usize = 8;
+/// Bytes that are loaded or stored for the raw bits of an element.
+const WORD_BYTES: usize = 8;
 
 /// A delta model with its tables built.
 #[derive(Debug)]
 pub(crate) struct DeltaCoder<'a> {
     kernels: Kernels,
+    aligned: bool,
     model: &'a DeltaModel,
     cut: DeltaCut,
     spec: ContextSpec,
+    /// Whether the table of a class has an escape.
+    escapes: Vec<bool>,
 }
 
 /// Parts of the chunk at hand. Kept between chunks: fresh memory is slower than the coder.
 #[derive(Debug, Default)]
 struct Scratch {
     classes: Vec<u8>,
+    raw_bits: Vec<u8>,
     indices: Vec<u8>,
     escapes: Vec<u64>,
     low: Vec<Vec<u8>>,
@@ -54,16 +58,23 @@ thread_local! {
 }
 
 impl<'a> DeltaCoder<'a> {
-    pub(crate) fn new(kernels: Kernels, model: &'a DeltaModel) -> Self {
+    /// `aligned`: payloads are padded to a multiple of 16, as they are in streams of several chunks.
+    pub(crate) fn new(kernels: Kernels, model: &'a DeltaModel, aligned: bool) -> Self {
         let tables = model
             .classes
             .iter()
             .map(|class| class.table.slot_order().into_iter());
         Self {
             kernels,
+            aligned,
             model,
             cut: DeltaCut::new(model),
             spec: ContextSpec::new(tables),
+            escapes: model
+                .classes
+                .iter()
+                .map(|class| class.table.has_escape())
+                .collect(),
         }
     }
 
@@ -87,10 +98,9 @@ impl<'a> DeltaCoder<'a> {
 
     fn write_payload(&self, scratch: &Scratch, payload: &mut Payload) {
         let stream = scratch.encoder.stream();
+        payload.extend_from_slice(&scratch.encoder.states());
         payload.extend_from_slice(&(stream.len() as u32).to_le_bytes());
         payload.extend_from_slice(&(scratch.escapes.len() as u32).to_le_bytes());
-        payload.pad();
-        payload.extend_from_slice(&scratch.encoder.states());
         for plane in &scratch.low[..self.model.low_bytes()] {
             payload.extend_from_slice(plane);
         }
@@ -102,7 +112,9 @@ impl<'a> DeltaCoder<'a> {
                 *to = escape.to_le_bytes()[byte];
             }
         }
-        payload.pad();
+        if self.aligned {
+            payload.pad();
+        }
     }
 
     /// Decodes a chunk without looking at its hash; `base` is as long as `out`.
@@ -112,9 +124,8 @@ impl<'a> DeltaCoder<'a> {
     pub(crate) fn decode(&self, payload: &[u8], base: &[u8], out: &mut [u8]) -> Result<()> {
         SCRATCH.with_borrow_mut(|scratch| {
             with_word!(self.model.element_bytes, W => {
-                let classes = &mut scratch.classes;
                 let word = PhantomData;
-                self.kernels.run(Join::<W> { coder: self, payload, base, out, classes, word })
+                self.kernels.run(Join::<W> { coder: self, payload, base, out, scratch, word })
             })
         })
     }
@@ -141,39 +152,58 @@ impl<W: Word> Task for Split<'_, W> {
             scratch,
             ..
         } = self;
-        let (model, cut) = (coder.model, &coder.cut);
-        let (dropped, low_bytes) = (model.dropped_bits, model.low_bytes());
-        scratch.clear(low_bytes);
-        let mut bits_lost = 0;
-        for (&new, &old) in W::split(chunk).iter().zip(W::split(base)) {
-            let [new, old] = [new, old].map(|bytes| W::from_bytes(bytes).widen());
-            bits_lost |= new & low_mask(dropped);
-            let old = old >> dropped;
-            let class = cut.class(old);
-            let (symbol, raw) = cut.split(class, new >> dropped, old);
-            let index = cut.index(class, symbol).unwrap_or_else(|| {
-                scratch.escapes.push(symbol);
-                // Seen below if the class has no escape.
-                bits_lost |= u64::from(!cut.has_escape(class));
-                ESCAPE
-            });
-            scratch.classes.push(class);
-            scratch.indices.push(index);
-            for (byte, plane) in scratch.low[..low_bytes].iter_mut().enumerate() {
-                plane.push((raw >> (8 * byte)) as u8);
+        let (cut, low_bytes) = (&coder.cut, coder.model.low_bytes());
+        let (new, old) = (W::split(chunk), W::split(base));
+        scratch.clear(low_bytes, new.len());
+        let Scratch {
+            classes,
+            raw_bits,
+            indices,
+            escapes,
+            low,
+            bits,
+            ..
+        } = scratch;
+        let mut block = Block::<W>::default();
+        let starts = (0..).step_by(BLOCK);
+        for (start, (new, old)) in starts.zip(new.chunks(BLOCK).zip(old.chunks(BLOCK))) {
+            let range = start..start + new.len();
+            let classes = &mut classes[range.clone()];
+            let raw_bits = &mut raw_bits[range.clone()];
+            let indices = &mut indices[range];
+            cut.classify::<W>(old, classes, raw_bits);
+            let lost = cut.split((new, old), (classes, raw_bits), &mut block, indices);
+            if lost != W::default() {
+                return false;
             }
-            let above = cut.raw_bits(class) - 8 * low_bytes as u32;
-            scratch.bits.push(raw >> (8 * low_bytes), above);
+            for (i, &index) in indices.iter().enumerate() {
+                if index == ESCAPE {
+                    if !coder.escapes[usize::from(classes[i])] {
+                        return false;
+                    }
+                    escapes.push(block.symbols[i].widen());
+                }
+            }
+            for (byte, plane) in low[..low_bytes].iter_mut().enumerate() {
+                let raw = block.raw[..new.len()].iter();
+                plane.extend(raw.map(|&raw| (raw >> (8 * byte as u32)).low_byte()));
+            }
+            let low_bits = 8 * low_bytes as u32;
+            for (&raw, &count) in block.raw.iter().zip(&*raw_bits) {
+                bits.push(raw.widen() >> low_bits, u32::from(count) - low_bits);
+            }
         }
-        scratch.bits.finish();
-        bits_lost == 0
+        bits.finish();
+        true
     }
 }
 
 impl Scratch {
-    fn clear(&mut self, low_bytes: usize) {
-        self.classes.clear();
-        self.indices.clear();
+    fn clear(&mut self, low_bytes: usize, count: usize) {
+        // What there was is written over.
+        self.classes.resize(count, 0);
+        self.raw_bits.resize(count, 0);
+        self.indices.resize(count, 0);
         self.escapes.clear();
         self.bits.clear();
         if self.low.len() < low_bytes {
@@ -186,7 +216,10 @@ impl Scratch {
 /// A little-endian bit string being written.
 #[derive(Debug, Default)]
 struct BitWriter {
-    bytes: Vec<u8>,
+    /// Longer than the string by a store.
+    room: Vec<u8>,
+    /// Whole bytes of the string.
+    len: usize,
     /// Bits that do not fill a byte yet.
     waiting: u64,
     count: u32,
@@ -194,12 +227,11 @@ struct BitWriter {
 
 impl BitWriter {
     fn clear(&mut self) {
-        self.bytes.clear();
-        (self.waiting, self.count) = (0, 0);
+        (self.len, self.waiting, self.count) = (0, 0, 0);
     }
 
     fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.room[..self.len]
     }
 
     /// Appends at most 56 bits; those above are zero.
@@ -207,29 +239,29 @@ impl BitWriter {
     fn push(&mut self, bits: u64, count: u32) {
         self.waiting |= bits << self.count;
         self.count += count;
-        let whole = self.count / 8;
-        if whole > 0 {
-            self.bytes
-                .extend_from_slice(&self.waiting.to_le_bytes()[..whole as usize]);
-            self.waiting >>= 8 * whole;
-            self.count %= 8;
+        if self.room.len() < self.len + WORD_BYTES {
+            self.room.resize((2 * self.room.len()).max(1 << 12), 0);
         }
+        let whole = self.count / 8;
+        self.room[self.len..self.len + WORD_BYTES].copy_from_slice(&self.waiting.to_le_bytes());
+        self.len += whole as usize;
+        self.waiting >>= 8 * whole;
+        self.count %= 8;
     }
 
     fn finish(&mut self) {
-        if self.count > 0 {
-            self.bytes.push(self.waiting as u8);
-        }
+        // The last push has stored them.
+        self.len += usize::from(self.count > 0);
     }
 }
 
-/// Puts elements together, sub-block by sub-block.
+/// Puts elements together, block by block.
 struct Join<'a, W> {
     coder: &'a DeltaCoder<'a>,
     payload: &'a [u8],
     base: &'a [u8],
     out: &'a mut [u8],
-    classes: &'a mut Vec<u8>,
+    scratch: &'a mut Scratch,
     word: PhantomData<W>,
 }
 
@@ -243,20 +275,30 @@ impl<W: Word> Task for Join<'_, W> {
             payload,
             base,
             out,
-            classes,
+            scratch,
             ..
         } = self;
-        let (model, cut) = (coder.model, &coder.cut);
-        let (dropped, low_bytes) = (model.dropped_bits, model.low_bytes());
-        let count = out.len() / W::BYTES;
+        let (cut, low_bytes) = (&coder.cut, coder.model.low_bytes());
+        let (base, out) = (W::split(base), W::split_mut(out));
+        let count = out.len();
+        let Scratch {
+            classes, raw_bits, ..
+        } = scratch;
         // What there was is written over.
         classes.resize(count, 0);
-        let mut bits = 0;
-        for (class, &old) in classes.iter_mut().zip(W::split(base)) {
-            *class = cut.class(W::from_bytes(old).widen() >> dropped);
-            bits += cut.raw_bits(*class) as usize - 8 * low_bytes;
+        raw_bits.resize(count, 0);
+        let mut total = 0;
+        for (base, (classes, raw_bits)) in base
+            .chunks(BLOCK)
+            .zip(classes.chunks_mut(BLOCK).zip(raw_bits.chunks_mut(BLOCK)))
+        {
+            cut.classify::<W>(base, classes, raw_bits);
+            total += raw_bits
+                .iter()
+                .map(|&bits| usize::from(bits))
+                .sum::<usize>();
         }
-        let layout = Layout::new(payload, count, model, bits)?;
+        let layout = Layout::new(payload, count, coder, total - 8 * low_bytes * count)?;
         let none = EscapedValues::none();
         let states = payload[layout.states.clone()].try_into();
         let states = states.map_err(|_| Error::corrupt("the coder states are cut off"))?;
@@ -270,27 +312,32 @@ impl<W: Word> Task for Join<'_, W> {
             bytes: &payload[layout.bits.start..],
             position: 0,
         };
-        let mut indices = [0; SUB_BLOCK];
-        let elements = W::split_mut(out);
-        let blocks = elements
-            .chunks_mut(SUB_BLOCK)
-            .zip(classes.chunks(SUB_BLOCK));
-        for (block, ((elements, classes), base)) in
-            blocks.zip(W::split(base).chunks(SUB_BLOCK)).enumerate()
-        {
-            let indices = &mut indices[..elements.len()];
+        let low = &payload[layout.low.clone()];
+        let mut block = Block::<W>::default();
+        let mut indices = [0; BLOCK];
+        for start in (0..count).step_by(BLOCK) {
+            let range = start..count.min(start + BLOCK);
+            let (base, out) = (&base[range.clone()], &mut out[range.clone()]);
+            let (classes, raw_bits) = (&classes[range.clone()], &raw_bits[range.clone()]);
+            let indices = &mut indices[..range.len()];
             decoder.fill_contexts(&coder.spec, classes, indices)?;
-            let low = Low {
-                planes: &payload[layout.low.clone()],
-                count,
-                low_bytes,
-                start: block * SUB_BLOCK,
-            };
-            let parts = (&*classes, &*indices, base, low);
-            if cut.integers {
-                join_block::<W, true>(coder, parts, &mut bits, &mut escapes, elements)?;
-            } else {
-                join_block::<W, false>(coder, parts, &mut bits, &mut escapes, elements)?;
+            bits.fill(raw_bits, 8 * low_bytes as u32, &mut block.raw);
+            for byte in 0..low_bytes {
+                let plane = &low[byte * count..][range.clone()];
+                for (raw, &value) in block.raw.iter_mut().zip(plane) {
+                    *raw = *raw | W::truncate(u64::from(value)) << (8 * byte as u32);
+                }
+            }
+            cut.join(base, (classes, raw_bits, indices), &mut block, out);
+            // There is seldom anything to do.
+            if indices.contains(&ESCAPE) {
+                for i in (0..range.len()).filter(|&i| indices[i] == ESCAPE) {
+                    let symbol = escapes.next();
+                    if !cut.is_in_range(raw_bits[i], symbol) {
+                        return Err(Error::corrupt("an escaped symbol is out of range"));
+                    }
+                    out[i] = cut.join_one(&block, i, raw_bits[i], symbol);
+                }
             }
         }
         if escapes.used != escapes.count {
@@ -300,53 +347,6 @@ impl<W: Word> Task for Join<'_, W> {
     }
 }
 
-/// Bytes of the raw bits that every class has.
-#[derive(Clone, Copy)]
-struct Low<'a> {
-    planes: &'a [u8],
-    /// Elements of the chunk.
-    count: usize,
-    low_bytes: usize,
-    /// First element of the block.
-    start: usize,
-}
-
-/// Classes, indices, base elements and low bytes of a block.
-type Parts<'a, W> = (&'a [u8], &'a [u8], &'a [<W as Word>::Bytes], Low<'a>);
-
-#[inline(always)]
-fn join_block<W: Word, const INTEGERS: bool>(
-    coder: &DeltaCoder<'_>,
-    (classes, indices, base, low): Parts<'_, W>,
-    bits: &mut BitReader<'_>,
-    escapes: &mut Escapes<'_>,
-    out: &mut [W::Bytes],
-) -> Result<()> {
-    let (cut, dropped) = (&coder.cut, coder.model.dropped_bits);
-    let low_bits = 8 * low.low_bytes as u32;
-    let elements = out.iter_mut().zip(classes).zip(indices).zip(base);
-    for (i, (((out, &class), &index), &old)) in elements.enumerate() {
-        let symbol = if index == ESCAPE {
-            let symbol = escapes.next();
-            if !cut.is_in_range(class, symbol) {
-                return Err(Error::corrupt("an escaped symbol is out of range"));
-            }
-            symbol
-        } else {
-            cut.symbol(class, index)
-        };
-        let mut raw = bits.take(cut.raw_bits(class) - low_bits) << low_bits;
-        for byte in 0..low.low_bytes {
-            let plane = u64::from(low.planes[byte * low.count + low.start + i]);
-            raw |= plane << (8 * byte);
-        }
-        let old = W::from_bytes(old).widen() >> dropped;
-        let element = cut.join::<INTEGERS>(class, symbol, raw, old) << dropped;
-        *out = W::truncate(element).to_bytes();
-    }
-    Ok(())
-}
-
 /// A little-endian bit string being read, whose length has been checked.
 struct BitReader<'a> {
     bytes: &'a [u8],
@@ -354,22 +354,32 @@ struct BitReader<'a> {
 }
 
 impl BitReader<'_> {
-    /// The next bits, at most 56; zeros past the end.
+    /// Reads the raw bits of a block's elements above the `low_bits` that lie elsewhere.
     #[inline(always)]
-    fn take(&mut self, count: u32) -> u64 {
-        let rest = self.bytes.get(self.position / 8..).unwrap_or_default();
-        let word = rest.first_chunk::<LOAD_BYTES>().map_or_else(
-            || {
-                rest.iter()
-                    .rev()
-                    .fold(0, |word, &byte| word << 8 | u64::from(byte))
-            },
-            |bytes| u64::from_le_bytes(*bytes),
-        );
-        let bits = word >> (self.position % 8) & low_mask(count);
-        self.position += count as usize;
-        bits
+    fn fill<W: Word>(&mut self, raw_bits: &[u8], low_bits: u32, raw: &mut [W; BLOCK]) {
+        let mut position = self.position;
+        for (raw, &count) in raw.iter_mut().zip(raw_bits) {
+            let count = u32::from(count) - low_bits;
+            let rest = self.bytes.get(position / 8..).unwrap_or_default();
+            // There is always something behind the string; only short chunks end within a word of it.
+            let word = rest
+                .first_chunk()
+                .map_or_else(|| load_short(rest), |&b| u64::from_le_bytes(b));
+            let bits = word >> (position % 8) & !(u64::MAX << count);
+            *raw = W::truncate(bits << low_bits);
+            position += count as usize;
+        }
+        self.position = position;
     }
+}
+
+/// Fewer bytes than a word has.
+#[cold]
+fn load_short(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |word, &byte| word << 8 | u64::from(byte))
 }
 
 /// Escaped symbols, byte plane by byte plane.
@@ -408,16 +418,19 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(payload: &[u8], count: usize, model: &DeltaModel, bits: usize) -> Result<Self> {
+    fn new(payload: &[u8], count: usize, coder: &DeltaCoder<'_>, bits: usize) -> Result<Self> {
+        let model = coder.model;
         let number = |at: usize| {
-            let bytes = payload.get(at..at + 4).unwrap_or_default();
+            let bytes = payload
+                .get(STATES_BYTES + at..STATES_BYTES + at + 4)
+                .unwrap_or_default();
             bytes
                 .iter()
                 .rev()
                 .fold(0, |n, &byte| n << 8 | usize::from(byte))
         };
         let (stream_len, escape_count) = (number(0), number(4));
-        let mut position = HEAD_BYTES;
+        let mut position = 0_usize;
         let mut take = |len: Option<usize>| {
             let end = len
                 .and_then(|len| position.checked_add(len))
@@ -425,8 +438,10 @@ impl Layout {
                 .ok_or_else(|| Error::corrupt("a chunk is too short for its parts"))?;
             Ok::<_, Error>(std::mem::replace(&mut position, end)..end)
         };
+        let states = take(Some(STATES_BYTES))?;
+        take(Some(HEAD_BYTES))?;
         let layout = Self {
-            states: take(Some(STATES_BYTES))?,
+            states,
             low: take(count.checked_mul(model.low_bytes()))?,
             bits: take(Some(bits.div_ceil(8)))?,
             stream: take(Some(stream_len))?,
@@ -436,10 +451,11 @@ impl Layout {
         let is_zero = |range: Range<usize>| payload[range].iter().all(|&byte| byte == 0);
         let last = payload[layout.bits.clone()].last().copied().unwrap_or(0);
         let tail_is_zero = bits.is_multiple_of(8) || last >> (bits % 8) == 0;
-        if payload.len() != position.next_multiple_of(ALIGNMENT) {
+        let alignment = if coder.aligned { ALIGNMENT } else { 1 };
+        if payload.len() != position.next_multiple_of(alignment) {
             return Err(Error::corrupt("a chunk is longer than its parts"));
         }
-        if !(is_zero(8..HEAD_BYTES) && is_zero(position..payload.len()) && tail_is_zero) {
+        if !(is_zero(position..payload.len()) && tail_is_zero) {
             return Err(Error::corrupt("padding inside a chunk is not zero"));
         }
         Ok(layout)

@@ -152,7 +152,9 @@ impl<'a> Index<'a> {
     pub(crate) fn fits_packed(&self, payload_len: usize, chunk_len: u64) -> bool {
         match self.storage(0) {
             Storage::Raw => payload_len as u64 == chunk_len,
-            _ => payload_len == ALIGNMENT,
+            Storage::Constant => payload_len == ALIGNMENT,
+            // A delta's, which says itself how long it is.
+            Storage::Model(_) => true,
         }
     }
 

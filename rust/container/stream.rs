@@ -57,7 +57,9 @@ impl<'a> Stream<'a> {
                 let chunks = chunked.chunks(prelude.tensor.byte_len()) as usize;
                 let models = chunked.model_count();
                 let packed = chunks == 0
-                    || chunks == 1 && is_packed(1, Index::single_storage(prelude.index, models)?);
+                    || chunks == 1
+                        && (chunked.delta.is_some()
+                            || is_packed(1, Index::single_storage(prelude.index, models)?));
                 let payloads = if packed {
                     rest
                 } else {
@@ -222,7 +224,10 @@ impl<'a> Stream<'a> {
         kernels: Kernels,
     ) -> Result<()> {
         let delta = match &chunked.delta {
-            Some(delta) => Some((DeltaCoder::new(kernels, &delta.model), self.base()?)),
+            Some(delta) => Some((
+                DeltaCoder::new(kernels, &delta.model, self.index.len() > 1),
+                self.base()?,
+            )),
             None => None,
         };
         let decoder = ChunkDecoder {

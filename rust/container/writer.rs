@@ -71,11 +71,11 @@ impl StreamWriter<'_> {
         let body = Body::Chunked(chunked.clone());
         let encoder = |model| ModelEncoder::new(self.kernels, model, chunked.scale.as_ref());
         let delta = chunked.delta.as_ref();
+        let chunks = self.data.len().div_ceil(self.chunk_bytes());
         let coders = &Encoders {
             models: chunked.models.iter().map(encoder).collect(),
-            delta: delta.map(|delta| DeltaCoder::new(self.kernels, &delta.model)),
+            delta: delta.map(|delta| DeltaCoder::new(self.kernels, &delta.model, chunks > 1)),
         };
-        let chunks = self.data.len().div_ceil(self.chunk_bytes());
         if chunks <= 1 {
             return self.write_single(out, &body, coders, progress);
         }
@@ -142,7 +142,7 @@ impl StreamWriter<'_> {
             delta: None,
         });
         let mut stream = write_prelude(self.tensor, if packed { &unused } else { body }, &entries);
-        if !packed {
+        if !packed && self.plan.chunked.delta.is_none() {
             stream.resize(stream.len().next_multiple_of(ALIGNMENT), 0);
         }
         match entries.first().map(|entry| entry.storage) {

@@ -138,11 +138,13 @@ impl DeltaModel {
             let symbol_bits = kept_bits
                 .checked_sub(raw_bits)
                 .ok_or_else(|| fail("too many raw bits"))?;
+            let before = classes.last().map(|class: &DeltaClass| &class.table);
+            let table = ContextTable::read_from(bytes, position, symbol_bits, before)?;
             classes.push(DeltaClass {
                 first_key,
                 relation,
                 raw_bits,
-                table: ContextTable::read_from(bytes, position, symbol_bits)?,
+                table,
             });
         }
         Self {
@@ -161,6 +163,7 @@ impl DeltaModel {
             self.key_shift as u8,
             self.classes.len() as u8,
         ]);
+        let mut before = None;
         for class in &self.classes {
             let relation = match class.relation {
                 Relation::Context => 0,
@@ -171,7 +174,8 @@ impl DeltaModel {
                 class.first_key,
                 relation << RELATION_SHIFT | class.raw_bits as u8,
             ]);
-            class.table.write_to(out);
+            class.table.write_to(out, before);
+            before = Some(&class.table);
         }
     }
 }
@@ -193,7 +197,7 @@ mod tests {
             key_shift: 6,
             classes: vec![
                 class(0, Relation::Context, 7, 200),
-                class(250, Relation::Difference, 0, 0xffff),
+                class(250, Relation::Difference, 0, -1),
             ],
         }
     }

@@ -1,8 +1,10 @@
 //! Which delta model a tensor gets next to its base, and what it is estimated to take.
 //!
-//! Pairs of elements are sampled and sorted by the key of the base's element. Neighbouring keys then
-//! join into classes as long as that makes the estimate smaller, each class with the relation and the
-//! raw bits that suit it best. Integers only: the same tensors give the same model everywhere.
+//! Pairs of elements are sampled and sorted by the key of the base's element, and cut into ranges of
+//! keys. The raw bits of a range follow from how large its differences are. Neighbouring ranges then join
+//! into groups that share a relation and a table, as long as that makes the estimate smaller: raw bits take
+//! out the scale, so that differences of other octaves are often distributed alike. Integers only: the same
+//! tensors give the same model everywhere.
 
 use super::context_table::ContextTable;
 use super::delta::{DeltaClass, DeltaModel, Relation};
@@ -10,28 +12,32 @@ use super::log2::log2;
 use super::normalize::{ONE_BIT, normalize};
 use super::sample::Sample;
 use super::select::Input;
-use crate::constants::{ESCAPE, MAX_DELTA_RAW_BITS, SLOTS};
+use crate::constants::{ESCAPE, MAX_CONTEXTS, MAX_DELTA_RAW_BITS, SLOTS};
 use crate::dtype::{Dtype, FloatFields};
-use crate::options::Level;
 use crate::planes::words::{Word, low_mask, with_word};
 
 /// Pairs that classes are found with, and that the tables are made from.
 const SEARCH_PAIRS: usize = 1 << 14;
 const TABLE_PAIRS: usize = 1 << 16;
 /// Ranges of keys that the search begins with at most, and the fewest pairs in one.
-const MAX_RANGES: usize = 48;
+const MAX_RANGES: usize = 64;
 const MIN_RANGE_PAIRS: usize = 96;
-/// Classes: each more costs the decoder some cache.
-const CLASSES: usize = 8;
-const MAX_CLASSES: usize = 16;
 /// Bits of a key. Half octaves of a BF16 or FP32 take nine, of which the highest is hardly ever set.
 const KEY_BITS: u32 = 8;
+/// By how many bits the symbols of three quarters of the differences differ: from a few symbols up to a
+/// good part of a table.
+const SPREAD_BITS: std::ops::RangeInclusive<u32> = 2..=5;
+/// Most mantissa bits in the symbol of the relation context.
+const JOINT_BITS: u32 = 2;
 /// Symbols of a table besides the escape.
 const WINDOW: usize = ESCAPE as usize;
 /// Differences that are counted apart, from `-NEAREST` on; those beyond are escapes.
-const NEAREST: i64 = 256;
-/// Bytes of a class besides its frequencies.
-const CLASS_BYTES: u64 = 5;
+const NEAREST: i64 = 128;
+/// About what a class takes in the model; what a table takes besides its frequencies; and what a frequency
+/// takes: 4 bits.
+const CLASS_BYTES: u64 = 3;
+const TABLE_BYTES: u64 = 2;
+const FREQUENCIES_PER_BYTE: u64 = 1;
 /// A symbol below a quarter of a slot is cheaper as an escape.
 const MIN_SHARE: u64 = 4 * SLOTS as u64;
 
@@ -67,32 +73,23 @@ struct Pair {
 /// The best delta model of a tensor; `None` where there is none.
 pub(crate) fn select_delta(input: &Input<'_>, base: &[u8], dtype: Dtype) -> Option<DeltaCandidate> {
     let elements = Elements::of(input.bytes, dtype);
-    let pairs = elements.pairs(input.bytes, base, input.effort(SEARCH_PAIRS));
     let total = (input.bytes.len() / elements.bytes) as u64;
-    let search = Search {
-        elements,
-        pairs: &pairs,
-        total,
-        exact: pairs.len() as u64 == total,
+    let search = |limit| {
+        let pairs = elements.pairs(input.bytes, base, input.effort(limit));
+        Search {
+            elements,
+            exact: pairs.len() as u64 == total,
+            pairs,
+            total,
+        }
     };
-    let most = if input.level == Level::Max {
-        MAX_CLASSES
+    let found = search(SEARCH_PAIRS);
+    let groups = found.groups()?;
+    if found.exact {
+        found.candidate(&groups, input)
     } else {
-        CLASSES
-    };
-    let classes = search.classes(most);
-    if search.exact {
-        return search.candidate(&classes, input);
+        search(TABLE_PAIRS).candidate(&groups, input)
     }
-    let pairs = elements.pairs(input.bytes, base, input.effort(TABLE_PAIRS));
-    let exact = pairs.len() as u64 == total;
-    let search = Search {
-        pairs: &pairs,
-        exact,
-        ..search
-    };
-    let classes = search.recount(&classes);
-    search.candidate(&classes, input)
 }
 
 impl Elements {
@@ -169,247 +166,302 @@ fn shared_zeros<W: Word>(data: &[u8]) -> u32 {
     any.trailing_zeros().min(W::BITS)
 }
 
-/// How a class is coded, and what its counted pairs then take, in 1/65536 bit.
-#[derive(Clone, Copy)]
-struct Way {
-    relation: Relation,
-    raw_bits: u32,
-    cost: u64,
-    /// Bytes of the class and its table in the model.
-    stored: u64,
+/// A way to make symbols of pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// [`Relation::Difference`] or, for integers, [`Relation::Integer`]: the bits by which symbols spread.
+    Difference(u32),
+    /// [`Relation::Context`]: mantissa bits in the symbol.
+    Context(u32),
 }
 
-/// A range of pairs of neighbouring keys.
-#[derive(Clone, Copy)]
+/// Neighbouring keys that have the same number of raw bits.
 struct Range {
     first_key: u8,
-    begin: usize,
-    end: usize,
-    way: Way,
+    pairs: u64,
+    /// Bits that three quarters of the differences take.
+    typical: u32,
 }
 
-struct Search<'a> {
+/// Neighbouring ranges that share a table.
+struct Group {
+    ranges: Vec<Range>,
+    /// Histogram of the symbols for every way.
+    counts: Vec<Histogram>,
+    way: Way,
+    /// What the pairs of the whole tensor take, with the classes and the table, in bytes.
+    size: u64,
+}
+
+struct Search {
     elements: Elements,
-    pairs: &'a [Pair],
+    /// Sorted by key.
+    pairs: Vec<Pair>,
     /// Elements of the whole tensor.
     total: u64,
     /// Whether the pairs are all there are.
     exact: bool,
 }
 
-impl Search<'_> {
-    /// Classes of keys, at most so many.
-    fn classes(&self, most: usize) -> Vec<Range> {
-        let mut ranges = self.ranges();
-        let joined = |a: &Range, b: &Range| self.way(a.begin, b.end);
-        let mut pairs: Vec<Way> = ranges.windows(2).map(|w| joined(&w[0], &w[1])).collect();
-        while ranges.len() > 1 {
-            let size = |way: &Way| self.size(way);
-            let gain = |at: usize| {
-                let apart = size(&ranges[at].way) + size(&ranges[at + 1].way);
-                apart.cast_signed() - size(&pairs[at]).cast_signed()
+impl Elements {
+    /// The ways there are.
+    fn ways(self) -> Vec<Way> {
+        let contexts = self
+            .mantissa
+            .map_or(0..0, |bits| 0..bits.min(JOINT_BITS) + 1);
+        let differences = SPREAD_BITS.map(Way::Difference);
+        let ways = differences.chain(contexts.map(Way::Context));
+        ways.filter(|&way| self.raw_bits(way, 0) <= MAX_DELTA_RAW_BITS)
+            .collect()
+    }
+
+    fn raw_bits(self, way: Way, typical: u32) -> u32 {
+        match way {
+            Way::Difference(spread) => {
+                let most = (self.kept - 1).min(MAX_DELTA_RAW_BITS);
+                typical.saturating_sub(spread).min(most)
+            }
+            Way::Context(joint) => self.mantissa.unwrap_or(0) - joint,
+        }
+    }
+
+    fn relation(self, way: Way) -> Relation {
+        match (way, self.mantissa) {
+            (Way::Context(_), _) => Relation::Context,
+            (Way::Difference(_), Some(_)) => Relation::Difference,
+            (Way::Difference(_), None) => Relation::Integer,
+        }
+    }
+
+    fn no_counts(self, way: Way) -> Histogram {
+        match way {
+            Way::Difference(_) => Histogram::new(-NEAREST, 2 * NEAREST as usize),
+            // Exponent, what of the mantissa is not raw, and the sign.
+            Way::Context(_) => Histogram::new(0, 1 << (self.kept - self.raw_bits(way, 0))),
+        }
+    }
+}
+
+impl Search {
+    /// Groups of ranges; `None` if there are too many classes whatever is done.
+    fn groups(&self) -> Option<Vec<Group>> {
+        let mut most = MAX_RANGES;
+        while most > 0 {
+            let groups = self.joined(self.ranges(most));
+            let classes = groups
+                .iter()
+                .map(|group| self.classes(group).len())
+                .sum::<usize>();
+            if classes <= MAX_CONTEXTS {
+                return Some(groups);
+            }
+            most /= 2;
+        }
+        None
+    }
+
+    /// Joins neighbours while that makes the estimate smaller.
+    fn joined(&self, ranges: Vec<Group>) -> Vec<Group> {
+        let mut groups = ranges;
+        let gain = |a: &Group, b: &Group| {
+            let apart = a.size.saturating_add(b.size).cast_signed();
+            let (_, together) = self.best_way(&sum(a, b), &a.ranges.iter().chain(&b.ranges));
+            apart.saturating_sub_unsigned(together)
+        };
+        let mut gains: Vec<i64> = groups.windows(2).map(|w| gain(&w[0], &w[1])).collect();
+        loop {
+            let best = (0..gains.len()).max_by_key(|&at| (gains[at], std::cmp::Reverse(at)));
+            let Some(at) = best.filter(|&at| gains[at] >= 0) else {
+                return groups;
             };
-            let best = (0..pairs.len()).max_by_key(|&at| (gain(at), std::cmp::Reverse(at)));
-            let Some(at) = best.filter(|&at| gain(at) >= 0 || ranges.len() > most) else {
-                break;
-            };
-            let second = ranges.remove(at + 1);
-            ranges[at].end = second.end;
-            ranges[at].way = pairs.remove(at);
-            if at < pairs.len() {
-                pairs[at] = joined(&ranges[at], &ranges[at + 1]);
+            let second = groups.remove(at + 1);
+            gains.remove(at);
+            let first = &mut groups[at];
+            first.counts = sum(first, &second);
+            first.ranges.extend(second.ranges);
+            (first.way, first.size) = self.best_way(&first.counts, &first.ranges.iter());
+            if at < gains.len() {
+                gains[at] = gain(&groups[at], &groups[at + 1]);
             }
             if at > 0 {
-                pairs[at - 1] = joined(&ranges[at - 1], &ranges[at]);
+                gains[at - 1] = gain(&groups[at - 1], &groups[at]);
             }
         }
-        ranges
     }
 
-    /// Ranges of keys with enough pairs to judge by.
-    fn ranges(&self) -> Vec<Range> {
-        let least = (self.pairs.len() / MAX_RANGES).max(MIN_RANGE_PAIRS);
-        let mut ranges: Vec<Range> = Vec::new();
-        let mut begin = 0;
-        while begin < self.pairs.len() {
-            let mut end = (begin + least).min(self.pairs.len());
-            let last_key = self.pairs[end - 1].key;
-            end += self.pairs[end..].partition_point(|pair| pair.key <= last_key);
-            if self.pairs.len() - end < least {
-                end = self.pairs.len();
+    /// Ranges of keys with enough pairs to judge by, at most about so many, each a group of its own.
+    fn ranges(&self, most: usize) -> Vec<Group> {
+        let least = (self.pairs.len() / most).max(MIN_RANGE_PAIRS);
+        let mut groups = Vec::new();
+        let mut rest = self.pairs.as_slice();
+        while !rest.is_empty() {
+            let mut count = least.min(rest.len());
+            let last_key = rest[count - 1].key;
+            count += rest[count..].partition_point(|pair| pair.key <= last_key);
+            if rest.len() - count < least {
+                count = rest.len();
             }
-            let first_key = if begin == 0 { 0 } else { self.pairs[begin].key };
-            let way = self.way(begin, end);
-            ranges.push(Range {
+            let (pairs, later) = rest.split_at(count);
+            let first_key = if groups.is_empty() { 0 } else { pairs[0].key };
+            let range = Range {
                 first_key,
-                begin,
-                end,
-                way,
-            });
-            begin = end;
-        }
-        ranges
-    }
-
-    /// The same classes with the pairs of this search, and without those that have none.
-    fn recount(&self, classes: &[Range]) -> Vec<Range> {
-        let mut ranges = Vec::new();
-        for (number, class) in classes.iter().enumerate() {
-            let begin = self
-                .pairs
-                .partition_point(|pair| pair.key < class.first_key);
-            let next = classes.get(number + 1);
-            let end = next.map_or(self.pairs.len(), |next| {
-                self.pairs.partition_point(|pair| pair.key < next.first_key)
-            });
-            if begin < end {
-                let first_key = if ranges.is_empty() {
-                    0
-                } else {
-                    class.first_key
-                };
-                ranges.push(Range {
-                    first_key,
-                    begin,
-                    end,
-                    way: self.way(begin, end),
-                });
-            }
-        }
-        ranges
-    }
-
-    /// What a class takes of the whole tensor, in bytes.
-    fn size(&self, way: &Way) -> u64 {
-        Input::total(way.cost, self.pairs.len() as u64, self.total as usize) + way.stored
-    }
-
-    /// The cheapest way to code the pairs of a range.
-    fn way(&self, begin: usize, end: usize) -> Way {
-        let pairs = &self.pairs[begin..end];
-        let differences = self.difference_raw_bits(pairs).map(|raw_bits| {
-            let relation = match self.elements.mantissa {
-                Some(_) => Relation::Difference,
-                None => Relation::Integer,
+                pairs: count as u64,
+                typical: typical_bits(pairs),
             };
-            (relation, raw_bits)
-        });
-        let contexts = self.elements.mantissa.into_iter().flat_map(|mantissa| {
-            (mantissa.saturating_sub(2)..=mantissa)
-                .rev()
-                .map(|bits| (Relation::Context, bits))
-        });
-        differences
-            .chain(contexts)
-            .filter(|&(_, raw_bits)| raw_bits <= MAX_DELTA_RAW_BITS)
-            .map(|(relation, raw_bits)| {
-                let counts = self.count(pairs, relation, raw_bits);
-                let (cost, stored) = counts.estimate(self.escape_bits(raw_bits), self.exact);
-                Way {
-                    relation,
-                    raw_bits,
-                    cost: cost + pairs.len() as u64 * u64::from(raw_bits) * ONE_BIT,
-                    stored,
-                }
-            })
-            .min_by_key(|way| self.size(way))
-            .unwrap_or(Way {
-                relation: Relation::Difference,
-                raw_bits: 0,
-                cost: u64::MAX >> 1,
-                stored: 0,
-            })
-    }
-
-    /// Numbers of raw bits worth trying for differences: those that spread the middle half of them
-    /// over a few symbols up to a good part of the table.
-    fn difference_raw_bits(&self, pairs: &[Pair]) -> impl Iterator<Item = u32> + use<> {
-        let mut lengths = [0_usize; 65];
-        for pair in pairs {
-            lengths[(64 - pair.difference.unsigned_abs().leading_zeros()) as usize] += 1;
-        }
-        let mut left = pairs.len() * 3 / 4;
-        let typical = lengths.iter().position(|&count| {
-            let found = count > left;
-            left = left.saturating_sub(count);
-            found
-        });
-        let typical = typical.unwrap_or(0) as u32;
-        let most = self.elements.kept - 1;
-        (typical.saturating_sub(5)..=typical.saturating_sub(2)).filter(move |&bits| bits <= most)
-    }
-
-    fn escape_bits(&self, raw_bits: u32) -> u64 {
-        u64::from((self.elements.kept - raw_bits).div_ceil(8) * 8)
-    }
-
-    fn count(&self, pairs: &[Pair], relation: Relation, raw_bits: u32) -> Counts {
-        let bits = self.elements.kept - raw_bits;
-        if relation == Relation::Context {
-            // Exponent, what of the mantissa is not raw, and the sign.
-            let mut counts = vec![0; 1 << bits];
-            for pair in pairs {
+            let counts = self.elements.ways().into_iter().map(|way| {
+                let mut counts = self.elements.no_counts(way);
+                let raw_bits = self.elements.raw_bits(way, range.typical);
+                counts.add_pairs(pairs, way, raw_bits);
                 counts
-                    [(pair.magnitude >> raw_bits << 1) as usize | usize::from(pair.other_sign)] +=
-                    1;
-            }
-            return Counts {
+            });
+            let counts: Vec<Histogram> = counts.collect();
+            let (way, size) = self.best_way(&counts, &std::iter::once(&range));
+            groups.push(Group {
+                ranges: vec![range],
                 counts,
-                first: 0,
-                beyond: 0,
-            };
+                way,
+                size,
+            });
+            rest = later;
         }
-        let mut counts = vec![0; 2 * NEAREST as usize];
-        let mut beyond = 0;
-        for pair in pairs {
-            let symbol = (pair.difference >> raw_bits) + NEAREST;
-            match usize::try_from(symbol)
-                .ok()
-                .and_then(|symbol| counts.get_mut(symbol))
-            {
-                Some(count) => *count += 1,
-                None => beyond += 1,
-            }
-        }
-        Counts {
-            counts,
-            first: -NEAREST,
-            beyond,
-        }
+        groups
     }
 
-    /// The model of the classes, and its size.
-    fn candidate(&self, classes: &[Range], input: &Input<'_>) -> Option<DeltaCandidate> {
-        let mut bytes = 0;
+    /// The cheapest way for ranges that share a table, and what they then take.
+    fn best_way<'r>(
+        &self,
+        counts: &[Histogram],
+        ranges: &(impl Iterator<Item = &'r Range> + Clone),
+    ) -> (Way, u64) {
+        let elements = self.elements;
+        let size = |(way, counts): (Way, &Histogram)| {
+            let raw_bits = ranges
+                .clone()
+                .map(|range| elements.raw_bits(way, range.typical));
+            let most = raw_bits.clone().max().unwrap_or(0);
+            let mut classes: Vec<u32> = raw_bits.clone().collect();
+            classes.dedup();
+            let listed = counts.listed();
+            if !counts.fits(&listed, elements.kept - most) {
+                return (way, u64::MAX >> 2);
+            }
+            let (cost, table) = counts.estimate(&listed, self.escape_bits(), self.exact);
+            let raw: u64 = ranges
+                .clone()
+                .zip(raw_bits)
+                .map(|(r, bits)| r.pairs * u64::from(bits))
+                .sum();
+            let cost = cost + raw * ONE_BIT;
+            let stored = table + classes.len() as u64 * CLASS_BYTES;
+            (
+                way,
+                Input::total(cost, self.pairs.len() as u64, self.total as usize) + stored,
+            )
+        };
+        let sizes = elements.ways().into_iter().zip(counts).map(size);
+        sizes
+            .min_by_key(|&(_, size)| size)
+            .unwrap_or((Way::Difference(0), u64::MAX >> 2))
+    }
+
+    /// Bits that an escaped symbol takes at most.
+    fn escape_bits(&self) -> u64 {
+        u64::from(self.elements.kept.div_ceil(8) * 8)
+    }
+
+    /// First key and raw bits of the classes of a group.
+    fn classes(&self, group: &Group) -> Vec<(u8, u32)> {
+        let raw_bits = |range: &Range| self.elements.raw_bits(group.way, range.typical);
+        let mut classes: Vec<(u8, u32)> = group
+            .ranges
+            .iter()
+            .map(|range| (range.first_key, raw_bits(range)))
+            .collect();
+        classes.dedup_by_key(|&mut (_, raw_bits)| raw_bits);
+        classes
+    }
+
+    /// The model of groups that may have been found with other pairs, and its size.
+    fn candidate(&self, groups: &[Group], input: &Input<'_>) -> Option<DeltaCandidate> {
+        let mut bytes = input.plane_overhead();
         let mut model = DeltaModel {
             element_bytes: self.elements.bytes,
             dropped_bits: self.elements.bytes as u32 * 8 - self.elements.kept,
             key_shift: self.elements.key_shift,
             classes: Vec::new(),
         };
-        for class in classes {
-            bytes += self.size(&class.way);
-            let Way {
-                relation, raw_bits, ..
-            } = class.way;
-            let counts = self.count(&self.pairs[class.begin..class.end], relation, raw_bits);
-            let escape_bits = self.escape_bits(raw_bits);
-            let table = counts.table(self.elements.kept - raw_bits, escape_bits, self.exact)?;
-            model.classes.push(DeltaClass {
-                first_key: class.first_key,
-                relation,
-                raw_bits,
-                table,
-            });
+        let classes: Vec<Vec<(u8, u32)>> = groups.iter().map(|group| self.classes(group)).collect();
+        let keys: Vec<u8> = classes
+            .iter()
+            .flatten()
+            .map(|&(first_key, _)| first_key)
+            .collect();
+        let mut next_keys = keys.into_iter().skip(1);
+        for (group, classes) in groups.iter().zip(&classes) {
+            let mut counts = self.elements.no_counts(group.way);
+            let mut raw = 0;
+            for &(first_key, raw_bits) in classes {
+                let place = |key: u8| self.pairs.partition_point(|pair| pair.key < key);
+                let end = next_keys.next().map_or(self.pairs.len(), place);
+                let pairs = &self.pairs[place(first_key)..end];
+                counts.add_pairs(pairs, group.way, raw_bits);
+                raw += pairs.len() as u64 * u64::from(raw_bits);
+            }
+            let listed = counts.listed();
+            let (cost, stored) = counts.estimate(&listed, self.escape_bits(), self.exact);
+            let cost = cost + raw * ONE_BIT;
+            bytes += Input::total(cost, self.pairs.len() as u64, self.total as usize);
+            bytes += stored + CLASS_BYTES * classes.len() as u64;
+            let widest = classes
+                .iter()
+                .map(|&(_, raw_bits)| self.elements.kept - raw_bits)
+                .max()?;
+            let table = counts.table(&listed, widest, self.exact)?;
+            for &(first_key, raw_bits) in classes {
+                model.classes.push(DeltaClass {
+                    first_key,
+                    relation: self.elements.relation(group.way),
+                    raw_bits,
+                    table: table.with_bits(self.elements.kept - raw_bits).ok()?,
+                });
+            }
         }
         let model = model.validated().ok()?;
-        bytes += input.plane_overhead();
         Some(DeltaCandidate { model, bytes })
     }
 }
 
-/// Counts of neighbouring symbols.
-struct Counts {
+/// Bits that three quarters of the differences take.
+fn typical_bits(pairs: &[Pair]) -> u32 {
+    let mut lengths = [0_usize; 65];
+    for pair in pairs {
+        lengths[(64 - pair.difference.unsigned_abs().leading_zeros()) as usize] += 1;
+    }
+    let mut left = pairs.len() * 3 / 4;
+    let typical = lengths.iter().position(|&count| {
+        let found = count > left;
+        left = left.saturating_sub(count);
+        found
+    });
+    typical.unwrap_or(0) as u32
+}
+
+/// The counts of two groups together.
+fn sum(a: &Group, b: &Group) -> Vec<Histogram> {
+    let both = a.counts.iter().zip(&b.counts);
+    both.map(|(a, b)| {
+        let counts = a.counts.iter().zip(&b.counts).map(|(a, b)| a + b);
+        Histogram {
+            counts: counts.collect(),
+            first: a.first,
+            beyond: a.beyond + b.beyond,
+        }
+    })
+    .collect()
+}
+
+/// Histogram of neighbouring symbols.
+struct Histogram {
     counts: Vec<u32>,
     /// The symbol of the first count.
     first: i64,
@@ -417,7 +469,39 @@ struct Counts {
     beyond: u64,
 }
 
-impl Counts {
+/// Where the symbols with slots of their own begin among the counts, and their counts: 0 for a symbol that is
+/// cheaper escaped.
+type Listed = (usize, Vec<u64>);
+
+impl Histogram {
+    fn new(first: i64, count: usize) -> Self {
+        Self {
+            counts: vec![0; count],
+            first,
+            beyond: 0,
+        }
+    }
+
+    /// Histogram the symbols of pairs.
+    fn add_pairs(&mut self, pairs: &[Pair], way: Way, raw_bits: u32) {
+        for pair in pairs {
+            self.add(match way {
+                Way::Difference(_) => pair.difference >> raw_bits,
+                Way::Context(_) => {
+                    (pair.magnitude >> raw_bits << 1 | u64::from(pair.other_sign)).cast_signed()
+                }
+            });
+        }
+    }
+
+    fn add(&mut self, symbol: i64) {
+        let place = usize::try_from(symbol.wrapping_sub(self.first)).ok();
+        match place.and_then(|place| self.counts.get_mut(place)) {
+            Some(count) => *count += 1,
+            None => self.beyond += 1,
+        }
+    }
+
     fn total(&self) -> u64 {
         self.counts
             .iter()
@@ -426,9 +510,8 @@ impl Counts {
             + self.beyond
     }
 
-    /// The counts with slots of their own in the best window: where they begin, and the counts, 0 for
-    /// symbols that are cheaper escaped.
-    fn listed(&self) -> (usize, Vec<u64>) {
+    /// The best window.
+    fn listed(&self) -> Listed {
         let counts = &self.counts;
         let used = |&count: &u32| count > 0;
         let begin = counts.iter().position(used).unwrap_or(0);
@@ -460,30 +543,39 @@ impl Counts {
         (start + first, listed)
     }
 
-    /// About what [`Counts::table`] makes the counted symbols cost, in 1/65536 bit, and the bytes of the
-    /// class in the model.
-    fn estimate(&self, escape_bits: u64, exact: bool) -> (u64, u64) {
-        let (_, listed) = self.listed();
+    /// The symbol of the first listed one.
+    fn base(&self, start: usize) -> i64 {
+        self.first + start as i64
+    }
+
+    /// Whether symbols of this width can be those listed, all of them different.
+    fn fits(&self, (start, listed): &Listed, bits: u32) -> bool {
+        if bits > 16 {
+            return true;
+        }
+        let (base, half) = (self.base(*start), 1_i64 << (bits - 1));
+        // Symbols of the relation context are counted from 0 on.
+        let most = if self.first == 0 { 2 * half } else { half };
+        listed.len() as i64 <= 2 * half && base >= -half && base < most
+    }
+
+    /// About what [`Histogram::table`] makes the counted symbols cost, in 1/65536 bit, and the bytes of the
+    /// table in the model.
+    fn estimate(&self, (_, listed): &Listed, escape_bits: u64, exact: bool) -> (u64, u64) {
         let total = self.total();
         let mass: u64 = listed.iter().sum();
         let escaped = total - mass;
-        let log_total = log2(total);
-        let cost: u64 = listed
-            .iter()
-            .filter(|&&count| count > 0)
-            .map(|&count| count * (log_total - log2(count)).min(8 * ONE_BIT))
-            .sum();
         let has_escape = escaped > 0 || !exact;
-        let slots = |count: u64| (count * SLOTS as u64).max(total);
-        let mut needed: u64 = listed
-            .iter()
-            .filter(|&&count| count > 0)
-            .map(|&c| slots(c))
-            .sum();
-        if listed.len() == 1 && !has_escape {
-            return (0, CLASS_BYTES + 1);
+        if listed.len() == 1 && !has_escape || total == 0 {
+            return (0, TABLE_BYTES + 2);
         }
-        let mut cost = cost;
+        let log_total = log2(total);
+        let slots = |count: u64| (count * SLOTS as u64).max(total);
+        let (mut cost, mut needed) = (0, 0);
+        for &count in listed.iter().filter(|&&count| count > 0) {
+            cost += count * (log_total - log2(count)).min(8 * ONE_BIT);
+            needed += slots(count);
+        }
         if has_escape {
             needed += slots(escaped);
             cost +=
@@ -491,19 +583,22 @@ impl Counts {
         }
         // All slots together are more than there are: every symbol gets fewer.
         cost += total * (log2(needed) - log_total).saturating_sub(8 * ONE_BIT);
-        (cost, CLASS_BYTES + listed.len() as u64)
+        (
+            cost,
+            TABLE_BYTES + listed.len() as u64 / FREQUENCIES_PER_BYTE,
+        )
     }
 
     /// A table for the counts; every symbol can be coded if the counts are `exact`, or if not.
-    fn table(&self, bits: u32, escape_bits: u64, exact: bool) -> Option<ContextTable> {
-        debug_assert!(escape_bits >= u64::from(bits));
-        let (start, listed) = self.listed();
+    fn table(&self, (start, listed): &Listed, bits: u32, exact: bool) -> Option<ContextTable> {
         let escaped = self.total() - listed.iter().sum::<u64>();
         let has_escape = escaped > 0 || !exact;
-        let base = (self.first + start as i64).cast_unsigned() & low_mask(bits);
+        let unused = 64 - bits;
+        let base = self.base(*start) << unused >> unused;
         let weights: Vec<u64> = listed.iter().copied().filter(|&count| count > 0).collect();
         if weights.is_empty() {
-            return None;
+            // Nothing was counted: all the sample had is escaped.
+            return ContextTable::new(bits, 0, vec![1], SLOTS as u16 - 1).ok();
         }
         if weights.len() == 1 && !has_escape {
             return ContextTable::new(bits, base, vec![SLOTS as u16], 0).ok();

@@ -7,20 +7,23 @@
 //! integer:     the elements' difference
 //!              symbol | raw bits
 //! ```
-//! Numbers are 64 bits wide whatever the element; `kept` low bits of them count.
+//! Loops go through a block one step after the other, so that the compiler vectorises each; what an element
+//! has from its class is added up over the classes, which are few, instead of being looked up.
 //! Place in docs/format.md: "Delta chunk".
 
-use super::words::low_mask;
+use super::words::{Word, low_mask};
 use crate::constants::{ESCAPE, MAX_CONTEXTS, MAX_SYMBOLS};
 use crate::model::delta::{DeltaModel, Relation};
+
+/// Elements that are handled at a time: their intermediate values stay in the first cache.
+pub(crate) const BLOCK: usize = 1024;
 
 /// What a class needs, in the form that loops use it.
 #[derive(Clone, Copy, Debug, Default)]
 struct ClassForm {
+    first_key: u8,
     is_context: bool,
     raw_bits: u32,
-    raw_mask: u64,
-    symbol_mask: u64,
     base: u64,
 }
 
@@ -28,134 +31,262 @@ struct ClassForm {
 #[derive(Clone, Debug)]
 pub(crate) struct DeltaCut {
     kept_bits: u32,
-    kept_mask: u64,
-    magnitude_mask: u64,
+    dropped_bits: u32,
     key_shift: u32,
-    pub(crate) integers: bool,
-    class_of_key: [u8; 256],
-    forms: [ClassForm; MAX_CONTEXTS],
-    /// Whether an index of a class has slots.
-    listed: [[bool; MAX_SYMBOLS]; MAX_CONTEXTS],
+    integers: bool,
+    forms: Vec<ClassForm>,
+    /// The index of each offset from the base of each class, the escape for those without slots.
+    indices: [[u8; MAX_SYMBOLS]; MAX_CONTEXTS],
+}
+
+/// What the elements of a block have from their classes, and what they are cut into.
+#[derive(Debug)]
+pub(crate) struct Block<W> {
+    old: [W; BLOCK],
+    base: [W; BLOCK],
+    /// All bits set for the relation context.
+    context: [W; BLOCK],
+    pub(crate) symbols: [W; BLOCK],
+    pub(crate) raw: [W; BLOCK],
+}
+
+impl<W: Word> Default for Block<W> {
+    fn default() -> Self {
+        let zeros = [W::default(); BLOCK];
+        Self {
+            old: zeros,
+            base: zeros,
+            context: zeros,
+            symbols: zeros,
+            raw: zeros,
+        }
+    }
+}
+
+/// All bits set, or none.
+#[inline(always)]
+fn mask_if<W: Word>(condition: bool) -> W {
+    W::default().wrapping_sub(W::truncate(u64::from(condition)))
 }
 
 impl DeltaCut {
     pub(crate) fn new(model: &DeltaModel) -> Self {
-        let kept_bits = model.kept_bits();
+        let forms = model.classes.iter().map(|class| ClassForm {
+            first_key: class.first_key,
+            is_context: class.relation == Relation::Context,
+            raw_bits: class.raw_bits,
+            base: class.table.base(),
+        });
         let mut cut = Self {
-            kept_bits,
-            kept_mask: low_mask(kept_bits),
-            magnitude_mask: low_mask(kept_bits - 1),
+            kept_bits: model.kept_bits(),
+            dropped_bits: model.dropped_bits,
             key_shift: model.key_shift,
             integers: model.classes[0].relation == Relation::Integer,
-            class_of_key: [0; 256],
-            forms: [ClassForm::default(); MAX_CONTEXTS],
-            listed: [[false; MAX_SYMBOLS]; MAX_CONTEXTS],
+            forms: forms.collect(),
+            indices: [[ESCAPE; MAX_SYMBOLS]; MAX_CONTEXTS],
         };
-        for (number, class) in model.classes.iter().enumerate() {
-            cut.class_of_key[usize::from(class.first_key)..].fill(number as u8);
-            cut.forms[number] = ClassForm {
-                is_context: class.relation == Relation::Context,
-                raw_bits: class.raw_bits,
-                raw_mask: low_mask(class.raw_bits),
-                symbol_mask: low_mask(kept_bits - class.raw_bits),
-                base: class.table.base(),
-            };
+        for (indices, class) in cut.indices.iter_mut().zip(&model.classes) {
             for (index, _) in class.table.slot_order() {
-                cut.listed[number][usize::from(index)] = true;
+                indices[usize::from(index)] = index;
             }
         }
         cut
     }
 
-    /// The class of an element whose base element is `old`.
+    /// The bits of elements that are not dropped.
     #[inline(always)]
-    pub(crate) fn class(&self, old: u64) -> u8 {
-        let key = (old & self.magnitude_mask) >> self.key_shift;
-        self.class_of_key[usize::from(key as u8)]
+    fn kept<W: Word>(&self) -> W {
+        W::mask(self.kept_bits)
     }
 
     #[inline(always)]
-    fn form(&self, class: u8) -> &ClassForm {
-        &self.forms[usize::from(class) % MAX_CONTEXTS]
+    fn magnitude<W: Word>(&self) -> W {
+        W::mask(self.kept_bits - 1)
     }
 
-    /// Raw bits of an element of a class.
+    /// The class and the number of raw bits of each element of a block, from its base elements.
     #[inline(always)]
-    pub(crate) fn raw_bits(&self, class: u8) -> u32 {
-        self.form(class).raw_bits
-    }
-
-    /// The symbol of an index, which is not the escape.
-    #[inline(always)]
-    pub(crate) fn symbol(&self, class: u8, index: u8) -> u64 {
-        let form = self.form(class);
-        form.base.wrapping_add(u64::from(index)) & form.symbol_mask
-    }
-
-    /// The index of a symbol; `None` if it has to be escaped.
-    #[inline(always)]
-    pub(crate) fn index(&self, class: u8, symbol: u64) -> Option<u8> {
-        let form = self.form(class);
-        let index = symbol.wrapping_sub(form.base) & form.symbol_mask;
-        let listed = &self.listed[usize::from(class) % MAX_CONTEXTS];
-        (index < u64::from(ESCAPE) && listed[index as usize % MAX_SYMBOLS]).then_some(index as u8)
-    }
-
-    /// Whether a class has an escape.
-    pub(crate) fn has_escape(&self, class: u8) -> bool {
-        self.listed[usize::from(class) % MAX_CONTEXTS][usize::from(ESCAPE)]
-    }
-
-    /// Whether a symbol is within its class's width.
-    pub(crate) fn is_in_range(&self, class: u8, symbol: u64) -> bool {
-        symbol <= self.form(class).symbol_mask
-    }
-
-    /// Symbol and raw bits of an element.
-    #[inline(always)]
-    pub(crate) fn split(&self, class: u8, new: u64, old: u64) -> (u64, u64) {
-        let form = self.form(class);
-        let word = if self.integers {
-            new.wrapping_sub(old)
-        } else {
-            let other_sign = (new ^ old) >> (self.kept_bits - 1);
-            let magnitude = new & self.magnitude_mask;
-            if form.is_context {
-                let above = magnitude & !form.raw_mask;
-                above << 1 | other_sign << form.raw_bits | magnitude & form.raw_mask
-            } else {
-                (magnitude ^ other_sign.wrapping_neg()).wrapping_sub(old & self.magnitude_mask)
-            }
-        } & self.kept_mask;
-        (word >> form.raw_bits, word & form.raw_mask)
-    }
-
-    /// The element that [`DeltaCut::split`] took apart.
-    #[inline(always)]
-    pub(crate) fn join<const INTEGERS: bool>(
+    pub(crate) fn classify<W: Word>(
         &self,
-        class: u8,
-        symbol: u64,
-        raw: u64,
-        old: u64,
-    ) -> u64 {
-        let form = self.form(class);
-        let word = symbol << form.raw_bits | raw;
-        if INTEGERS {
-            return word.wrapping_add(old) & self.kept_mask;
+        base: &[W::Bytes],
+        classes: &mut [u8],
+        raw_bits: &mut [u8],
+    ) {
+        let count = base.len();
+        let (classes, raw_bits) = (&mut classes[..count], &mut raw_bits[..count]);
+        let mut keys = [0; BLOCK];
+        let keys = &mut keys[..count];
+        let magnitude = self.magnitude::<W>();
+        for i in 0..count {
+            let old = W::from_bytes(base[i]) >> self.dropped_bits;
+            keys[i] = ((old & magnitude) >> self.key_shift).low_byte();
         }
-        // Both relations are computed: classes change from element to element.
-        let apart_sign = symbol & 1;
-        let apart = symbol >> 1 << form.raw_bits | raw;
-        let sum = word.wrapping_add(old & self.magnitude_mask) & self.kept_mask;
-        let sum_sign = sum >> (self.kept_bits - 1);
-        let (other_sign, magnitude) = if form.is_context {
-            (apart_sign, apart)
-        } else {
-            (sum_sign, (sum ^ sum_sign.wrapping_neg()))
-        };
-        let sign = (old >> (self.kept_bits - 1)) ^ other_sign;
-        sign << (self.kept_bits - 1) | magnitude & self.magnitude_mask
+        classes.fill(0);
+        raw_bits.fill(self.forms[0].raw_bits as u8);
+        for pair in self.forms.windows(2) {
+            let first = pair[1].first_key;
+            let more = (pair[1].raw_bits as u8).wrapping_sub(pair[0].raw_bits as u8);
+            for i in 0..count {
+                let above = u8::from(keys[i] >= first).wrapping_neg();
+                classes[i] += above & 1;
+                raw_bits[i] = raw_bits[i].wrapping_add(above & more);
+            }
+        }
+    }
+
+    /// Looks up what a block's elements have from their classes.
+    #[inline(always)]
+    fn look_up<W: Word>(&self, base: &[W::Bytes], classes: &[u8], block: &mut Block<W>) {
+        let count = base.len();
+        let classes = &classes[..count];
+        let Block {
+            old,
+            base: bases,
+            context,
+            ..
+        } = block;
+        let (old, bases, context) = (
+            &mut old[..count],
+            &mut bases[..count],
+            &mut context[..count],
+        );
+        let kept = self.kept::<W>();
+        for i in 0..count {
+            old[i] = (W::from_bytes(base[i]) >> self.dropped_bits) & kept;
+        }
+        let form = |form: &ClassForm| (W::truncate(form.base), mask_if::<W>(form.is_context));
+        let (first_base, first_context) = form(&self.forms[0]);
+        bases.fill(first_base);
+        context.fill(first_context);
+        for (number, pair) in (1_u8..).zip(self.forms.windows(2)) {
+            let ((base, is), (base_before, was)) = (form(&pair[1]), form(&pair[0]));
+            let (more, other) = (base.wrapping_sub(base_before), is ^ was);
+            for i in 0..count {
+                let above = mask_if::<W>(classes[i] >= number);
+                bases[i] = bases[i].wrapping_add(above & more);
+                context[i] = context[i] ^ (above & other);
+            }
+        }
+    }
+
+    /// Takes the elements of a block apart. Returns the bits that were dropped, all elements' together.
+    #[inline(always)]
+    pub(crate) fn split<W: Word>(
+        &self,
+        (new, base): (&[W::Bytes], &[W::Bytes]),
+        (classes, raw_bits): (&[u8], &[u8]),
+        block: &mut Block<W>,
+        indices: &mut [u8],
+    ) -> W {
+        self.look_up(base, classes, block);
+        let count = new.len();
+        let (kept, magnitude) = (self.kept::<W>(), self.magnitude::<W>());
+        let top = self.kept_bits - 1;
+        let (dropped, dropped_mask) = (self.dropped_bits, W::mask(self.dropped_bits));
+        let Block {
+            old,
+            base: bases,
+            context,
+            symbols,
+            raw,
+        } = block;
+        let (old, bases, context) = (&old[..count], &bases[..count], &context[..count]);
+        let (symbols, raw) = (&mut symbols[..count], &mut raw[..count]);
+        let raw_bits = &raw_bits[..count];
+        let mut lost = W::default();
+        for i in 0..count {
+            let (element, r) = (W::from_bytes(new[i]), u32::from(raw_bits[i]));
+            lost = lost | element & dropped_mask;
+            let x = (element >> dropped) & kept;
+            let below = !(kept << r);
+            let word = if self.integers {
+                x.wrapping_sub(old[i])
+            } else {
+                let t = (x ^ old[i]) >> top;
+                let v = x & magnitude;
+                let apart = (v & !below) << 1 | t << r | v & below;
+                let all = W::default().wrapping_sub(t);
+                let difference = (v ^ all).wrapping_sub(old[i] & magnitude);
+                context[i] & apart | !context[i] & difference
+            } & kept;
+            symbols[i] = word >> r;
+            raw[i] = word & below;
+        }
+        let (classes, indices) = (&classes[..count], &mut indices[..count]);
+        let most = W::truncate(u64::from(ESCAPE));
+        for i in 0..count {
+            let offset = symbols[i].wrapping_sub(bases[i]) & (kept >> u32::from(raw_bits[i]));
+            let offset = offset.smaller(most).low_byte();
+            let indices_of_class = &self.indices[usize::from(classes[i]) % MAX_CONTEXTS];
+            indices[i] = indices_of_class[usize::from(offset) % MAX_SYMBOLS];
+        }
+        lost
+    }
+
+    /// Puts the elements of a block together; those with an escape are left to [`DeltaCut::join_one`].
+    ///
+    /// The raw bits are in the block.
+    #[inline(always)]
+    pub(crate) fn join<W: Word>(
+        &self,
+        base: &[W::Bytes],
+        (classes, raw_bits, indices): (&[u8], &[u8], &[u8]),
+        block: &mut Block<W>,
+        out: &mut [W::Bytes],
+    ) {
+        self.look_up(base, classes, block);
+        let count = base.len();
+        let Block {
+            old,
+            base: bases,
+            context,
+            raw,
+            ..
+        } = block;
+        let (old, bases, context) = (&old[..count], &bases[..count], &context[..count]);
+        let (raw, raw_bits, indices) = (&raw[..count], &raw_bits[..count], &indices[..count]);
+        let out = &mut out[..count];
+        for i in 0..count {
+            let symbol = bases[i].wrapping_add(W::truncate(u64::from(indices[i])));
+            let x = self.element(symbol, u32::from(raw_bits[i]), raw[i], old[i], context[i]);
+            out[i] = (x << self.dropped_bits).to_bytes();
+        }
+    }
+
+    /// Element `i` of the block that was joined last, from its symbol.
+    pub(crate) fn join_one<W: Word>(
+        &self,
+        block: &Block<W>,
+        i: usize,
+        raw_bits: u8,
+        symbol: u64,
+    ) -> W::Bytes {
+        let (symbol, r) = (W::truncate(symbol), u32::from(raw_bits));
+        let x = self.element(symbol, r, block.raw[i], block.old[i], block.context[i]);
+        (x << self.dropped_bits).to_bytes()
+    }
+
+    /// The element of a symbol, whose bits above its width do not count.
+    #[inline(always)]
+    fn element<W: Word>(&self, symbol: W, r: u32, raw: W, old: W, context: W) -> W {
+        let (kept, magnitude) = (self.kept::<W>(), self.magnitude::<W>());
+        let top = self.kept_bits - 1;
+        let word = symbol << r | raw;
+        if self.integers {
+            return word.wrapping_add(old) & kept;
+        }
+        let apart = (symbol >> 1) << r | raw;
+        let sum = word.wrapping_add(old & magnitude) & kept;
+        let sum_sign = sum >> top;
+        let folded = sum ^ W::default().wrapping_sub(sum_sign);
+        let t = context & symbol & W::truncate(1) | !context & sum_sign;
+        let v = (context & apart | !context & folded) & magnitude;
+        ((t << top) ^ (old & !magnitude)) | v
+    }
+
+    /// Whether a symbol is within the width it has with so many raw bits.
+    pub(crate) fn is_in_range(&self, raw_bits: u8, symbol: u64) -> bool {
+        symbol <= low_mask(self.kept_bits - u32::from(raw_bits))
     }
 }
 
@@ -182,11 +313,34 @@ mod tests {
         DeltaCut::new(&model.validated().unwrap())
     }
 
+    fn roundtrip<W: Word + std::fmt::Debug>(new: u64, old: u64, cut: &DeltaCut, bits: u32) {
+        let dropped = cut.dropped_bits;
+        let [new, old] = [new, old].map(|x| [W::truncate(x << dropped).to_bytes(); 3]);
+        let (classes, raw_bits) = (&mut [0; 3], &mut [0; 3]);
+        cut.classify::<W>(&old, classes, raw_bits);
+        assert_eq!((*classes, *raw_bits), ([0; 3], [bits as u8; 3]));
+        let mut block = Box::new(Block::<W>::default());
+        let mut indices = [0; 3];
+        let parts = (&classes[..], &raw_bits[..]);
+        let lost = cut.split((&new, &old), parts, &mut block, &mut indices);
+        assert_eq!(lost, W::default());
+        let symbol = block.symbols[1].widen();
+        assert!(cut.is_in_range(raw_bits[1], symbol));
+        assert!(block.raw[1].widen() <= low_mask(bits));
+        let mut out = old;
+        let parts = (&classes[..], &raw_bits[..], &indices[..]);
+        cut.join(&old, parts, &mut block, &mut out);
+        if indices[1] == ESCAPE {
+            out[1] = cut.join_one(&block, 1, raw_bits[1], symbol);
+        }
+        assert_eq!(W::from_bytes(out[1]), W::from_bytes(new[1]));
+    }
+
     proptest! {
         #[test]
         fn elements_come_back(
             new: u64, old: u64, log2 in 0_usize..4, raw in 0_u32..57, dropped in 0_u32..24,
-            relation in prop::sample::select(vec![
+            near: bool, relation in prop::sample::select(vec![
                 Relation::Context, Relation::Difference, Relation::Integer,
             ]),
         ) {
@@ -194,22 +348,21 @@ mod tests {
             let dropped = dropped.min(bits - 2);
             let raw = raw.min(bits - dropped - 2);
             let cut = cut(1 << log2, dropped, raw, relation);
+            let new = if near { old.wrapping_add(new & 3) } else { new };
             let [new, old] = [new, old].map(|x| x & low_mask(bits - dropped));
-            let (symbol, low) = cut.split(0, new, old);
-            prop_assert!(cut.is_in_range(0, symbol) && low <= low_mask(raw));
-            let back = if relation == Relation::Integer {
-                cut.join::<true>(0, symbol, low, old)
-            } else {
-                cut.join::<false>(0, symbol, low, old)
-            };
-            prop_assert_eq!(back, new);
+            crate::planes::words::with_word!(1 << log2, W => roundtrip::<W>(new, old, &cut, raw));
         }
     }
 
     #[test]
     fn differences_are_small_on_both_sides_of_zero() {
         let cut = cut(2, 0, 0, Relation::Difference);
-        let signed = |new, old| cut.split(0, new, old).0 as i16;
+        let signed = |new: u16, old: u16| {
+            let mut block = Box::new(Block::<u16>::default());
+            let elements = (&[new.to_le_bytes()][..], &[old.to_le_bytes()][..]);
+            cut.split(elements, (&[0], &[0]), &mut block, &mut [0]);
+            block.symbols[0].cast_signed()
+        };
         assert_eq!(signed(0x3f81, 0x3f80), 1);
         assert_eq!(signed(0xbf81, 0xbf80), 1);
         assert_eq!(signed(0xbf7f, 0xbf80), -1);

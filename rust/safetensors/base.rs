@@ -110,11 +110,10 @@ impl BaseModel {
         if header.element(index) != element || header.shape(index) != shape {
             return Ok(None);
         }
-        self.bytes(file, index, options).map(Some)
+        Self::bytes(file, index, options).map(Some)
     }
 
     fn bytes<'a>(
-        &self,
         file: &'a SafetensorsFile,
         index: usize,
         options: &DecompressOptions,
@@ -137,7 +136,7 @@ impl BaseModel {
         places.sort();
         let mut listed = Vec::new();
         for (name, &(file, index)) in places {
-            let bytes = self.bytes(&self.files[file], index, options)?;
+            let bytes = Self::bytes(&self.files[file], index, options)?;
             write_varint(&mut listed, name.len() as u64);
             listed.extend_from_slice(name.as_bytes());
             listed.extend_from_slice(&content_hash(&bytes).to_le_bytes());
@@ -183,6 +182,9 @@ pub(super) enum FileBase {
     Found(Box<FoundBase>),
 }
 
+/// The bytes of a base tensor that had to be decoded.
+type Decoded = Arc<Cow<'static, [u8]>>;
+
 /// An open base.
 pub(super) struct FoundBase {
     model: BaseModel,
@@ -190,7 +192,7 @@ pub(super) struct FoundBase {
     checked: Mutex<HashSet<usize>>,
     /// The base tensor that was decoded last, for the tensor of this number: readers that ask for one
     /// piece after the other need it again.
-    recent: Mutex<Option<(usize, Arc<Cow<'static, [u8]>>)>>,
+    recent: Mutex<Option<(usize, Decoded)>>,
 }
 
 impl FileBase {
@@ -287,7 +289,7 @@ impl FileBase {
         match bytes {
             Cow::Borrowed(bytes) => stream.with_checked_base(Arc::new(Cow::Borrowed(bytes))),
             Cow::Owned(bytes) => {
-                let bytes: Arc<Cow<'static, [u8]>> = Arc::new(Cow::Owned(bytes));
+                let bytes: Decoded = Arc::new(Cow::Owned(bytes));
                 *lock(&base.recent) = Some((index, bytes.clone()));
                 stream.with_checked_base(bytes)
             }
@@ -299,8 +301,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where a base may lie that was recorded as `path`: there, or under the name it had before it was
-/// compressed, or has since. None for what is no relative path.
+/// Where a base may lie that was recorded as `path`: there, or under the name that it, or a folder above
+/// it, had before it was compressed or has since. None for what is no relative path.
 fn candidates(path: &str) -> Vec<PathBuf> {
     let path = Path::new(path);
     let legal = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::ParentDir);
@@ -308,20 +310,33 @@ fn candidates(path: &str) -> Vec<PathBuf> {
         return Vec::new();
     }
     let mut places = vec![path.to_owned()];
-    let renamed = |from: &str, to: &str| {
-        let parts = path.components().map(|part| match part {
-            Component::Normal(name) => {
-                let name = name.to_string_lossy();
-                name.strip_suffix(from)
-                    .map_or_else(|| name.to_string(), |stem| format!("{stem}{to}"))
-            }
-            other => other.as_os_str().to_string_lossy().into_owned(),
-        });
-        parts.collect::<PathBuf>()
-    };
-    places.push(renamed(".nz.safetensors", ".safetensors"));
-    places.push(renamed("-nz", ""));
-    places.push(renamed(".safetensors", ".nz.safetensors"));
-    places.dedup();
+    let parts: Vec<Component<'_>> = path.components().collect();
+    for (number, part) in parts.iter().enumerate() {
+        let Component::Normal(name) = part else {
+            continue;
+        };
+        let name = name.to_string_lossy();
+        let is_last = number + 1 == parts.len();
+        let renamed =
+            |from: &str, to: &str| name.strip_suffix(from).map(|stem| stem.to_owned() + to);
+        let file = [
+            (".nz.safetensors", ".safetensors"),
+            (".safetensors", ".nz.safetensors"),
+        ];
+        let file = file
+            .iter()
+            .filter(|_| is_last)
+            .filter_map(|(from, to)| renamed(from, to));
+        let folder = [renamed("-nz", ""), renamed("", "-nz")]
+            .into_iter()
+            .flatten();
+        for name in file.chain(folder) {
+            let name = Path::new(&name).as_os_str();
+            let changed = (0..)
+                .zip(&parts)
+                .map(|(i, part)| if i == number { name } else { part.as_os_str() });
+            places.push(changed.collect());
+        }
+    }
     places
 }

@@ -11,10 +11,10 @@ from typing import Final
 import xxhash
 
 MAGIC, VERSION = b"\x89NZ", 1
-SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE = 1, 2, 4, 8  # features
+SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE, BASE = 1, 2, 4, 8, 16  # features
 # Bytes per element, by dtype code: bool and integers, floats, what has one byte, bcomplex32.
 ITEMSIZE: Final = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 4, 8, 16, *(1,) * 18, 4)
-CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY = range(3)
+CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY, DELTA_BODY, BASE_BODY = range(5)
 RAW_CHUNK, CONSTANT_CHUNK, FIRST_MODEL = range(3)  # storages
 RAW, CONSTANT, CODED = range(3)  # plane modes
 ROWS, COLUMNS = 1, 2  # bits of the axes
@@ -154,6 +154,7 @@ class Stream:
     name: str = ""
     chunk_bytes: int = 0
     models: list[Model] = field(default_factory=list)
+    delta: object = None
     offsets: ScaleOffsets | None = None
     storages: list[int] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
@@ -261,15 +262,20 @@ def parse(data: bytes) -> Stream:
 
     reader.at, whole.at = whole.at, length
     features, dtype = reader.varint(), reader.number(1)
-    require(features < 16, "features are known", UnsupportedError)
+    require(features < 32, "features are known", UnsupportedError)
     require(dtype < len(ITEMSIZE), "the dtype is known", UnsupportedError)
     shape = [reader.varint() for _ in range(reader.number(1))]
     stream = Stream(features, dtype, shape, reader.number(1))
     require(stream.nbytes < 1 << 63, "the tensor has less than 2^63 bytes")
-    require(stream.body <= REFERENCE_BODY, "the body is known", UnsupportedError)
+    require(stream.body <= BASE_BODY, "the body is known", UnsupportedError)
     lengths = read_chunked_body(reader, stream) if stream.body == CHUNKED_BODY else []
     if stream.body == CONSTANT_BODY:
         stream.element = reader.take(ITEMSIZE[dtype])
+    elif stream.body in (DELTA_BODY, BASE_BODY):
+        from tests.python.second_delta import read_delta_body
+
+        stream.original_hash = reader.number(16)
+        lengths = read_delta_body(reader, stream) if stream.body == DELTA_BODY else []
     elif stream.body == REFERENCE_BODY:
         stream.original_hash = reader.number(16)
         name = reader.take(reader.varint())
@@ -281,8 +287,10 @@ def parse(data: bytes) -> Stream:
     used = SCALE_OFFSETS * (stream.offsets is not None) + WIDE_SYMBOLS * wide
     used += TRAILING_ZEROS * any(model.trailing_zeros for model in stream.models)
     used += REFERENCE * (stream.body == REFERENCE_BODY)
+    used += BASE * (stream.body in (DELTA_BODY, BASE_BODY))
     require(features == used, "the features are those of what the stream uses")
-    if len(stream.storages) > 1 or any(s >= FIRST_MODEL for s in stream.storages):
+    modelled = any(s >= FIRST_MODEL for s in stream.storages) and stream.body == CHUNKED_BODY
+    if len(stream.storages) > 1 or modelled:
         whole.align()
     if len(stream.storages) == 1:
         lengths = [len(data) - whole.at]
@@ -364,10 +372,17 @@ def decode_model_chunk(stream: Stream, model: Model, chunk: int, length: int) ->
 
 def decode_chunk(stream: Stream, chunk: int) -> bytes:
     """The original bytes of a chunk, their hash not yet looked at."""
-    storage, reader = stream.storages[chunk], Reader(stream.payloads[chunk])
+    storage = stream.storages[chunk]
     length = min(stream.chunk_bytes, stream.nbytes - chunk * stream.chunk_bytes)
     if storage >= FIRST_MODEL:
         return decode_model_chunk(stream, stream.models[storage - FIRST_MODEL], chunk, length)
+    return decode_plain_chunk(stream, chunk)
+
+
+def decode_plain_chunk(stream: Stream, chunk: int) -> bytes:
+    """The original bytes of a raw or constant chunk."""
+    storage, reader = stream.storages[chunk], Reader(stream.payloads[chunk])
+    length = min(stream.chunk_bytes, stream.nbytes - chunk * stream.chunk_bytes)
     original = reader.take(16 if storage == CONSTANT_CHUNK else length)
     if len(stream.storages) > 1:
         reader.align()
@@ -388,9 +403,9 @@ def chunk_hash(original: bytes) -> int:
 
 
 def decode(data: bytes, *, verify: bool = True) -> bytes:
-    """The original bytes of a stream that is not a reference."""
+    """The original bytes of a stream that needs no other tensor."""
     stream = parse(data)
-    require(stream.body != REFERENCE_BODY, "the original bytes are in the stream")
+    require(stream.body < REFERENCE_BODY, "the original bytes are in the stream")
     if stream.body == CONSTANT_BODY:
         return stream.element * (stream.nbytes // len(stream.element))
     chunks = [decode_chunk(stream, i) for i in range(len(stream.storages))]

@@ -42,12 +42,37 @@ def tensors() -> dict[str, np.ndarray]:
         "int64": (np.arange(600) % 7 - 3).astype(np.int64),
         "complex64": weights.view(np.complex64),
         "bool": np.arange(5000) % 3 == 0,
+        "delta_float32": weights,
+        "delta_far": weights,
+        "delta_int16": (noise(4000) * 3000).astype(np.int16),
+        "delta_same": weights[:40],
+        "bfloat16_delta": bfloat16,
     }
 
 
 def dtype_of(name: str, array: np.ndarray) -> str:
     """The type a golden stream says it has."""
     return "bfloat16" if name.startswith("bfloat16") else array.dtype.name
+
+
+def bases() -> dict[str, np.ndarray]:
+    """What tensors are stored as the differences from: some bits, many bits, none."""
+    before = noise(9216).astype(np.float32)[4608:].reshape(48, 96)
+    near = tensors()["delta_float32"] * np.float32(1 - 2**-12)
+    bits = tensors()["bfloat16_delta"] - (np.arange(4608).reshape(48, 96) % 5 == 0)
+    return {
+        "delta_float32": near,
+        "delta_far": before / 8 + tensors()["delta_far"],
+        "delta_int16": tensors()["delta_int16"] - (np.arange(4000) % 3).astype(np.int16),
+        "delta_same": tensors()["delta_same"],
+        "bfloat16_delta": bits.astype(np.uint16),
+    }
+
+
+def base_of(name: str) -> bytes | None:
+    """The bytes of the base of a tensor, None if it has none."""
+    base = bases().get(name)
+    return None if base is None else base.tobytes()
 
 
 def streams() -> dict[str, bytes]:
@@ -59,6 +84,7 @@ def streams() -> dict[str, bytes]:
                 dtype_of(name, array),
                 array.shape,
                 chunk_bytes=4096,
+                base=base_of(name),
             )
         )
         for name, array in tensors().items()
@@ -72,7 +98,9 @@ def test_golden_streams_decode(name: str) -> None:
     golden = nz.CompressedTensor.from_bytes((DATA / f"{name}.nzt").read_bytes())
     assert golden.dtype == dtype_of(name, expected)
     assert golden.shape == expected.shape
-    assert nz.decompress(golden, framework="bytes") == expected.tobytes()
+    assert (golden.base_hash is None) == (base_of(name) is None)
+    restored = nz.decompress(golden, framework="bytes", base=base_of(name))
+    assert restored == expected.tobytes()
 
 
 def test_the_encoder_has_not_drifted() -> None:
@@ -90,6 +118,20 @@ def test_golden_files_restore(tmp_path: Path) -> None:
         assert restored.read_bytes() == (
             original.read_bytes() if golden != "plain.bin.nz" else b"\0" + original.read_bytes()
         )
+
+
+def test_golden_delta_file_finds_its_base(tmp_path: Path) -> None:
+    """A file next to its base, which it names."""
+    restored = tmp_path / "restored"
+    _native.decompress_file(str(DATA / "delta.nz.safetensors"), str(restored))
+    again = tmp_path / "delta.nz.safetensors"
+    _native.compress_file(
+        str(restored),
+        str(again),
+        base=str(DATA / "plain.nz.safetensors"),
+        base_path="plain.nz.safetensors",
+    )
+    assert again.read_bytes() == (DATA / again.name).read_bytes()
 
 
 def write() -> None:
@@ -113,6 +155,18 @@ def write() -> None:
     compressed, plain = DATA / "plain.nz.safetensors", DATA / "plain.safetensors"
     _native.write_safetensors(str(compressed), entries, {"format": "pt"})
     _native.decompress_file(str(compressed), str(plain), overwrite=True)
+    changed = DATA / "changed.safetensors"
+    data = bytearray(plain.read_bytes())
+    data[-600::7] = bytes(byte ^ 1 for byte in data[-600::7])
+    changed.write_bytes(data)
+    _native.compress_file(
+        str(changed),
+        str(DATA / "delta.nz.safetensors"),
+        overwrite=True,
+        base=str(compressed),
+        base_path=compressed.name,
+    )
+    changed.unlink()
     other = DATA / "plain.bin"
     other.write_bytes(b"\0" + plain.read_bytes())
     _native.compress_file(str(other), str(other) + ".nz", overwrite=True)

@@ -1,6 +1,11 @@
 //! Contracts of deltas: every bit comes back, nothing without the right base, damage is an error.
 
-#![allow(clippy::unwrap_used, reason = "a failed test should say where")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::unwrap_used,
+    reason = "generated data is cut to size on purpose, and a failed unwrap is a failed test"
+)]
 
 use std::ops::Range;
 
@@ -191,7 +196,7 @@ fn without_the_base_nothing_is_decoded() {
         let error = parsed.decode_into(0, &mut out, &options).unwrap_err();
         assert!(matches!(error, Error::BaseMismatch(_)), "{error}");
         assert!(out.iter().all(|&byte| byte == 0xa5));
-        for other in [&old[1..], &old[..old.len() - 2], &[], &[0; 40_000]] {
+        for other in [&old[1..], &old[..old.len() - 2], &[], &vec![0; 40_000]] {
             let error = Stream::parse(&stream)
                 .unwrap()
                 .with_base(other)

@@ -6,6 +6,7 @@ from time import perf_counter
 from typing import Any
 
 from neuzip_rs import _native
+from neuzip_rs._bases import Base, base_arguments, in_order
 from neuzip_rs.cli import options
 from neuzip_rs.cli.outcome import report
 from neuzip_rs.cli.places import (
@@ -34,6 +35,7 @@ def compress(
     level: options.LevelOption = options.Level.DEFAULT,
     threads: options.Threads = 0,
     base: options.Base = None,
+    keyframe_every: options.KeyframeEvery = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
     no_progress: options.NoProgress = False,
@@ -42,6 +44,12 @@ def compress(
 
     X.safetensors becomes X.nz.safetensors, any other Y becomes Y.nz, and DIR becomes DIR-nz, in
     which all files have the names they had. The source is kept unless --rm is given.
+
+    With --base the tensors of .safetensors files are stored as differences from those of the same
+    name in another model, where that is smaller. With --keyframe-every N the PATHs are checkpoints,
+    or one PATH is a directory with checkpoints in it: each is stored as its difference from the one
+    before, in the order of the numbers in their names, and every Nth stands alone, so that at
+    most N have to be read to restore one. Files say where their base is; keep them together.
 
     --json prints: path, output (null: standard output), kind, original_bytes, compressed_bytes,
     ratio (compressed / original), seconds; for a directory also files and compressed_files; after
@@ -52,10 +60,51 @@ def compress(
     count = options.thread_count(threads)
     try:
         places.check(paths, remove=remove, as_json=as_json)
+        chain = _chain(paths, output, base, keyframe_every)
     except UsageError as error:
         session.refuse(str(error))
-    work = _Compression(session, places, level.value, count, remove, base)
+    if chain is not None:
+        paths = in_order(paths)
+    work = _Compression(session, places, level.value, count, remove, base, chain, keyframe_every)
     session.run(paths, work.path)
+
+
+@dataclass(slots=True)
+class _Chain:
+    """Checkpoints that are compressed one after the other."""
+
+    keyframe_every: int
+    _before: Base | None = None
+    _since_keyframe: int = 0
+
+    def base(self) -> Base | None:
+        """What the next checkpoint is stored as the difference from."""
+        return self._before if self._since_keyframe else None
+
+    def add(self, source: Path, target: Path) -> None:
+        """Goes on after a checkpoint."""
+        self._before = Base(source if source.exists() else target, target)
+        self._since_keyframe = (self._since_keyframe + 1) % self.keyframe_every
+
+
+def _chain(
+    paths: list[str], output: str | None, base: str | None, keyframe_every: int | None
+) -> _Chain | None:
+    """The chain that several PATHs make; one PATH is a directory with a chain in it."""
+    if keyframe_every is None:
+        return None
+    if base is not None:
+        message = "--base names one base, and --keyframe-every takes each from the one before"
+        raise UsageError(message)
+    if "-" in (*paths, output):
+        message = "--keyframe-every needs files or directories, which find each other by name"
+        raise UsageError(message)
+    if len(paths) > 1:
+        return _Chain(keyframe_every)
+    if not Path(paths[0]).is_dir():
+        message = f"{paths[0]}: --keyframe-every needs several checkpoints, or a directory of them"
+        raise UsageError(message)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +114,12 @@ class _Compression:
     level: str
     threads: int | None
     remove: bool
-    base: str | None
+    named_base: str | None
+    chain: _Chain | None
+    keyframe_every: int | None
 
     def path(self, path: str) -> None:
         """Compresses one PATH."""
-        self._look_at_base()
         kind = source_kind(path)
         if kind is SourceKind.FOLDER:
             self._folder(path)
@@ -78,11 +128,18 @@ class _Compression:
         else:
             self._stream(path)
 
-    def _look_at_base(self) -> None:
-        if self.base is not None:
-            Path(self.base).stat()
-            message = f"{self.base}: this release writes no differences; stored without a base"
-            self.session.note(message)
+    def _base(self) -> Base | None:
+        if self.chain is not None:
+            return self.chain.base()
+        if self.named_base is None:
+            return None
+        # The error names the path as the user wrote it.
+        Path(self.named_base).stat()
+        return Base.at(Path(self.named_base))
+
+    def _done(self, source: Path, target: Path | None) -> None:
+        if self.chain is not None and target is not None:
+            self.chain.add(source, target)
 
     def _folder(self, path: str) -> None:
         source = located(path)
@@ -99,6 +156,8 @@ class _Compression:
                 level=self.level,
                 threads=self.threads,
                 overwrite=self.places.force,
+                base=self._base(),
+                keyframe_every=None if self.chain else self.keyframe_every,
                 progress=progress,
                 note=self.session.note,
             )
@@ -106,6 +165,7 @@ class _Compression:
             with self.session.progress("checking", target) as progress:
                 verify_directory(target, original=source, threads=self.threads, progress=progress)
             remove_source(source)
+        self._done(source, target)
         self._report(path, target, "directory", _sizes(result), started, _counts(result))
 
     def _file(self, path: str) -> None:
@@ -116,12 +176,21 @@ class _Compression:
             raise ValueError(message)
         name = compressed_name(source.name, SourceKind.FILE, content)
         target = self.places.target(path, name)
+        base = self._base()
+        if base is not None and content != "safetensors":
+            self.session.note(f"{path}: differences are taken of .safetensors files only")
+            base = None
         started = perf_counter()
         with self.session.progress("compressing", path) as progress:
             if target is None or is_device(target):
                 with open_target(target, overwrite=True) as write:
                     sizes = compress_to_stream(
-                        source, write, level=self.level, threads=self.threads, progress=progress
+                        source,
+                        write,
+                        level=self.level,
+                        threads=self.threads,
+                        progress=progress,
+                        base=base,
                     )
             else:
                 sizes = _native.compress_file(
@@ -131,12 +200,16 @@ class _Compression:
                     threads=self.threads,
                     overwrite=self.places.force,
                     progress=progress,
+                    **base_arguments(base, target),
                 )
                 keep_attributes(source, target)
         if self.remove and target is not None:
             with self.session.progress("checking", target) as progress:
-                check_restorable(target, source, self.threads, progress)
+                named = None if base is None else str(base.path)
+                check_restorable(target, source, self.threads, progress, named)
             remove_source(source)
+        if content == "safetensors":
+            self._done(source, target)
         self._report(path, target, content, sizes, started, {})
 
     def _stream(self, path: str) -> None:
@@ -151,7 +224,12 @@ class _Compression:
             self.session.progress("compressing", path) as progress,
         ):
             sizes = compress_stream(
-                source, write, level=self.level, threads=self.threads, progress=progress
+                source,
+                write,
+                level=self.level,
+                threads=self.threads,
+                progress=progress,
+                base=self._base(),
             )
         self._report(path, target, "stream", sizes, started, {})
 

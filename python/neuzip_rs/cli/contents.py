@@ -51,7 +51,7 @@ def describe_file(path: Path) -> dict[str, Any]:
     if kind in ("safetensors", "neuzip-safetensors"):
         with closing(_native.SafetensorsFile(str(path))) as file:
             tensors = [_tensor_in(file, name) for name in file.keys()]  # noqa: SIM118 - no dict
-            more = {"metadata": file.metadata}
+            more = {"metadata": file.metadata, "base": _base(file.base)}
             original = original_size(path, file) if file.compressed else size
     elif kind == "neuzip-tensor":
         tensor = _native.CompressedTensor.from_bytes(path.read_bytes())
@@ -70,6 +70,14 @@ def describe_file(path: Path) -> dict[str, Any]:
         **more,
         "tensors": tensors,
     }
+
+
+def _base(entry: str | None) -> dict[str, str | None] | None:
+    """What a file says of the model that it holds the differences from."""
+    if entry is None:
+        return None
+    identity, _, path = entry.partition(" ")
+    return {"identity": identity, "path": path or None}
 
 
 def _stored(file: dict[str, Any]) -> int:

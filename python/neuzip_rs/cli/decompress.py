@@ -34,7 +34,8 @@ def decompress(
     """Restore files and model directories, byte for byte.
 
     X.nz.safetensors becomes X.safetensors, Y.nz becomes Y, and DIR-nz becomes DIR; other names
-    need -o. The source is kept unless --rm is given.
+    need -o. The source is kept unless --rm is given. What was compressed as the difference from
+    another model needs that: it is looked for where it was, or named with --base.
 
     --json prints: path, output (null: standard output), kind, compressed_bytes, original_bytes,
     ratio (compressed / original), seconds; for a directory also files and compressed_files; after
@@ -64,7 +65,7 @@ class _Decompression:
     def path(self, path: str) -> None:
         """Restores one PATH."""
         if self.base is not None:
-            # This release writes no file that needs a base, but a wrong name is a mistake.
+            # A wrong name is a mistake also where no base is needed.
             Path(self.base).stat()
         kind = source_kind(path)
         if kind is SourceKind.FOLDER:
@@ -91,6 +92,7 @@ class _Decompression:
                 threads=self.threads,
                 overwrite=self.places.force,
                 max_output_size=self.limit,
+                base=None if self.base is None else Path(self.base),
                 progress=progress,
                 note=self.session.note,
             )
@@ -122,6 +124,7 @@ class _Decompression:
                         threads=self.threads,
                         max_output_size=self.limit,
                         progress=progress,
+                        base=self.base,
                     )
             else:
                 sizes = _native.decompress_file(
@@ -131,11 +134,12 @@ class _Decompression:
                     overwrite=self.places.force,
                     max_output_size=self.limit,
                     progress=progress,
+                    base=self.base,
                 )
                 keep_attributes(source, target)
         if self.remove and target is not None:
             with self.session.progress("checking", target) as progress:
-                check_restorable(source, target, self.threads, progress)
+                check_restorable(source, target, self.threads, progress, self.base)
             remove_source(source)
         self._report(path, target, content, sizes, started, {})
 
@@ -156,6 +160,7 @@ class _Decompression:
                 threads=self.threads,
                 max_output_size=self.limit,
                 progress=progress,
+                base=self.base,
             )
         self._report(path, target, "stream", sizes, started, {})
 

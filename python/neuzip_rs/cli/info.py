@@ -32,7 +32,8 @@ def info(
     or directory), original_bytes, compressed_bytes and ratio (null if it is not compressed), and
     tensors, each with name, dtype, shape, original_bytes, compressed_bytes, ratio, body, modes,
     features, entropy_bits, chunks and chunk_bytes (null where there is nothing to say); for
-    .safetensors also metadata, for a neuzip-file also frames. A directory has files instead: the
+    .safetensors also metadata and base (identity and path of the model that it holds differences
+    from, or null), for a neuzip-file also frames. A directory has files instead: the
     same objects, their path relative to it. After an error: path and error.
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
@@ -74,7 +75,11 @@ def _totals(facts: dict[str, Any]) -> str:
     line = f"{facts['path']}: {facts['kind']}, {size(original)}"
     if compressed is None:
         return printable(f"{line}, not compressed")
-    return printable(f"{line}, compressed {size(compressed)} ({percent(compressed, original)})")
+    line += f", compressed {size(compressed)} ({percent(compressed, original)})"
+    base = facts.get("base")
+    if base is not None:
+        line += f", differences from {base['path'] or 'a base'} ({base['identity']})"
+    return printable(line)
 
 
 def _row(tensor: dict[str, Any]) -> list[str]:

@@ -44,7 +44,19 @@ LevelOption = Annotated[
 ]
 Base = Annotated[
     str | None,
-    typer.Option("--base", metavar="PATH", help="Model to store the differences from."),
+    typer.Option(
+        "--base", metavar="PATH", help="Model that the differences are from: a file or directory."
+    ),
+]
+KeyframeEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--keyframe-every",
+        metavar="N",
+        min=1,
+        max=256,
+        help="Store checkpoints as differences from the one before, every Nth as it is.",
+    ),
 ]
 Remove = Annotated[
     bool, typer.Option("--rm", help="Remove each source after checking what was written.")

@@ -9,7 +9,11 @@ from neuzip_rs.directory.workspace import remove_tree
 
 
 def check_restorable(
-    compressed: Path, original: Path, threads: int | None, progress: Progress
+    compressed: Path,
+    original: Path,
+    threads: int | None,
+    progress: Progress,
+    base: str | None = None,
 ) -> None:
     """Decodes a compressed file from the disk and compares it with the original, bit for bit.
 
@@ -18,11 +22,12 @@ def check_restorable(
         original: What it was made from, or what was made from it.
         threads: How many threads may decode.
         progress: Called with the bytes done and the bytes in all.
+        base: What the compressed file was compressed against, if it is not where it was.
 
     Raises:
         CorruptDataError: They differ, or the compressed file is damaged.
     """
-    pieces = original_pieces(compressed, threads=threads)
+    pieces = original_pieces(compressed, threads=threads, base=base)
     if not matches_file(_counted(pieces, original.stat().st_size, progress), original):
         message = f"{compressed} does not give back {original}: nothing was removed"
         raise CorruptDataError(message)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
 from neuzip_rs import _native
+from neuzip_rs._bases import Base, base_arguments
 from neuzip_rs.cli.session import UsageError
 from neuzip_rs.directory.content import Progress, file_pieces, original_pieces
 from neuzip_rs.directory.workspace import sync_folder
@@ -71,7 +72,13 @@ def open_target(target: Path | None, *, overwrite: bool) -> Iterator[Write]:
 
 
 def compress_stream(
-    source: IO[bytes], write: Write, *, level: str, threads: int | None, progress: Progress
+    source: IO[bytes],
+    write: Write,
+    *,
+    level: str,
+    threads: int | None,
+    progress: Progress,
+    base: Base | None = None,
 ) -> tuple[int, int]:
     """Compresses what comes; returns original and compressed bytes.
 
@@ -81,12 +88,20 @@ def compress_stream(
     first = _read_up_to(source, _PEEK_BYTES)
     if _may_be_safetensors(first) or first.startswith(_MAGIC_PREFIX):
         with _spooled(first, source, progress) as path:
-            return compress_to_stream(path, write, level=level, threads=threads, progress=progress)
+            return compress_to_stream(
+                path, write, level=level, threads=threads, progress=progress, base=base
+            )
     return _compress_frames(_pieces(first, source), write, level, threads, progress)
 
 
 def compress_to_stream(
-    path: Path, write: Write, *, level: str, threads: int | None, progress: Progress
+    path: Path,
+    write: Write,
+    *,
+    level: str,
+    threads: int | None,
+    progress: Progress,
+    base: Base | None = None,
 ) -> tuple[int, int]:
     """Compresses a file into a stream; returns original and compressed bytes.
 
@@ -98,7 +113,12 @@ def compress_to_stream(
     with tempfile.TemporaryDirectory(prefix="neuzip-") as folder:
         compressed = Path(folder) / "compressed"
         sizes = _native.compress_file(
-            str(path), str(compressed), level=level, threads=threads, progress=progress
+            str(path),
+            str(compressed),
+            level=level,
+            threads=threads,
+            progress=progress,
+            **base_arguments(base, None),
         )
         for piece in file_pieces(compressed):
             write(piece)
@@ -112,13 +132,20 @@ def decompress_stream(
     threads: int | None,
     max_output_size: int | None,
     progress: Progress,
+    base: str | None = None,
 ) -> tuple[int, int]:
     """Restores what comes; returns compressed and original bytes."""
     first = _read_up_to(source, _PEEK_BYTES)
     if not first.startswith(_FILE_MAGIC):
         with _spooled(first, source, progress) as path:
-            limits = {"threads": threads, "max_output_size": max_output_size}
-            return decompress_to_stream(path, write, progress=progress, **limits)
+            return decompress_to_stream(
+                path,
+                write,
+                threads=threads,
+                max_output_size=max_output_size,
+                progress=progress,
+                base=base,
+            )
     decompressor = _native.StreamDecompressor(threads=threads, max_output_size=max_output_size)
     taken = given = 0
     for piece in _pieces(first, source):
@@ -138,10 +165,11 @@ def decompress_to_stream(
     threads: int | None,
     max_output_size: int | None,
     progress: Progress,
+    base: str | None = None,
 ) -> tuple[int, int]:
     """Restores a file into a stream; returns compressed and original bytes."""
     given = 0
-    for piece in original_pieces(path, threads=threads, max_output_size=max_output_size):
+    for piece in original_pieces(path, threads=threads, max_output_size=max_output_size, base=base):
         write(piece)
         given += len(piece)
         progress(given, 0)

@@ -15,6 +15,7 @@ from neuzip_rs.directory.check import verify_directory
 def verify(
     paths: options.Paths,
     threads: options.Threads = 0,
+    base: options.Base = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
     no_progress: options.NoProgress = False,
@@ -27,23 +28,27 @@ def verify(
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
     count = options.thread_count(threads)
-    session.run(paths, lambda path: _verify(session, path, count))
+    session.run(paths, lambda path: _verify(session, path, count, base))
 
 
-def _verify(session: Session, path: str, threads: int | None) -> None:
+def _verify(session: Session, path: str, threads: int | None, base: str | None) -> None:
     started = perf_counter()
     counts: dict[str, int] = {}
     kind = source_kind(path)
     with session.progress("verifying", path) as progress:
         if kind is SourceKind.FOLDER:
             result = verify_directory(
-                located(path), threads=threads, progress=progress, note=session.note
+                located(path),
+                threads=threads,
+                base=None if base is None else Path(base),
+                progress=progress,
+                note=session.note,
             )
             compressed, original = result.stored_bytes, result.original_bytes
             counts = {"files": result.files, "compressed_files": result.compressed_files}
         elif kind is SourceKind.FILE:
             compressed, original = _native.verify_file(
-                str(Path(path)), threads=threads, progress=progress
+                str(Path(path)), threads=threads, progress=progress, base=base
             )
         else:
             with open_source(path) as source:
@@ -53,6 +58,7 @@ def _verify(session: Session, path: str, threads: int | None) -> None:
                     threads=threads,
                     max_output_size=None,
                     progress=progress,
+                    base=base,
                 )
     seconds = perf_counter() - started
     facts = {

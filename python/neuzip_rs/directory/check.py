@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from neuzip_rs import _native
+from neuzip_rs._bases import base_in
 from neuzip_rs._errors import CorruptDataError, NeuzipError
 from neuzip_rs.directory.content import (
     COMPRESSED_KINDS,
@@ -22,6 +23,7 @@ def verify_directory(
     *,
     original: Path | None = None,
     threads: int | None = None,
+    base: Path | None = None,
     progress: Progress | None = None,
     note: Note | None = None,
 ) -> DirectoryResult:
@@ -31,6 +33,7 @@ def verify_directory(
         directory: A directory written by `compress_directory`, or any with compressed files in it.
         original: The directory it was made from, to compare with as well.
         threads: How many threads may decode, by default all.
+        base: The model that the directory was compressed against, if it is not where it was.
         progress: Called with the bytes done and the bytes in all.
         note: Called with sentences the user should see.
 
@@ -42,13 +45,13 @@ def verify_directory(
     """
     tree = scan(directory)
     if original is None and not (directory / MANIFEST_NAME).is_file():
-        return _verify_loose_files(tree, threads, progress)
+        return _verify_loose_files(tree, threads, base, progress)
     manifest = Manifest.read_from(directory)
     total = sum(entry.size for entry in manifest.files.values())
     meter = Meter(progress, total if original is None else 2 * total)
     problems: list[str] = []
     for name, entry in manifest.files.items():
-        problem = _problem_with(directory / name, entry, threads)
+        problem = _problem_with(directory / name, entry, threads, base_in(base, name))
         if problem is not None:
             problems.append(f"{name}: {problem}")
         meter.add(entry.size)
@@ -63,12 +66,12 @@ def verify_directory(
     return result_of(manifest.files, (directory / MANIFEST_NAME).stat().st_size)
 
 
-def _problem_with(stored: Path, entry: Entry, threads: int | None) -> str | None:
+def _problem_with(stored: Path, entry: Entry, threads: int | None, base: str | None) -> str | None:
     if not stored.is_file():
         return "missing"
     if entry.kind is Kind.SAFETENSORS:
         try:
-            digest, _ = sha256(original_pieces(stored, threads=threads))
+            digest, _ = sha256(original_pieces(stored, threads=threads, base=base))
         except NeuzipError as error:
             return str(error)
         return None if digest == entry.sha256 else "decompresses to something else"
@@ -91,7 +94,7 @@ def _differences(original: Path, manifest: Manifest, meter: Meter) -> list[str]:
 
 
 def _verify_loose_files(
-    tree: Tree, threads: int | None, progress: Progress | None
+    tree: Tree, threads: int | None, base: Path | None, progress: Progress | None
 ) -> DirectoryResult:
     files = [
         file for file in tree.files if _native.content_kind(str(file.path)) in COMPRESSED_KINDS
@@ -103,7 +106,14 @@ def _verify_loose_files(
     sizes: list[int] = []
     for file in files:
         with meter.part(file.size) as report:
-            sizes.append(_native.verify_file(str(file.path), threads=threads, progress=report)[1])
+            sizes.append(
+                _native.verify_file(
+                    str(file.path),
+                    threads=threads,
+                    progress=report,
+                    base=base_in(base, file.name),
+                )[1]
+            )
     return DirectoryResult(
         files=len(files),
         compressed_files=len(files),

@@ -38,7 +38,11 @@ def file_pieces(path: Path) -> Iterator[memoryview]:
 
 
 def original_pieces(
-    path: Path, *, threads: int | None = None, max_output_size: int | None = None
+    path: Path,
+    *,
+    threads: int | None = None,
+    max_output_size: int | None = None,
+    base: str | None = None,
 ) -> Iterator[memoryview]:
     """The bytes that a compressed file was made from, every checksum verified.
 
@@ -46,14 +50,16 @@ def original_pieces(
         path: A compressed file.
         threads: How many threads may decode, by default all.
         max_output_size: The most bytes to accept.
+        base: The model that the file was compressed against, if it is not where it was.
 
     Raises:
+        BaseMismatchError: That is another model, or missing; then no piece was given out.
         CorruptDataError: The file is damaged, or not compressed at all.
         OutputTooLargeError: There are more bytes than `max_output_size`.
     """
     kind = _native.content_kind(str(path))
     if kind == "neuzip-safetensors":
-        yield from _safetensors_pieces(path, threads, max_output_size)
+        yield from _safetensors_pieces(path, threads, max_output_size, base)
     elif kind == "neuzip-file":
         yield from _frame_pieces(path, threads, max_output_size)
     elif kind == "neuzip-tensor":
@@ -102,10 +108,10 @@ def _fill(readinto: Callable[[memoryview], int | None], buffer: bytearray) -> bo
 
 
 def _safetensors_pieces(
-    path: Path, threads: int | None, max_output_size: int | None
+    path: Path, threads: int | None, max_output_size: int | None, base: str | None
 ) -> Iterator[memoryview]:
     # Opening checks the file as a whole, above all that both headers name the same tensors.
-    with closing(_native.SafetensorsFile(str(path))) as file:
+    with closing(_native.SafetensorsFile(str(path), base=base)) as file:
         header = _original_header(path)
         layout: dict[str, Any] = json.loads(header)
         layout.pop("__metadata__", None)
@@ -113,6 +119,7 @@ def _safetensors_pieces(
         prefix = len(header).to_bytes(8, "little") + header
         sizes = {name: file.nbytes(name) for name in names}
         _check_limit(path, len(prefix) + sum(sizes.values()), max_output_size)
+        file.check_base(threads=threads)
         yield memoryview(prefix)
         buffer = memoryview(bytearray(min(PIECE_BYTES, max(sizes.values(), default=0))))
         for name in names:

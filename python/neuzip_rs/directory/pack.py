@@ -1,10 +1,12 @@
 """Compressing a model directory."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from neuzip_rs import _native
+from neuzip_rs._bases import Base, BaseArguments, base_arguments, chains
 from neuzip_rs._errors import NeuzipError
 from neuzip_rs.directory.config import loader_kind, mark_config
 from neuzip_rs.directory.content import Progress, file_pieces, sha256
@@ -37,6 +39,8 @@ def compress_directory(
     level: str = "default",
     threads: int | None = None,
     overwrite: bool = False,
+    base: Base | None = None,
+    keyframe_every: int | None = None,
     progress: Progress | None = None,
     note: Note | None = None,
 ) -> DirectoryResult:
@@ -48,6 +52,9 @@ def compress_directory(
         level: "fast", "default" or "max".
         threads: How many threads may work, by default all.
         overwrite: Whether to replace `destination` if it is there.
+        base: A model to store the differences from, matched by the names of files and tensors.
+        keyframe_every: The directory holds checkpoints: each is stored as its difference from the
+            one before, and every so many stand alone.
         progress: Called with the bytes done and the bytes in all.
         note: Called with sentences the user should see.
 
@@ -62,8 +69,16 @@ def compress_directory(
     check_places(source, destination, overwrite=overwrite)
     tree = scan(source)
     kinds = _kinds(tree)
-    with Workspace(destination, {"verb": "compress", "level": level}) as work:
-        packer = _Packer(work, level, threads, Meter(progress, _total(tree)), note)
+    bases = _Bases(source, destination, base)
+    settings = {"verb": "compress", "level": level}
+    if base is not None:
+        settings["base"] = str(base.path)
+    if keyframe_every is not None:
+        settings["keyframe_every"] = str(keyframe_every)
+        models = [name for name, kind in kinds.items() if kind is Kind.SAFETENSORS]
+        bases.chains = chains(models, keyframe_every)
+    with Workspace(destination, settings) as work:
+        packer = _Packer(work, level, threads, Meter(progress, _total(tree)), note, bases)
         entries = {file.name: packer.pack(file, kinds[file.name]) for file in tree.files}
         packer.name_large_copies(entries)
         manifest = Manifest(entries, tuple(tree.empty_folders())).to_bytes()
@@ -119,15 +134,40 @@ def _in_repository(name: str) -> bool:
     return ".git" in name.split("/")
 
 
+@dataclass(slots=True)
+class _Bases:
+    """What each file is compressed against."""
+
+    source: Path
+    destination: Path
+    base: Base | None
+    chains: Mapping[str, str] = field(default_factory=dict)
+
+    def arguments(self, name: str) -> BaseArguments:
+        before = self.chains.get(name)
+        if before is not None:
+            base: Base | None = Base(self.source / before, self.destination / before)
+        else:
+            base = None if self.base is None else self.base.of(name)
+        return base_arguments(base, self.destination / name)
+
+
 class _Packer:
     def __init__(
-        self, work: Workspace, level: str, threads: int | None, meter: Meter, note: Note | None
+        self,
+        work: Workspace,
+        level: str,
+        threads: int | None,
+        meter: Meter,
+        note: Note | None,
+        bases: _Bases,
     ) -> None:
         self._work = work
         self._level = level
         self._threads = threads
         self._meter = meter
         self._note = note or (lambda _: None)
+        self._bases = bases
 
     def pack(self, file: TreeFile, kind: Kind) -> Entry:
         """Writes one file into the workspace, or finds it finished there."""
@@ -173,6 +213,7 @@ class _Packer:
                 threads=self._threads,
                 overwrite=True,
                 progress=progress,
+                **self._bases.arguments(file.name),
             )
             return Entry(Kind.SAFETENSORS, size, digest(), stored_size)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from neuzip_rs import _native
+from neuzip_rs._bases import base_in
 from neuzip_rs._errors import CorruptDataError, OutputTooLargeError
 from neuzip_rs.directory.content import Progress, file_pieces, sha256
 from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Kind, Manifest
@@ -26,6 +27,7 @@ def decompress_directory(
     threads: int | None = None,
     overwrite: bool = False,
     max_output_size: int | None = None,
+    base: Path | None = None,
     progress: Progress | None = None,
     note: Note | None = None,
 ) -> DirectoryResult:
@@ -39,6 +41,7 @@ def decompress_directory(
         threads: How many threads may work, by default all.
         overwrite: Whether to replace `destination` if it is there.
         max_output_size: The most bytes that all files together may have.
+        base: The model that the directory was compressed against, if it is not where it was.
         progress: Called with the bytes done and the bytes in all.
         note: Called with sentences the user should see.
 
@@ -47,6 +50,7 @@ def decompress_directory(
 
     Raises:
         CorruptDataError: A file is missing or damaged.
+        BaseMismatchError: A file cannot be restored without its base.
         OutputTooLargeError: There are more bytes than `max_output_size`.
         FileExistsError: `destination` is there, and not to be overwritten.
         PlaceError: One of the two directories is in the other.
@@ -62,7 +66,7 @@ def decompress_directory(
         message = f"{source}: would be {total} bytes, more than the limit of {max_output_size}"
         raise OutputTooLargeError(message)
     with Workspace(destination, {"verb": "decompress"}) as work:
-        restorer = _Restorer(source, work, threads, Meter(progress, total))
+        restorer = _Restorer(source, work, threads, Meter(progress, total), base)
         for name, entry in manifest.files.items():
             restorer.restore(name, entry)
         for name in added:
@@ -104,12 +108,15 @@ def _check_complete(source: Path, manifest: Manifest) -> None:
 
 
 class _Restorer:
-    def __init__(self, source: Path, work: Workspace, threads: int | None, meter: Meter) -> None:
+    def __init__(
+        self, source: Path, work: Workspace, threads: int | None, meter: Meter, base: Path | None
+    ) -> None:
         self.changed: list[str] = []
         self._source = source
         self._work = work
         self._threads = threads
         self._meter = meter
+        self._base = base
 
     def restore(self, name: str, entry: Entry) -> None:
         """Writes one file of the original directory into the workspace, or finds it there."""
@@ -149,6 +156,7 @@ class _Restorer:
                     overwrite=True,
                     max_output_size=entry.size,
                     progress=progress,
+                    base=base_in(self._base, name),
                 )
             # Read again from the file: this is what the source may be removed for.
             found = sha256(file_pieces(target))

@@ -20,7 +20,8 @@ fn check_frame(stream: &Stream<'_>) -> Result<()> {
     let fits = stream.dtype() == Dtype::Uint8
         && stream.shape() == [length]
         && (1..=FRAME_BYTES as u64).contains(&length)
-        && stream.reference().is_none();
+        && stream.reference().is_none()
+        && stream.base_hash().is_none();
     if fits {
         Ok(())
     } else {

@@ -121,17 +121,16 @@ impl Decoder<'_> {
             let whole = contexts
                 .first_chunk::<LANES>()
                 .zip(indices.first_chunk_mut::<LANES>());
-            let used = match (self.stream.first_chunk(), whole) {
-                (Some(ahead), Some((contexts, indices))) => {
-                    step_group(spec, &mut states, ahead, contexts, indices)
-                }
-                _ => {
-                    // The end of the plane or of the stream: from a padded copy.
-                    let left = self.stream.len().min(LANES);
-                    let mut ahead = [0; LANES];
-                    ahead[..left].copy_from_slice(&self.stream[..left]);
-                    step_group(spec, &mut states, &ahead, contexts, indices)
-                }
+            let used = if let (Some(ahead), Some((contexts, indices))) =
+                (self.stream.first_chunk(), whole)
+            {
+                step_group(spec, &mut states, ahead, contexts, indices)
+            } else {
+                // The end of the plane or of the stream: from a padded copy.
+                let left = self.stream.len().min(LANES);
+                let mut ahead = [0; LANES];
+                ahead[..left].copy_from_slice(&self.stream[..left]);
+                step_group(spec, &mut states, &ahead, contexts, indices)
             };
             self.stream = self
                 .stream

@@ -1,0 +1,116 @@
+"""Models that differences are taken from, and which checkpoint is whose base.
+
+A compressed file says where its base lies, relative to itself, so that it can be restored without
+being told. What is read while compressing may be another file than that: of a chain of checkpoints
+the plain ones are read, and the compressed ones are named.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypedDict
+
+from neuzip_rs import _native
+
+_NUMBER: Final = re.compile(r"(\d+)")
+_KINDS: Final = frozenset({"safetensors", "neuzip-safetensors"})
+
+
+class BaseArguments(TypedDict, total=False):
+    """What the native functions that compress take."""
+
+    base: str
+    base_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A file or directory to take differences from."""
+
+    path: Path
+    """What is read now."""
+    stays: Path
+    """Where readers will find it."""
+
+    @classmethod
+    def at(cls, path: Path) -> "Base":
+        """A base that stays where it is."""
+        return cls(path, path)
+
+    def of(self, name: str) -> "Base":
+        """The base of a file of this name in a directory: that of the same name, else all."""
+        if self.path.is_dir() and is_model(self.path / name):
+            return Base(self.path / name, self.stays / name)
+        return self
+
+    def arguments(self, target: Path | None) -> BaseArguments:
+        """What to compress with.
+
+        Args:
+            target: The file that will be written; None for a stream, which can name no place.
+        """
+        if target is None:
+            return {"base": str(self.path)}
+        return {"base": str(self.path), "base_path": relative(self.stays, target)}
+
+
+def base_arguments(base: Base | None, target: Path | None) -> BaseArguments:
+    """`Base.arguments`, or nothing without a base."""
+    return {} if base is None else base.arguments(target)
+
+
+def relative(base: Path, target: Path) -> str:
+    """The path of a base as seen from the folder of a file, with slashes."""
+    # Absolute, but links are not followed: the two may be moved together.
+    return Path(os.path.relpath(base.absolute(), target.absolute().parent)).as_posix()
+
+
+def base_in(base: Path | None, name: str) -> str | None:
+    """The base to restore the file of this name in a directory with."""
+    if base is None:
+        return None
+    return str(base / name if base.is_dir() and is_model(base / name) else base)
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is a .safetensors file, plain or compressed."""
+    return path.is_file() and _native.content_kind(str(path)) in _KINDS
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of the numbers in them: step-200 comes before step-1000."""
+    return sorted(names, key=_key)
+
+
+def chains(names: Iterable[str], keyframe_every: int) -> Mapping[str, str]:
+    """Which file in a directory of checkpoints is the base of which.
+
+    Checkpoints are the files and folders directly in the directory; those whose names differ in
+    numbers only follow each other in the order of these.
+
+    Args:
+        names: Names of the files, relative to the directory.
+        keyframe_every: Every so many checkpoints stand alone.
+
+    Returns:
+        The name of the base for each file that has one.
+    """
+    series: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        checkpoint, _, rest = name.partition("/")
+        series.setdefault((_NUMBER.sub("0", checkpoint), rest), []).append(name)
+    bases: dict[str, str] = {}
+    for members in series.values():
+        ordered = in_order(members)
+        for index, name in enumerate(ordered):
+            if index % keyframe_every:
+                bases[name] = ordered[index - 1]
+    return bases
+
+
+def _key(name: str) -> tuple[tuple[int, str], ...]:
+    parts = _NUMBER.split(name)
+    # Text and numbers take turns, so that like is compared with like.
+    return tuple((int(part) if index % 2 else 0, part) for index, part in enumerate(parts))
