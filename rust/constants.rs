@@ -22,6 +22,8 @@ pub(crate) const ESCAPE: u8 = 63;
 pub(crate) const MAX_CODED_BITS: u32 = 16;
 /// Contexts of a coded plane with several tables.
 pub(crate) const MAX_CONTEXTS: usize = 16;
+/// Planes of one model that are coded in contexts: their tables are large.
+pub(crate) const MAX_CONTEXT_PLANES: usize = 2;
 /// Most raw bits of an element in a delta: with seven bits before them they fit one 64-bit load.
 pub(crate) const MAX_DELTA_RAW_BITS: u32 = 56;
 /// Elements of a sub-block: the unit of raw planes and of trailing zero counts.

@@ -40,7 +40,7 @@ pub(crate) mod select;
 pub(crate) mod select_bytes;
 mod thorough;
 
-use crate::constants::MAX_PLANES;
+use crate::constants::{MAX_CONTEXT_PLANES, MAX_PLANES};
 use crate::error::{Error, Result};
 use crate::varint::{read_varint, write_varint};
 use contexts::{ContextSource, ContextTables};
@@ -199,6 +199,10 @@ impl Model {
                 }
                 _ => {}
             }
+        }
+        let in_contexts = |plane: &&Plane| matches!(plane.mode, PlaneMode::Contexts(_));
+        if self.planes.iter().filter(in_contexts).count() > MAX_CONTEXT_PLANES {
+            return fail("too many planes are coded in contexts");
         }
         for (number, plane) in self.planes.iter().enumerate() {
             let PlaneMode::Contexts(tables) = &plane.mode else {
