@@ -82,6 +82,14 @@ impl FloatCut {
         }))
     }
 
+    /// What a second symbol has to save to be worth its time, of so many bytes: more above two bits, which
+    /// decoders tell apart with three comparisons.
+    pub(super) fn slowness(&self, bytes: u64) -> u64 {
+        let second_bits = self.second + u32::from(self.sign == SignPlace::Second);
+        let second = if second_bits > 0 { bytes >> 11 } else { 0 };
+        second + (bytes >> 12) * u64::from(second_bits.saturating_sub(2))
+    }
+
     /// What the raw bits of the counted elements take, and whether trailing zeros are left out.
     fn raw_cost(&self, histogram: &FloatHistogram) -> (u64, bool) {
         let raw_bits = self.raw_bits();
@@ -117,7 +125,8 @@ impl FloatCut {
             None => overhead,
         };
         let cost = cost + second.unwrap_or(0) + self.raw_cost(histogram).0;
-        Some(Input::total(cost, histogram.total, sample.elements()) + overhead)
+        let bytes = Input::total(cost, histogram.total, sample.elements()) + overhead;
+        Some(bytes + self.slowness(bytes))
     }
 
     /// The model of this cut.

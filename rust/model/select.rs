@@ -314,9 +314,11 @@ impl<'a> Cuts<'a> {
             .into_iter()
             .filter(|&(size, _)| size <= limit)
             .filter_map(|(_, cut)| {
-                cut.candidate(self.input, self.sample, &self.histogram, self.scaled)
+                let found = cut.candidate(self.input, self.sample, &self.histogram, self.scaled)?;
+                Some((found.bytes + cut.slowness(found.bytes), found))
             })
-            .min_by_key(|candidate| candidate.bytes)
+            .min_by_key(|&(bytes, _)| bytes)
+            .map(|(_, candidate)| candidate)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::coded::{IndexedPlane, NO_INDEX, escaped_values};
 use super::scale::ScaleOffsets;
-use super::words::Word;
+use super::words::{Word, low_mask};
 use crate::constants::{ESCAPE, MAX_SYMBOLS};
 use crate::entropy::rans::{ContextSpec, Decoder, EscapedValues, ValueMap};
 use crate::error::Result;
@@ -132,8 +132,9 @@ impl ContextCoder {
                 *word = word.make_room(bits) | W::truncate(symbol.into());
             }
         } else {
+            let (base, mask) = (self.tables.symbol(0), low_mask(bits) as u16);
             for (word, &index) in words.iter_mut().zip(&*indices) {
-                let symbol = u16::from_le_bytes(self.map.value(index));
+                let symbol = base.wrapping_add(u16::from(index)) & mask;
                 *word = word.make_room(bits) | W::truncate(symbol.into());
             }
         }
@@ -181,15 +182,22 @@ impl ContextIndices {
         has_escape: bool,
         plane: &mut IndexedPlane,
     ) -> bool {
+        let start = plane.indices.len();
+        plane.indices.resize(start + words.len(), 0);
+        let added = &mut plane.indices[start..];
+        let symbol = |word: W| field(word).widen() as usize;
         let mut possible = true;
-        for (&word, &context) in words.iter().zip(contexts) {
-            let symbol = field(word).widen() as usize;
-            let index = self.indices[usize::from(context) << self.bits | symbol];
-            possible &= index != NO_INDEX;
-            plane.indices.push(index);
-            if has_escape && index == ESCAPE {
-                plane.escapes.push(symbol as u16);
-            }
+        for ((index, &word), &context) in added.iter_mut().zip(words).zip(contexts) {
+            *index = self.indices[usize::from(context) << self.bits | symbol(word)];
+            possible &= *index != NO_INDEX;
+        }
+        if has_escape {
+            let escaped = words
+                .iter()
+                .zip(added)
+                .filter(|(_, index)| **index == ESCAPE);
+            let escaped = escaped.map(|(&word, _)| symbol(word) as u16);
+            plane.escapes.extend(escaped);
         }
         plane.contexts.extend_from_slice(contexts);
         possible
