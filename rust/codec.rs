@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::container::memory::Memory;
 use crate::container::prelude::{Body, TensorType, write_prelude};
-use crate::container::writer::{StreamWriter, constant_element};
+use crate::container::writer::{Spare, StreamWriter, constant_element};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::options::CompressOptions;
@@ -56,7 +56,8 @@ pub fn compress_delta(
     compress_with(data, Some(base), dtype, shape, options, &mut |_| Ok(()))
 }
 
-/// Like [`compress`] or, with a base, [`compress_delta`], telling `progress` how many original bytes are done; its errors stop the work.
+/// Like [`compress`] or, with a base, [`compress_delta`], telling `progress` how many original bytes are
+/// done; its errors stop the work.
 ///
 /// # Errors
 /// Those of [`compress`] and of `progress`.
@@ -75,7 +76,7 @@ pub(crate) fn compress_with(
         dtype,
         shape,
     };
-    tensor.compress_to(&mut out, options, progress)?;
+    tensor.compress_to(&mut Spare::default(), &mut out, options, progress)?;
     Ok(out.into_vec())
 }
 
@@ -100,7 +101,7 @@ pub fn compress_to<W: Write + Seek>(
         dtype,
         shape,
     };
-    tensor.compress_to(out, options, progress)
+    tensor.compress_to(&mut Spare::default(), out, options, progress)
 }
 
 /// A tensor to compress.
@@ -114,9 +115,10 @@ pub(crate) struct Tensor<'a> {
 }
 
 impl Tensor<'_> {
-    /// [`compress_to`].
+    /// [`crate::compress_to`], with buffers that tensors leave to each other.
     pub(crate) fn compress_to<W: Write + Seek>(
         &self,
+        spare: &mut Spare,
         out: &mut W,
         options: &CompressOptions,
         progress: &mut dyn FnMut(u64) -> Result<()>,
@@ -164,7 +166,7 @@ impl Tensor<'_> {
             threads: options.threads,
             kernels,
         };
-        writer.write(out, progress)
+        writer.write(out, spare, progress)
     }
 }
 

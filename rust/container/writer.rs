@@ -49,6 +49,10 @@ struct Encoders<'a> {
     delta: Option<DeltaCoder<'a>>,
 }
 
+/// Buffers that one tensor leaves for the next: fresh ones would cost page faults for every byte.
+#[derive(Default)]
+pub(crate) struct Spare(Vec<Unit>);
+
 /// Chunks that are encoded together, and what comes of them.
 #[derive(Default)]
 struct Unit {
@@ -65,6 +69,7 @@ impl StreamWriter<'_> {
     pub(crate) fn write<W: Write + Seek>(
         &self,
         out: &mut W,
+        spare: &mut Spare,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<u64> {
         let chunked = &self.plan.chunked;
@@ -77,7 +82,7 @@ impl StreamWriter<'_> {
             delta: delta.map(|delta| DeltaCoder::new(self.kernels, &delta.model, chunks > 1)),
         };
         if chunks <= 1 {
-            return self.write_single(out, &body, coders, progress);
+            return self.write_single(out, spare, &body, coders, progress);
         }
 
         let begin = out.stream_position()?;
@@ -89,6 +94,7 @@ impl StreamWriter<'_> {
         parallel::in_order(
             self.threads,
             AHEAD,
+            &mut spare.0,
             (0..chunks.div_ceil(per_unit)).map(|number| Ok((UNIT_BYTES, number))),
             |number, unit: &mut Unit| {
                 self.encode_unit(coders, unit_chunks(number), unit);
@@ -116,15 +122,17 @@ impl StreamWriter<'_> {
     fn write_single<W: Write>(
         &self,
         out: &mut W,
+        spare: &mut Spare,
         body: &Body,
         coders: &Encoders<'_>,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<u64> {
-        let mut unit = Unit::default();
+        let mut unit = spare.0.pop().unwrap_or_default();
+        unit.entries.clear();
         if !self.data.is_empty() {
             self.encode_unit(coders, 0..1, &mut unit);
         }
-        let mut entries = unit.entries;
+        let entries = &mut unit.entries;
         let packed = entries
             .first()
             .is_none_or(|entry| is_packed(1, entry.storage));
@@ -141,7 +149,7 @@ impl StreamWriter<'_> {
             scale: None,
             delta: None,
         });
-        let mut stream = write_prelude(self.tensor, if packed { &unused } else { body }, &entries);
+        let mut stream = write_prelude(self.tensor, if packed { &unused } else { body }, entries);
         if !packed && self.plan.chunked.delta.is_none() {
             stream.resize(stream.len().next_multiple_of(ALIGNMENT), 0);
         }
@@ -151,6 +159,7 @@ impl StreamWriter<'_> {
             Some(_) => stream.extend_from_slice(unit.payloads[0].bytes()),
         }
         out.write_all(&stream)?;
+        spare.0.push(unit);
         progress(self.data.len() as u64)?;
         Ok(stream.len() as u64)
     }

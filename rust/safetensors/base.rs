@@ -127,11 +127,15 @@ impl BaseModel {
     }
 
     /// A hash of all names and decoded tensors: the same for a plain and a compressed model, for one
-    /// file and for many.
+    /// file and for many. `progress` is called after each tensor and may stop the work by an error.
     ///
     /// # Errors
-    /// Those of decoding the model.
-    pub fn identity(&self, options: &DecompressOptions) -> Result<u128> {
+    /// Those of decoding the model and of `progress`.
+    pub fn identity(
+        &self,
+        options: &DecompressOptions,
+        progress: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<u128> {
         let mut places: Vec<_> = self.places.iter().collect();
         places.sort();
         let mut listed = Vec::new();
@@ -140,6 +144,7 @@ impl BaseModel {
             write_varint(&mut listed, name.len() as u64);
             listed.extend_from_slice(name.as_bytes());
             listed.extend_from_slice(&content_hash(&bytes).to_le_bytes());
+            progress()?;
         }
         Ok(content_hash(&listed))
     }
@@ -163,8 +168,12 @@ pub struct BaseChoice<'a> {
 
 impl BaseChoice<'_> {
     /// The metadata entry of a file with deltas.
-    pub(super) fn entry(&self, options: &DecompressOptions) -> Result<String> {
-        let mut entry = format!("{:032x}", self.model.identity(options)?);
+    pub(super) fn entry(
+        &self,
+        options: &DecompressOptions,
+        progress: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<String> {
+        let mut entry = format!("{:032x}", self.model.identity(options, progress)?);
         if let Some(path) = self.path {
             entry.push(' ');
             entry.push_str(path);

@@ -224,6 +224,7 @@ pub(super) fn decode_all(
     in_order(
         options.threads,
         AHEAD,
+        &mut Vec::new(),
         Groups::new(file, 0..file.header().len(), options),
         |group, buffer: &mut Vec<u8>| {
             let total = group.iter().map(|part| part.bytes).sum();
@@ -295,6 +296,7 @@ impl SafetensorsFile {
         in_order(
             options.threads,
             AHEAD,
+            &mut Vec::new(),
             groups,
             |mut group, (): &mut ()| {
                 for (part, out) in &mut group {

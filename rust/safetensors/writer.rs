@@ -25,6 +25,7 @@ use super::repeats::{Repeat, find_repeats};
 use crate::codec::Tensor;
 use crate::constants::ALIGNMENT;
 use crate::container::pieces::{AHEAD, PIECE_BYTES};
+use crate::container::writer::Spare;
 use crate::error::{Error, Result};
 use crate::parallel::in_order;
 use crate::{CompressOptions, DecompressOptions, Dtype, Threads, write_reference};
@@ -100,7 +101,7 @@ pub(crate) fn write_compressed<W: Write + Seek>(
         embedded: write_embedded(json)?,
         // An entry of that name in the original stays what it is.
         base: match base.filter(|_| header.metadata_value(BASE_KEY).is_none()) {
-            Some(base) => Some(base.entry(&base_options)?),
+            Some(base) => Some(base.entry(&base_options, &mut || progress(0))?),
             None => None,
         },
     };
@@ -118,6 +119,8 @@ pub(crate) fn write_compressed<W: Write + Seek>(
         options,
         lengths: Vec::with_capacity(sources.len()),
         done: 0,
+        spare: Spare::default(),
+        small: Vec::new(),
         progress,
     };
     while let Some(next) = sources.get(streams.lengths.len()) {
@@ -184,6 +187,31 @@ impl OuterHeader<'_> {
     }
 }
 
+/// The streams of a group of small tensors, one after the other.
+#[derive(Default)]
+struct SmallBuffer {
+    streams: Vec<u8>,
+    spare: Spare,
+}
+
+impl SmallBuffer {
+    /// Compresses a tensor behind the streams that are there.
+    fn append(
+        &mut self,
+        source: &Source<'_>,
+        base: Option<&[u8]>,
+        options: &CompressOptions,
+    ) -> Result<()> {
+        let mut out = Cursor::new(&mut self.streams);
+        out.seek(SeekFrom::End(0))?;
+        let (spare, progress) = (&mut self.spare, &mut |_| Ok(()));
+        source
+            .tensor(base)
+            .compress_to(spare, &mut out, options, progress)?;
+        Ok(())
+    }
+}
+
 /// The streams of a file while they are written.
 struct Streams<'a, W> {
     out: &'a mut W,
@@ -196,6 +224,9 @@ struct Streams<'a, W> {
     lengths: Vec<u64>,
     /// Original bytes of them.
     done: u64,
+    /// Buffers for chunks of large tensors, and for groups of small ones.
+    spare: Spare,
+    small: Vec<SmallBuffer>,
     progress: &'a mut dyn FnMut(u64) -> Result<()>,
 }
 
@@ -207,6 +238,7 @@ impl<W: Write + Seek> Streams<'_, W> {
             let named = (self.header, self.lengths.len());
             let base = base_of(self.base, named, source, self.options)?;
             let length = source.tensor(base.as_deref()).compress_to(
+                &mut self.spare,
                 self.out,
                 self.options,
                 &mut |in_stream| progress(done + in_stream),
@@ -227,20 +259,22 @@ impl<W: Write + Seek> Streams<'_, W> {
             threads: Threads::new(1),
             ..self.options.clone()
         };
+        let mut small = std::mem::take(&mut self.small);
         in_order(
             self.options.threads,
             AHEAD,
+            &mut small,
             groups(sources, first).map(Ok),
-            |group, buffer: &mut Vec<u8>| {
-                buffer.clear();
+            |group, buffer: &mut SmallBuffer| {
+                buffer.streams.clear();
                 let mut ends = Vec::with_capacity(group.len());
                 for index in group.clone() {
                     if !repeated[index] {
                         let source = &sources[index];
                         let base = base_of(base, (header, index), source, &options)?;
-                        compress_onto(buffer, source, base.as_deref(), &options)?;
+                        buffer.append(source, base.as_deref(), &options)?;
                     }
-                    ends.push(buffer.len());
+                    ends.push(buffer.streams.len());
                 }
                 Ok((group, ends))
             },
@@ -249,12 +283,12 @@ impl<W: Write + Seek> Streams<'_, W> {
                 let (mut begin, mut written) = (0, 0);
                 for (index, end) in group.zip(ends) {
                     if repeated[index] {
-                        self.out.write_all(&buffer[written..end])?;
+                        self.out.write_all(&buffer.streams[written..end])?;
                         written = end;
                         if !self.write_reference()? {
-                            let mut stream = Vec::new();
-                            compress_onto(&mut stream, &sources[index], None, &options)?;
-                            self.append(&stream)?;
+                            let mut repeated = SmallBuffer::default();
+                            repeated.append(&sources[index], None, &options)?;
+                            self.append(&repeated.streams)?;
                         }
                     } else {
                         self.lengths.push((end - begin) as u64);
@@ -262,10 +296,12 @@ impl<W: Write + Seek> Streams<'_, W> {
                     begin = end;
                     self.done += sources[index].data.len() as u64;
                 }
-                self.out.write_all(&buffer[written..])?;
+                self.out.write_all(&buffer.streams[written..])?;
                 (self.progress)(self.done)
             },
-        )
+        )?;
+        self.small = small;
+        Ok(())
     }
 
     fn append(&mut self, stream: &[u8]) -> Result<()> {
@@ -317,21 +353,6 @@ fn groups<'a>(
         begin = end;
         (!group.is_empty()).then_some((weight, group))
     })
-}
-
-/// Compresses a tensor behind what is in `buffer`.
-fn compress_onto(
-    buffer: &mut Vec<u8>,
-    source: &Source<'_>,
-    base: Option<&[u8]>,
-    options: &CompressOptions,
-) -> Result<()> {
-    let mut out = Cursor::new(buffer);
-    out.seek(SeekFrom::End(0))?;
-    source
-        .tensor(base)
-        .compress_to(&mut out, options, &mut |_| Ok(()))?;
-    Ok(())
 }
 
 /// The base tensor of a tensor, which has its name in the header.

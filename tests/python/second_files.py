@@ -6,6 +6,7 @@ prefers being plain to being fast.
 
 import base64
 import json
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -14,9 +15,12 @@ import xxhash
 
 from tests.python import second_decoder as page
 from tests.python.second_decoder import CorruptError, Reader, Stream, UnsupportedError, require
+from tests.python.second_delta import decode_delta
 
 NZ_MAGIC: Final = bytes.fromhex("894E5A460D0A1A")
 KEY: Final = "neuzip.header"
+BASE_KEY: Final = "neuzip.base"
+BASE_ENTRY: Final = re.compile(r"[0-9a-f]{32}( .+)?", re.DOTALL)
 MOST_HEADER: Final = 100_000_000
 # Element types of .safetensors files: bits, and the dtype code of the stream; none: as bytes.
 _TYPES: Final = """
@@ -219,29 +223,76 @@ def check_form(tensor: Tensor, stream: Stream) -> None:
         require((stream.dtype, stream.shape) == form, "the stream has the tensor's form")
 
 
-def original_of(name: str, streams: dict[str, bytes]) -> bytes:
+Base = dict[str, tuple[Tensor, bytes]]
+
+
+def decoded(tensor: Tensor, stream: bytes, base: Base) -> bytes:
+    """The original bytes of a tensor that has a stream of its own."""
+    if page.parse(stream).body not in (page.DELTA_BODY, page.BASE_BODY):
+        return page.decode(stream)
+    require(tensor.name in base, "the base has the tensor", MismatchError)
+    other, data = base[tensor.name]
+    same = (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+    require(same, "dtype and shape of the base are the same", MismatchError)
+    return decode_delta(stream, data)
+
+
+def original_of(tensor: Tensor, streams: dict[str, bytes], base: Base, original: Header) -> bytes:
     """The original bytes of a tensor, looking a reference up."""
-    stream = page.parse(streams[name])
+    stream = page.parse(streams[tensor.name])
     if stream.body != page.REFERENCE_BODY:
-        return page.decode(streams[name])
+        return decoded(tensor, streams[tensor.name], base)
     require(stream.name in streams, "the tensor named is in the file", MismatchError)
     target = page.parse(streams[stream.name])
     direct = target.body != page.REFERENCE_BODY
     require(direct, "a reference is not to a reference", MismatchError)
     same = (target.dtype, target.shape) == (stream.dtype, stream.shape)
     require(same, "dtype and shape of a reference are the same", MismatchError)
-    original = page.decode(streams[stream.name])
-    digest = xxhash.xxh3_128_intdigest(original)
+    first = next(other for other in original.tensors if other.name == stream.name)
+    content = decoded(first, streams[stream.name], base)
+    digest = xxhash.xxh3_128_intdigest(content)
     require(digest == stream.original_hash, "the hash of a reference is right", MismatchError)
-    return original
+    return content
 
 
-def restore_safetensors(file: bytes) -> bytes:
-    """The file that a compressed .safetensors file was made from."""
+def model(file: bytes, base: bytes = b"") -> Base:
+    """The tensors of a file, plain or compressed, which may have a base itself."""
+    if kind(file) == "neuzip-safetensors":
+        file = restore_safetensors(file, base)
+    header, data = read_plain(file)
+    return {tensor.name: (tensor, data[tensor.begin : tensor.end]) for tensor in header.tensors}
+
+
+def identity(tensors: Base) -> str:
+    """What the entry of a base begins with."""
+    listed = b""
+    for name in sorted(tensors, key=str.encode):
+        spelled = name.encode()
+        length = len(spelled)
+        while length >= 128:
+            listed += bytes([length % 128 + 128])
+            length //= 128
+        content = xxhash.xxh3_128_intdigest(tensors[name][1])
+        listed += bytes([length]) + spelled + content.to_bytes(16, "little")
+    return f"{xxhash.xxh3_128_intdigest(listed):032x}"
+
+
+def base_entry(file: bytes) -> str | None:
+    """What a compressed file says of its base."""
+    outer, _ = read_plain(file)
+    own = BASE_KEY in read_embedded(outer.metadata[KEY]).metadata
+    return None if own else outer.metadata.get(BASE_KEY)
+
+
+def restore_safetensors(file: bytes, base: bytes = b"") -> bytes:
+    """The file that a compressed .safetensors file was made from; its base is a plain file."""
     outer, data = read_plain(file)
     metadata = dict(outer.metadata)
     require(KEY in metadata, "the embedded header is under its key")
     original = read_embedded(metadata.pop(KEY))
+    if BASE_KEY not in original.metadata and BASE_KEY in metadata:
+        entry = metadata.pop(BASE_KEY)
+        require(BASE_ENTRY.fullmatch(entry) is not None, "the entry of the base is one")
     require(metadata == original.metadata, "the metadata are those of the original")
     names = [tensor.name for tensor in outer.tensors]
     require(names == [tensor.name for tensor in original.tensors], "the names are the original's")
@@ -251,7 +302,9 @@ def restore_safetensors(file: bytes) -> bytes:
     for tensor in original.tensors:
         check_form(tensor, page.parse(streams[tensor.name]))
     restored = len(original.text).to_bytes(8, "little") + original.text
-    return restored + b"".join(original_of(name, streams) for name in names)
+    tensors = model(base) if base else {}
+    originals = [original_of(t, streams, tensors, original) for t in original.tensors]
+    return restored + b"".join(originals)
 
 
 def frames_of(file: bytes) -> list[bytes]:
@@ -266,7 +319,7 @@ def frames_of(file: bytes) -> list[bytes]:
         stream = page.parse(frame)
         form = stream.dtype == 1 and len(stream.shape) == 1 and 1 <= stream.nbytes <= 1 << 24
         require(form, "a frame holds 1 to 2^24 bytes")
-        require(stream.body != page.REFERENCE_BODY, "a frame is not a reference")
+        require(stream.body < page.REFERENCE_BODY, "a frame is not a reference")
         prelude = Reader(frame[4:]).varint()
         checksums += frame[prelude - 4 : prelude]
         total += stream.nbytes

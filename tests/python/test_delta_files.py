@@ -14,6 +14,7 @@ from safetensors.torch import save_file as save_plain
 import neuzip_rs as nz
 from neuzip_rs import _native
 from neuzip_rs._bases import chains, in_order
+from tests.python import second_files
 from tests.python.command import files_below, flipped, neuzip, objects
 from tests.python.second_decoder import parse
 from tests.python.second_delta import decode_delta
@@ -104,6 +105,17 @@ def test_files_next_to_a_base(pair: tuple[Path, Path], kind: str) -> None:
     assert identities[1] is not None
     assert identities[0].partition(" ")[0] == identities[1].partition(" ")[0]
     assert identities[0].partition(" ")[2] == base.name
+
+
+def test_the_second_reader_restores_files(pair: tuple[Path, Path]) -> None:
+    old, new = pair
+    target = new.parent / "new.nz.safetensors"
+    nz.safetensors.compress_file(new, target, base=old)
+    before, compressed = old.read_bytes(), target.read_bytes()
+    assert second_files.restore_safetensors(compressed, before) == new.read_bytes()
+    entry = second_files.base_entry(compressed)
+    assert entry == f"{second_files.identity(second_files.model(before))} old.safetensors"
+    assert _native.SafetensorsFile(str(target)).base == entry
 
 
 def test_the_second_decoder_reads_the_streams(pair: tuple[Path, Path]) -> None:
@@ -224,8 +236,9 @@ def test_command_with_a_base(pair: tuple[Path, Path]) -> None:
     piped = neuzip("decompress", "-", "--base", old, stdin=target.read_bytes())
     assert piped.stdout == content.read_bytes()
     neuzip("decompress", "-", stdin=target.read_bytes(), expect=1)
-    again = neuzip("compress", "-", "--base", old, stdin=content.read_bytes())
-    assert neuzip("decompress", "-", "--base", old, stdin=again.stdout).stdout == content.read_bytes()
+    again = neuzip("compress", "-", "--base", old, stdin=content.read_bytes()).stdout
+    restored = neuzip("decompress", "-", "--base", old, stdin=again).stdout
+    assert restored == content.read_bytes()
     other = new.parent / "other.bin"
     other.write_bytes(b"no tensors")
     assert b"only" in neuzip("compress", other, "--base", old).stderr

@@ -10,10 +10,11 @@
 use std::ops::Range;
 
 use neuzip_rs::{
-    CompressOptions, DecompressOptions, Dtype, Error, Level, Result, Stream, Threads, compress,
-    compress_delta, content_hash,
+    CompressOptions, DecompressOptions, Dtype, Error, Level, Result, SimdTier, Stream, Threads,
+    compress, compress_delta, content_hash,
 };
 use proptest::prelude::*;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// A fixed sequence of numbers that look random.
 fn noise(seed: u64) -> impl Iterator<Item = u64> {
@@ -152,6 +153,41 @@ fn a_step_is_small_and_threads_do_not_matter() {
 }
 
 #[test]
+fn every_tier_writes_and_reads_the_same() {
+    let (old, new) = weights(70_001, 0.02, 6);
+    for dtype in DTYPES {
+        let [mut old, mut new] = [&old, &new].map(|values| bytes_of(values, dtype));
+        let whole = new.len() / dtype.itemsize() * dtype.itemsize();
+        old.truncate(whole);
+        new.truncate(whole);
+        let tiers = SimdTier::ALL.into_iter().filter(|tier| tier.is_available());
+        let mut streams = tiers.map(|tier| {
+            let simd = Some(tier);
+            let stream = roundtrip(
+                &new,
+                &old,
+                dtype,
+                &CompressOptions {
+                    simd,
+                    ..options(1 << 14, 1)
+                },
+            );
+            let mut out = vec![0; new.len()];
+            let parsed = Stream::parse(&stream).unwrap().with_base(&old[..]).unwrap();
+            let options = DecompressOptions {
+                simd,
+                ..DecompressOptions::default()
+            };
+            parsed.decode_into(0, &mut out, &options).unwrap();
+            assert!(out == new);
+            stream
+        });
+        let first = streams.next().unwrap();
+        assert!(streams.all(|stream| stream == first));
+    }
+}
+
+#[test]
 fn dropped_bits_do_not_cost() {
     let (old, new) = weights(100_000, 0.01, 5);
     let upcast = |values: Vec<f32>| -> Vec<u8> {
@@ -214,12 +250,56 @@ fn without_the_base_nothing_is_decoded() {
     assert!(matches!(error, Err(Error::InvalidArgument(_))));
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// With a forged checksum other data may come out, but nothing may panic or run away.
+    #[test]
+    fn forged_models_never_panic(
+        dtype in prop::sample::select(DTYPES.to_vec()),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        verify: bool,
+    ) {
+        let (old, new) = weights(1100, 0.02, 7);
+        let [old, new] = [old, new].map(|values| {
+            let mut bytes = bytes_of(&values, dtype);
+            bytes.truncate(bytes.len() / 16 * 16);
+            bytes
+        });
+        let shape = [(new.len() / dtype.itemsize()) as u64];
+        let mut stream = compress_delta(&new, &old, dtype, &shape, &options(1 << 12, 1)).unwrap();
+        let hash = content_hash(&old).to_le_bytes();
+        let Some(at) = stream.windows(16).position(|bytes| bytes == hash) else {
+            return Ok(());
+        };
+        // The length of the prelude is a varint behind the magic.
+        let len = usize::from(stream[4] & 0x7f) | usize::from(stream[5]) << 7;
+        let len = if stream[4] < 0x80 { usize::from(stream[4]) } else { len };
+        let (from, to) = (at + 16, stream.len().min(len + 200));
+        for (index, value) in edits {
+            stream[from + index.index(to - from)] = value;
+        }
+        let checksum = xxh3_64(&stream[..len - 4]) as u32;
+        stream[len - 4..len].copy_from_slice(&checksum.to_le_bytes());
+        if let Ok(parsed) = Stream::parse(&stream) {
+            let mut out = vec![0; new.len()];
+            let parsed = parsed.with_base(&old[..]).unwrap();
+            let options = DecompressOptions { verify, ..DecompressOptions::default() };
+            let _ = parsed.decode_into(0, &mut out, &options);
+            let _ = parsed.info();
+        }
+    }
+}
+
 /// Every bit of a stream flipped, and every length.
 #[test]
 fn damage_is_noticed() {
-    let (old, new) = weights(3000, 0.02, 4);
-    for (dtype, chunk_bytes) in [(Dtype::Bfloat16, 1 << 12), (Dtype::Float32, 1 << 14)] {
-        let [old, new] = [&old, &new].map(|values| bytes_of(values, dtype));
+    for (dtype, count, chunk_bytes) in [
+        (Dtype::Bfloat16, 2500, 1 << 12),
+        (Dtype::Float32, 800, 1 << 14),
+    ] {
+        let (old, new) = weights(count, 0.02, 4);
+        let [old, new] = [old, new].map(|values| bytes_of(&values, dtype));
         let stream = roundtrip(&new, &old, dtype, &options(chunk_bytes, 1));
         assert!(Stream::parse(&stream).unwrap().base_hash().is_some());
         for bit in 0..stream.len() * 8 {

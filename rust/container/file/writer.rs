@@ -73,6 +73,7 @@ pub(crate) fn compress_frames<W: Write>(
     in_order(
         options.threads,
         FRAMES_AHEAD,
+        &mut Vec::new(),
         data.chunks(FRAME_BYTES).map(|frame| Ok((1, frame))),
         |frame, stream: &mut Vec<u8>| {
             compress_frame(stream, frame, options)?;
