@@ -13,35 +13,36 @@ use crate::planes::scale::ScaleOffsets;
 /// Rounds over the axes at most.
 const ROUNDS: usize = 8;
 
-/// Sets the flips of the axes to the majority of signs; `false` if they do not pay.
+/// Flips by the majority of signs that pay: of columns alone, and of columns and rows.
 ///
 /// # Errors
 /// When the threads asked for cannot be had.
-pub(super) fn flip(matrix: &Matrix<'_>, scale: &mut ScaleOffsets, axes: &[Axis]) -> Result<bool> {
-    let mut lines = 0;
-    for axis in axes {
-        let (flips, count) = match axis {
-            Axis::Rows => (&mut scale.row_flips, matrix.rows()),
-            Axis::Columns => (&mut scale.col_flips, matrix.columns),
-        };
-        *flips = vec![0; count];
-        lines += count as u64;
+pub(super) fn flips(matrix: &Matrix<'_>, scale: &ScaleOffsets) -> Result<Vec<ScaleOffsets>> {
+    let elements = (matrix.bytes.len() / matrix.element_bytes()) as u64;
+    let pays = |positive: u64, lines: usize| {
+        elements.saturating_sub(entropy(positive, elements)) > lines as u64
+    };
+    let mut scale = scale.clone();
+    let mut found = Vec::new();
+    scale.col_flips = vec![0; matrix.columns];
+    let mut positive = flip_axis(matrix, &mut scale, Axis::Columns)?;
+    if pays(positive, matrix.columns) {
+        found.push(scale.clone());
     }
-    let elements = matrix.bytes.len() / matrix.element_bytes();
-    let (mut pays, mut before) = (false, 0);
+    scale.row_flips = vec![0; matrix.rows()];
+    let lines = matrix.columns + matrix.rows();
     for round in 0..ROUNDS {
-        let mut positive = 0;
-        for &axis in axes {
-            positive = flip_axis(matrix, scale, axis)?;
-        }
-        let saved = elements as u64 - entropy(positive, elements as u64);
-        pays = saved > lines;
-        if positive == before || axes.len() == 1 || (round > 1 && !pays) {
+        let before = positive;
+        positive = flip_axis(matrix, &mut scale, Axis::Rows)?;
+        if positive == before || (round > 0 && !pays(positive, lines)) {
             break;
         }
-        before = positive;
+        positive = flip_axis(matrix, &mut scale, Axis::Columns)?;
     }
-    Ok(pays)
+    if pays(positive, lines) {
+        found.push(scale);
+    }
+    Ok(found)
 }
 
 /// Bits that signs take, `positive` of which are alike.

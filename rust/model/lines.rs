@@ -16,6 +16,9 @@ use crate::simd::Task;
 /// What is counted at once for a line.
 pub(super) const LANES: usize = 8;
 
+/// Rows whose entries can be added in 32 bits: entries are below 2^14.
+const ROWS_TO_FLUSH: usize = 1 << 17;
+
 /// Rows or columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Axis {
@@ -28,7 +31,7 @@ pub(super) enum Axis {
 pub(super) struct Lookup<'a> {
     /// Position of the lowest of these bits.
     pub(super) below: u32,
-    /// One entry for each value of these bits, a power of two.
+    /// One entry for each value of these bits, a power of two of them; their numbers are below 2^14.
     pub(super) table: &'a [[u32; LANES]],
     /// Where the sign stands when they are looked at.
     pub(super) sign_position: u32,
@@ -88,23 +91,37 @@ impl<W: Word> Task for Sums<'_, W> {
         let Self { pass, lookup } = self;
         let columns = pass.matrix.columns;
         let mask = lookup.table.len() - 1;
-        let mut sums = vec![[0; LANES]; pass.lines()];
+        let mut sums = vec![[0_u64; LANES]; pass.lines()];
+        // Sums of columns are kept in half as many bits until they could overflow.
+        let mut recent = match pass.axis {
+            Axis::Rows => Vec::new(),
+            Axis::Columns => vec![[0_u32; LANES]; columns],
+        };
+        let mut flushed = pass.rows.start;
         let mut buffer = [W::default(); SUB_BLOCK];
         for first in pass.blocks() {
+            if pass.axis == Axis::Columns && first / columns > flushed + ROWS_TO_FLUSH {
+                flush(&mut recent, &mut sums);
+                flushed = first / columns;
+            }
             let words = pass.load(first, &mut buffer);
             let mut start = 0;
             while start < words.len() {
                 let (row, column) = ((first + start) / columns, (first + start) % columns);
                 let end = words.len().min(start + columns - column);
                 if pass.axis == Axis::Rows {
-                    let mut sum = sums[row - pass.rows.start];
+                    let mut sum = [0; LANES];
                     for &word in &words[start..end] {
                         let entry = (word >> lookup.below).widen() as usize & mask;
                         add(&mut sum, &lookup.table[entry]);
                     }
-                    sums[row - pass.rows.start] = sum;
+                    let total = &mut sums[row - pass.rows.start];
+                    total
+                        .iter_mut()
+                        .zip(sum)
+                        .for_each(|(to, more)| *to += u64::from(more));
                 } else {
-                    for (sum, &word) in sums[column..].iter_mut().zip(&words[start..end]) {
+                    for (sum, &word) in recent[column..].iter_mut().zip(&words[start..end]) {
                         let entry = (word >> lookup.below).widen() as usize & mask;
                         add(sum, &lookup.table[entry]);
                     }
@@ -112,14 +129,25 @@ impl<W: Word> Task for Sums<'_, W> {
                 start = end;
             }
         }
+        flush(&mut recent, &mut sums);
         sums
     }
 }
 
 #[inline(always)]
-fn add(sum: &mut [u64; LANES], more: &[u32; LANES]) {
+fn add(sum: &mut [u32; LANES], more: &[u32; LANES]) {
     for lane in 0..LANES {
-        sum[lane] += u64::from(more[lane]);
+        sum[lane] += more[lane];
+    }
+}
+
+/// Moves sums where there is more room.
+#[inline(always)]
+fn flush(recent: &mut [[u32; LANES]], sums: &mut [[u64; LANES]]) {
+    for (recent, sums) in recent.iter_mut().zip(sums) {
+        for lane in 0..LANES {
+            sums[lane] += u64::from(std::mem::take(&mut recent[lane]));
+        }
     }
 }
 

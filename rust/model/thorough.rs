@@ -3,9 +3,8 @@
 //! Every step is kept only if it is estimated to make the tensor smaller.
 
 use super::classes;
-use super::flips::flip;
+use super::flips::flips;
 use super::float_cut::FloatLayout;
-use super::lines::Axis;
 use super::refine::refine;
 use super::scale_fit::Matrix;
 use super::select::{Candidate, Input, MIN_SCALED_ELEMENTS, scale_estimate, views};
@@ -51,11 +50,8 @@ pub(super) fn improve(
         keep(scale, &mut best);
     }
     let without = best.clone().unwrap_or_else(|| matrix.offsets(&[], &[]));
-    for axes in [&[Axis::Columns][..], &[Axis::Columns, Axis::Rows]] {
-        let mut scale = without.clone();
-        if flip(&matrix, &mut scale, axes)? {
-            keep(scale, &mut best);
-        }
+    for scale in flips(&matrix, &without)? {
+        keep(scale, &mut best);
     }
     Ok(best)
 }

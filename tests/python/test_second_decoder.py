@@ -108,6 +108,16 @@ def _floats() -> dict[str, Content]:
     for dtype in ("bfloat16", "float32"):
         x = weights(70, 64) * size * (2.0 ** rng.integers(-6, 7, 70))[:, None]
         found[f"scaled {dtype}"] = (dtype, astype(x, dtype), None)
+    for dtype in ("bfloat16", "float16"):
+        signs = np.sign(weights(150)) * np.sign(weights(64))[:, None]
+        x = abs(weights(64, 150)) * np.where(rng.random((64, 150)) < 0.1, -signs, signs)
+        found[f"signs of an outer product {dtype}"] = (dtype, astype(x, dtype), None)
+        x = weights(120, 200)
+        x[::3] = x[::3] ** 5 / 1e-7
+        found[f"classes of rows {dtype}"] = (dtype, astype(x, dtype), None)
+        x = weights(200, 120)
+        x[:, ::3] = x[:, ::3] ** 5 / 1e-7
+        found[f"classes of columns {dtype}"] = (dtype, astype(x, dtype), None)
     for narrow, wide in (("bfloat16", "float32"), ("float16", "float32"), ("float32", "float64")):
         x = astype(astype(weights(2500), narrow), wide)
         found[f"{wide} from {narrow}"] = (wide, x, None)
@@ -361,8 +371,9 @@ OF_THE_PACKAGE = {
     *("body 0", "body 1", "body 2", "0 chunks", "1 chunks", "2 chunks"),
     *("feature 0", "feature 1", "feature 2", "feature 3"),
     *("storage raw", "storage constant", "storage model", "scaled", "not scaled"),
-    *("list 0", "list 1", "feature 5", "in contexts plane"),
-    *("contexts by symbol", "contexts without escape"),
+    *(f"list {bit}" for bit in range(6)),
+    *("feature 5", "feature 6", "in contexts plane"),
+    *("contexts by symbol", "contexts by class", "contexts without escape"),
     *("1 byte elements", "2 byte elements", "4 byte elements", "8 byte elements"),
     *("sign at the bottom", "sign at the middle", "sign at the top"),
     *("raw plane", "wide raw plane", "constant plane", "coded plane", "wide coded plane"),
@@ -373,8 +384,7 @@ OF_THE_PACKAGE = {
 }
 EVERYTHING = OF_THE_PACKAGE | {
     *("storages of 16 bits", "wide constant plane", "wide in contexts plane"),
-    *("list 2", "list 3", "list 4", "list 5", "feature 6"),
-    *("contexts by class", "contexts with escape"),
+    "contexts with escape",
     *(f"phase {phase}" for phase in range(8)),
 }
 

@@ -12,7 +12,8 @@
 use std::sync::LazyLock;
 
 use neuzip_rs::{
-    CompressOptions, DecompressOptions, Dtype, Error, Result, Stream, compress, write_reference,
+    CompressOptions, DecompressOptions, Dtype, Error, Level, Result, Stream, compress,
+    write_reference,
 };
 use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
@@ -57,8 +58,20 @@ fn case(
     shape: &[u64],
     original: Vec<u8>,
 ) -> Case {
+    case_at(Level::Default, name, feature, dtype, shape, original)
+}
+
+fn case_at(
+    level: Level,
+    name: &'static str,
+    feature: Option<&'static str>,
+    dtype: Dtype,
+    shape: &[u64],
+    original: Vec<u8>,
+) -> Case {
     let options = CompressOptions {
-        chunk_bytes: Some(4096),
+        level,
+        chunk_bytes: Some(if level == Level::Max { 8192 } else { 4096 }),
         ..CompressOptions::default()
     };
     let stream = compress(&original, dtype, shape, &options).unwrap();
@@ -96,6 +109,17 @@ fn cases() -> Vec<Case> {
             }
         })
         .collect();
+    let line_sign = |line: usize| if line * 7919 % 13 < 6 { -1.0 } else { 1.0 };
+    let signs = |i: usize| weight(i).abs() * line_sign(i / 64) * line_sign(i % 64);
+    // Every third row has few values.
+    let classes = |i: usize| {
+        let all = (weight(i) * 400.0) as i8;
+        if i / 96 % 3 == 0 {
+            0x38
+        } else {
+            all.cast_unsigned()
+        }
+    };
     let upcast = |i: usize| f32::from_bits(weight(i).to_bits() & !0xffff);
     vec![
         case("empty", None, Dtype::Float32, &[0, 3], Vec::new()),
@@ -126,6 +150,30 @@ fn cases() -> Vec<Case> {
             Dtype::Bfloat16,
             &[80, 64],
             bfloat16((0..5120).map(scaled)),
+        ),
+        case_at(
+            Level::Max,
+            "two symbols",
+            Some("contexts"),
+            Dtype::Bfloat16,
+            &[80, 64],
+            bfloat16((0..5120).map(|i| 1.0 + weight(i))),
+        ),
+        case_at(
+            Level::Max,
+            "turned signs",
+            Some("sign-flips"),
+            Dtype::Bfloat16,
+            &[80, 64],
+            bfloat16((0..5120).map(signs)),
+        ),
+        case_at(
+            Level::Max,
+            "classes",
+            Some("contexts"),
+            Dtype::Float8E4m3fn,
+            &[80, 96],
+            (0..7680).map(classes).collect(),
         ),
         case(
             "upcast",
