@@ -128,9 +128,9 @@ impl<W: Word> Task for Split<'_, W> {
                     PlaneMode::Coded(_) | PlaneMode::Contexts(_) => {
                         let indexed = scratch.coded(coded);
                         let possible = match (&encoder.tables[coded], &coder.planes()[coded]) {
-                            (AnyIndices::Contexts(indices), AnyCoder::Contexts(coder)) => {
+                            (AnyIndices::Contexts(indices), AnyCoder::Contexts(symbols)) => {
                                 let contexts = &mut context_buffer[..count];
-                                coder.contexts(words, below + plane.bits, lines, contexts);
+                                symbols.contexts(words, below + plane.bits, lines, contexts);
                                 let has_escape = plane.has_escape();
                                 indices.extend(words, field, contexts, has_escape, indexed)
                             }

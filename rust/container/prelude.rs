@@ -96,6 +96,7 @@ impl TensorType {
 }
 
 /// What follows the tensor's type.
+#[allow(clippy::large_enum_variant, reason = "there is one to a stream")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
     /// Independent chunks.

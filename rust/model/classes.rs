@@ -153,7 +153,7 @@ pub(super) fn with_classes(
             .iter()
             .map(|plane| plane.bits)
             .sum(),
-        kinds: &kinds,
+        of_bits: &kinds,
         count,
         sign_position: model.sign_position,
     };

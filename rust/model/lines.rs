@@ -157,7 +157,7 @@ pub(super) struct Kinds<'a> {
     /// Position of the lowest of these bits.
     pub(super) below: u32,
     /// The kind for each value of these bits, a power of two of them.
-    pub(super) kinds: &'a [u8],
+    pub(super) of_bits: &'a [u8],
     pub(super) count: usize,
     /// Where the sign stands when they are looked at.
     pub(super) sign_position: u32,
@@ -176,7 +176,7 @@ impl<W: Word> Task for Counts<'_, W> {
     fn run(self) -> Vec<u32> {
         let Self { pass, kinds } = self;
         let columns = pass.matrix.columns;
-        let mask = kinds.kinds.len() - 1;
+        let mask = kinds.of_bits.len() - 1;
         let mut counts = vec![0; pass.lines() * kinds.count];
         let mut buffer = [W::default(); SUB_BLOCK];
         for first in pass.blocks() {
@@ -192,7 +192,7 @@ impl<W: Word> Task for Counts<'_, W> {
                 let mut at = line * kinds.count;
                 for &word in &words[start..end] {
                     let symbol = (word >> kinds.below).widen() as usize & mask;
-                    counts[at + usize::from(kinds.kinds[symbol])] += 1;
+                    counts[at + usize::from(kinds.of_bits[symbol])] += 1;
                     at += step;
                 }
                 start = end;

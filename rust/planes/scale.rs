@@ -148,7 +148,9 @@ impl ScaleOffsets {
             let (line, rest) = words.split_at_mut(words.len().min(self.columns - column));
             let of_row = self.row_flips.get(row).map_or(0, |&flip| flip as u64);
             let of_row = W::truncate(of_row) << top;
-            line.iter_mut().for_each(|word| *word = *word ^ of_row);
+            for word in line.iter_mut() {
+                *word = *word ^ of_row;
+            }
             for (word, &flip) in line
                 .iter_mut()
                 .zip(self.col_flips.get(column..).unwrap_or_default())

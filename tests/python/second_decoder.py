@@ -91,7 +91,7 @@ class Table:
 
 @dataclass
 class Contexts:
-    """Tables of a plane that is coded in contexts: the frequencies of each index, the escape last."""
+    """Tables of a plane coded in contexts: the frequencies of each index, the escape last."""
 
     source: int
     first: int

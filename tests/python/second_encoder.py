@@ -475,6 +475,8 @@ def invent(plan: Plan, nbytes: int, rng: Random) -> Plan:
             if plane.contexts and not any(plane.contexts.frequencies[0]):
                 symbols = [x for column in columns for x in column[i]]
                 chunks = zip(used, columns, strict=True)
-                contexts = [x for c, column in chunks for x in contexts_of(plan, model, c, i, column)]
+                contexts = [
+                    x for c, column in chunks for x in contexts_of(plan, model, c, i, column)
+                ]
                 plane.contexts = fit_contexts(plane, symbols, contexts)
     return plan

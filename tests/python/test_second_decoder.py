@@ -343,7 +343,9 @@ def model_traits(model: Model) -> set[str]:
         if plane.contexts:
             by_class = plane.contexts.source == page.CLASSES
             found |= {"contexts by class" if by_class else "contexts by symbol"}
-            found |= {"contexts with escape" if plane.contexts.escape else "contexts without escape"}
+            found |= {
+                "contexts with escape" if plane.contexts.escape else "contexts without escape"
+            }
         if plane.table:
             found |= {f"{wide}table {'with' if plane.table.escape else 'without'} escape"}
     return found
@@ -436,7 +438,8 @@ def bases() -> dict[str, Plan]:
         "zeros, sign at the top": one_model(zeros[1], 1500),
         "scaled": scaled_plan(offsets, 600, scaled(1, [coded(8), raw(8)])),
         "contexts": one_model(
-            Model(1, [coded(8, 90), in_contexts(2, 1, count=5, listed=4, first=95), raw(6)], 0), 1500
+            Model(1, [coded(8, 90), in_contexts(2, 1, count=5, listed=4, first=95), raw(6)], 0),
+            1500,
         ),
         "three contexts": one_model(
             Model(1, [coded(8), *[in_contexts(2, 1, count=2, listed=4)] * 3, raw(2)], 0), 1500

@@ -94,7 +94,52 @@ fn bfloat16(values: impl Iterator<Item = f32>) -> Vec<u8> {
         .collect()
 }
 
-static CASES: LazyLock<Vec<Case>> = LazyLock::new(cases);
+static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
+    let mut all = cases();
+    all.extend(max_cases());
+    all
+});
+
+/// What only the level `max` writes.
+fn max_cases() -> Vec<Case> {
+    let line_sign = |line: usize| if line * 7919 % 13 < 6 { -1.0 } else { 1.0 };
+    let signs = |i: usize| weight(i).abs() * line_sign(i / 64) * line_sign(i % 64);
+    // Every third row has few values.
+    let classes = |i: usize| {
+        let all = (weight(i) * 400.0) as i8;
+        if (i / 96).is_multiple_of(3) {
+            0x38
+        } else {
+            all.cast_unsigned()
+        }
+    };
+    vec![
+        case_at(
+            Level::Max,
+            "two symbols",
+            Some("contexts"),
+            Dtype::Bfloat16,
+            &[3000],
+            bfloat16((0..3000).map(|i| 1.0 + weight(i))),
+        ),
+        case_at(
+            Level::Max,
+            "turned signs",
+            Some("sign-flips"),
+            Dtype::Bfloat16,
+            &[65, 64],
+            bfloat16((0..4160).map(signs)),
+        ),
+        case_at(
+            Level::Max,
+            "classes",
+            Some("contexts"),
+            Dtype::Float8E4m3fn,
+            &[44, 96],
+            (0..4224).map(classes).collect(),
+        ),
+    ]
+}
 
 fn cases() -> Vec<Case> {
     let scaled = |i: usize| weight(i) * 2_f32.powi((i / 64 % 9) as i32 - (i % 64 % 7) as i32);
@@ -109,17 +154,6 @@ fn cases() -> Vec<Case> {
             }
         })
         .collect();
-    let line_sign = |line: usize| if line * 7919 % 13 < 6 { -1.0 } else { 1.0 };
-    let signs = |i: usize| weight(i).abs() * line_sign(i / 64) * line_sign(i % 64);
-    // Every third row has few values.
-    let classes = |i: usize| {
-        let all = (weight(i) * 400.0) as i8;
-        if i / 96 % 3 == 0 {
-            0x38
-        } else {
-            all.cast_unsigned()
-        }
-    };
     let upcast = |i: usize| f32::from_bits(weight(i).to_bits() & !0xffff);
     vec![
         case("empty", None, Dtype::Float32, &[0, 3], Vec::new()),
@@ -150,30 +184,6 @@ fn cases() -> Vec<Case> {
             Dtype::Bfloat16,
             &[80, 64],
             bfloat16((0..5120).map(scaled)),
-        ),
-        case_at(
-            Level::Max,
-            "two symbols",
-            Some("contexts"),
-            Dtype::Bfloat16,
-            &[80, 64],
-            bfloat16((0..5120).map(|i| 1.0 + weight(i))),
-        ),
-        case_at(
-            Level::Max,
-            "turned signs",
-            Some("sign-flips"),
-            Dtype::Bfloat16,
-            &[80, 64],
-            bfloat16((0..5120).map(signs)),
-        ),
-        case_at(
-            Level::Max,
-            "classes",
-            Some("contexts"),
-            Dtype::Float8E4m3fn,
-            &[80, 96],
-            (0..7680).map(classes).collect(),
         ),
         case(
             "upcast",

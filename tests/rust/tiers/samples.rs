@@ -147,7 +147,7 @@ pub(crate) fn tensor(
                 let usual = if random.below(12) == 0 { -1.0 } else { 1.0 };
                 weight.abs() * usual * line_sign(i / columns) * line_sign(i % columns)
             }
-            Content::Classes if i / columns % 3 == 0 => weight.powi(5) * 1e7,
+            Content::Classes if (i / columns).is_multiple_of(3) => weight.powi(5) * 1e7,
             Content::Positive => weight.abs(),
             Content::Negative => -weight.abs(),
             Content::NearOne => 1.0 + weight,
