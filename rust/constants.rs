@@ -22,6 +22,8 @@ pub(crate) const ESCAPE: u8 = 63;
 pub(crate) const MAX_CODED_BITS: u32 = 16;
 /// Contexts of a coded plane with several tables.
 pub(crate) const MAX_CONTEXTS: usize = 16;
+/// Planes of one model that are coded in contexts: their tables are large.
+pub(crate) const MAX_CONTEXT_PLANES: usize = 2;
 /// Most raw bits of an element in a delta: with seven bits before them they fit one 64-bit load.
 pub(crate) const MAX_DELTA_RAW_BITS: u32 = 56;
 /// Elements of a sub-block: the unit of raw planes and of trailing zero counts.
@@ -48,6 +50,8 @@ pub(crate) const MAX_PLANES: usize = 16;
 
 /// log2 of the chunk size where the caller names none: 128 KiB.
 pub(crate) const DEFAULT_CHUNK_LOG2: u32 = 17;
+/// log2 of the largest chunks that the level `max` makes of floats: 1 MiB.
+pub(crate) const MAX_LEVEL_CHUNK_LOG2: u32 = 20;
 /// Original bytes that a thread encodes or decodes before it takes the next piece of work.
 pub(crate) const UNIT_BYTES: usize = 768 << 10;
 /// Outputs from this size on are written past the caches, which they would only empty.

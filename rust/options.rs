@@ -15,7 +15,7 @@ pub enum Level {
     /// Scale offsets, joint mantissa bits and signs where they pay.
     #[default]
     Default,
-    /// A refined search on the whole tensor.
+    /// A refined search on the whole tensor, second symbols, signs by row and column, classes of lines.
     Max,
 }
 
@@ -62,7 +62,8 @@ impl Threads {
 pub struct CompressOptions {
     /// How hard to look for redundancy.
     pub level: Level,
-    /// Original bytes per chunk, a power of two from 4 KiB to 64 MiB; `None`: 128 KiB.
+    /// Original bytes per chunk, a power of two from 4 KiB to 64 MiB; `None`: 128 KiB, at the
+    /// level `max` up to 1 MiB.
     pub chunk_bytes: Option<usize>,
     /// Threads to work on chunks with.
     pub threads: Threads,

@@ -1,14 +1,14 @@
 //! The plan of a tensor: chunk size, models, and which chunk uses which.
 
 use crate::codec::content_hash;
-use crate::constants::{CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_MODELS};
+use crate::constants::{CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_LEVEL_CHUNK_LOG2, MAX_MODELS};
 use crate::container::prelude::{Chunked, Delta, TensorType};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::delta_fit::select_delta;
 use crate::model::select::{Input, select_float};
 use crate::model::select_bytes::{Known, select_generic};
-use crate::options::CompressOptions;
+use crate::options::{CompressOptions, Level};
 use crate::parallel;
 use crate::simd::Kernels;
 
@@ -40,7 +40,7 @@ impl Plan {
         options: &CompressOptions,
         kernels: Kernels,
     ) -> Result<Self> {
-        let chunk_log2 = chunk_log2(options.chunk_bytes)?;
+        let chunk_log2 = chunk_log2(options, tensor, data.len())?;
         let chunk_bytes = 1 << chunk_log2;
         let input = Input {
             bytes: data,
@@ -119,7 +119,7 @@ impl Plan {
         if data.len() < MIN_MODEL_BYTES {
             return Ok(None);
         }
-        let chunk_log2 = chunk_log2(options.chunk_bytes)?;
+        let chunk_log2 = chunk_log2(options, tensor, data.len())?;
         let input = Input {
             bytes: data,
             chunk_bytes: 1 << chunk_log2,
@@ -170,9 +170,18 @@ impl Plan {
     }
 }
 
-fn chunk_log2(chunk_bytes: Option<usize>) -> Result<u32> {
-    let Some(bytes) = chunk_bytes else {
-        return Ok(DEFAULT_CHUNK_LOG2);
+/// log2 of the chunk size for `len` bytes.
+fn chunk_log2(options: &CompressOptions, tensor: &TensorType, len: usize) -> Result<u32> {
+    let Some(bytes) = options.chunk_bytes else {
+        // States, head, hash and index of a chunk take 150 to 300 bytes. Bytes that are not floats keep
+        // their model for a chunk at least, and may change their nature.
+        let large = options.level == Level::Max && tensor.dtype.float_fields().is_some();
+        let half = len.checked_ilog2().unwrap_or(0).saturating_sub(1);
+        return Ok(if large {
+            half.clamp(DEFAULT_CHUNK_LOG2, MAX_LEVEL_CHUNK_LOG2)
+        } else {
+            DEFAULT_CHUNK_LOG2
+        });
     };
     if bytes.is_power_of_two() && CHUNK_LOG2.contains(&bytes.ilog2()) {
         Ok(bytes.ilog2())

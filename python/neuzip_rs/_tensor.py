@@ -32,7 +32,7 @@ def compress(
             buffer protocol, or bytes. It may have any shape and strides; it is never modified.
         dtype: What raw bytes hold ("bfloat16", `torch.bfloat16`, `numpy.float32`, ...), which
             compresses them better. An array knows its own type, and only that may be named.
-        level: "fast", "default" or "max". Every level decodes at much the same speed.
+        level: "fast", "default" or "max", which is smaller, slow to make and slower to decode.
         base: An array of the same type and shape that `x` is close to, such as the checkpoint
             before, or that array compressed. Where it makes the result smaller, the difference is
             stored, and `decompress` needs the same base; `CompressedTensor.base_hash` tells.

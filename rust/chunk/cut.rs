@@ -511,9 +511,8 @@ impl CutCoder {
             write_coded(
                 0,
                 states[number],
-                &self.plane,
                 encoder,
-                escapes,
+                (escapes, self.plane.table.escape_bytes()),
                 &mut job.payload,
             );
             keep_if_shorter(job.chunk, &mut job.payload);

@@ -113,7 +113,7 @@ impl ChunkShape<'_> {
             position: 0,
         };
         let mut sizes = Vec::new();
-        for _ in self.model.tables() {
+        for _ in self.model.coded_planes() {
             let head = cursor
                 .take(HEAD_BYTES)
                 .and_then(|at| payload.get(at))
@@ -151,16 +151,16 @@ impl ChunkShape<'_> {
             }
         }
         let mut coded = Vec::new();
-        for ((states, (stream, escapes)), table) in
-            states.into_iter().zip(sizes).zip(self.model.tables())
+        for ((states, (stream, escapes)), plane) in
+            states.into_iter().zip(sizes).zip(self.model.coded_planes())
         {
             let stream = cursor.take(stream).ok_or_else(cut)?;
             cursor.align()?;
-            if escapes > 0 && !table.has_escape() {
+            if escapes > 0 && !plane.has_escape() {
                 return Err(Error::corrupt("a plane without an escape has escapes"));
             }
             let mut parts = [0..0, 0..0];
-            for part in &mut parts[..table.escape_bytes()] {
+            for part in &mut parts[..plane.escape_bytes()] {
                 *part = cursor.take(escapes).ok_or_else(cut)?;
                 cursor.align()?;
             }

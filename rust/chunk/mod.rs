@@ -20,8 +20,9 @@ use std::sync::OnceLock;
 
 use crate::constants::ALIGNMENT;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, Plane, PlaneMode};
 use crate::planes::coded::{Placement, PlaneCoder};
+use crate::planes::contexts::ContextCoder;
 use crate::planes::scale::ScaleOffsets;
 use crate::simd::{Kernels, SimdTier};
 use cut::CutCoder;
@@ -37,7 +38,14 @@ pub(crate) struct ModelCoder<'a> {
     /// The fast way, for the models that it covers.
     cut: Option<Box<CutCoder>>,
     /// The coders of the plain way, built when a chunk needs them.
-    planes: OnceLock<Vec<PlaneCoder>>,
+    planes: OnceLock<Vec<AnyCoder>>,
+}
+
+/// The coder of a plane, with one table or several.
+#[derive(Debug)]
+enum AnyCoder {
+    Table(Box<PlaneCoder>),
+    Contexts(Box<ContextCoder>),
 }
 
 /// A chunk to decode.
@@ -71,6 +79,7 @@ impl<'a> ModelCoder<'a> {
         // The scalar tier is the oracle: it goes the plain way.
         let cut = match kernels.tier() {
             SimdTier::Scalar => None,
+            _ if scale.is_some_and(ScaleOffsets::has_flips) => None,
             _ => CutCoder::new(model, scale).map(Box::new),
         };
         Self {
@@ -89,10 +98,21 @@ impl<'a> ModelCoder<'a> {
         }
     }
 
-    fn planes(&self) -> &[PlaneCoder] {
+    fn planes(&self) -> &[AnyCoder] {
         self.planes.get_or_init(|| {
-            let coder = |table| PlaneCoder::new(table, Placement::default());
-            self.model.tables().map(coder).collect()
+            let planes = &self.model.planes;
+            let coder = |(number, plane): (usize, &Plane)| match &plane.mode {
+                PlaneMode::Coded(table) => {
+                    let coder = PlaneCoder::new(table, Placement::default());
+                    Some(AnyCoder::Table(Box::new(coder)))
+                }
+                PlaneMode::Contexts(tables) => {
+                    let coder = ContextCoder::new(tables, planes, number);
+                    Some(AnyCoder::Contexts(Box::new(coder)))
+                }
+                PlaneMode::Raw | PlaneMode::Constant(_) => None,
+            };
+            planes.iter().enumerate().filter_map(coder).collect()
         })
     }
 

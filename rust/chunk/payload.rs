@@ -3,7 +3,6 @@
 use super::layout::{self, ChunkShape};
 use crate::constants::{ALIGNMENT, STATES_BYTES};
 use crate::entropy::rans::Encoder;
-use crate::planes::coded::PlaneCoder;
 
 /// A payload in the making. Its memory is kept and not cleared between chunks.
 ///
@@ -64,7 +63,7 @@ pub(super) fn write_front(
     payload: &mut Payload,
 ) -> usize {
     let model = shape.model;
-    let planes = model.tables().count();
+    let planes = model.coded_planes().count();
     payload.extend_stale(planes * layout::HEAD_BYTES);
     payload.extend_from_slice(zeros);
     let body = model.phase + shape.elements() * model.element_bytes;
@@ -81,15 +80,14 @@ pub(super) fn write_front(
 pub(super) fn write_coded(
     index: usize,
     states: usize,
-    coder: &PlaneCoder,
     encoder: &Encoder,
-    escapes: &[u16],
+    (escapes, escape_bytes): (&[u16], usize),
     payload: &mut Payload,
 ) {
     let stream = encoder.stream();
     payload.extend_from_slice(stream);
     payload.pad();
-    for byte in 0..coder.table.escape_bytes() {
+    for byte in 0..escape_bytes {
         let part = payload.extend_stale(escapes.len());
         for (to, escape) in part.iter_mut().zip(escapes) {
             *to = escape.to_le_bytes()[byte];

@@ -5,12 +5,13 @@ use std::marker::PhantomData;
 
 use super::layout::{ChunkShape, PayloadLayout};
 use super::payload::{Payload, write_coded, write_front};
-use super::{DecodeJob, EncodeJob, ModelCoder, keep_if_shorter};
+use super::{AnyCoder, DecodeJob, EncodeJob, ModelCoder, keep_if_shorter};
 use crate::constants::SUB_BLOCK;
 use crate::entropy::rans::{Decoder, Encoder, Value};
 use crate::error::Result;
 use crate::model::{Plane, PlaneMode};
 use crate::planes::coded::{IndexTable, IndexedPlane, PlaneCoder};
+use crate::planes::contexts::{ContextIndices, Lines};
 use crate::planes::raw;
 use crate::planes::words::{Word, lower_sign, raise_sign, with_word};
 use crate::simd::{Kernels, Task};
@@ -18,7 +19,14 @@ use crate::simd::{Kernels, Task};
 /// What the encoder looks symbols up in, for each coded plane.
 #[derive(Debug)]
 pub(super) struct PlanesEncoder {
-    tables: Vec<IndexTable>,
+    tables: Vec<AnyIndices>,
+}
+
+/// The indices of a plane with one table or several.
+#[derive(Debug)]
+enum AnyIndices {
+    Table(IndexTable),
+    Contexts(ContextIndices),
 }
 
 /// Planes of the chunk at hand. Kept between chunks: fresh memory is slower than the coder.
@@ -36,8 +44,13 @@ thread_local! {
 
 impl PlanesEncoder {
     pub(super) fn new(coder: &ModelCoder<'_>) -> Self {
-        let tables = coder.planes().iter().map(PlaneCoder::index_table).collect();
-        Self { tables }
+        let indices = |plane: &AnyCoder| match plane {
+            AnyCoder::Table(plane) => AnyIndices::Table(plane.index_table()),
+            AnyCoder::Contexts(plane) => AnyIndices::Contexts(ContextIndices::new(&plane.tables)),
+        };
+        Self {
+            tables: coder.planes().iter().map(indices).collect(),
+        }
     }
 
     /// Encodes a chunk; leaves the payload empty if the model cannot represent it or gains nothing.
@@ -85,6 +98,7 @@ impl<W: Word> Task for Split<'_, W> {
         scratch.clear();
         let mut buffer = [W::default(); SUB_BLOCK];
         let mut field_buffer = [W::default(); SUB_BLOCK];
+        let mut context_buffer = [0; SUB_BLOCK];
         for start in (0..shape.elements()).step_by(SUB_BLOCK) {
             let count = SUB_BLOCK.min(shape.elements() - start);
             let (words, fields) = (&mut buffer[..count], &mut field_buffer[..count]);
@@ -95,6 +109,10 @@ impl<W: Word> Task for Split<'_, W> {
             }
             lower_sign(words, model.sign_position);
 
+            let lines = Lines {
+                scale: coder.scale,
+                first: first + start,
+            };
             let (mut below, mut coded, mut raw_index) = (W::BITS, 0, 0);
             for (index, plane) in model.planes.iter().enumerate() {
                 below -= plane.bits;
@@ -107,9 +125,19 @@ impl<W: Word> Task for Split<'_, W> {
                             return false;
                         }
                     }
-                    PlaneMode::Coded(_) => {
-                        let table = &encoder.tables[coded];
-                        if !scratch.coded(coded).extend(words, field, table) {
+                    PlaneMode::Coded(_) | PlaneMode::Contexts(_) => {
+                        let indexed = scratch.coded(coded);
+                        let possible = match (&encoder.tables[coded], &coder.planes()[coded]) {
+                            (AnyIndices::Contexts(indices), AnyCoder::Contexts(symbols)) => {
+                                let contexts = &mut context_buffer[..count];
+                                symbols.contexts(words, below + plane.bits, lines, contexts);
+                                let has_escape = plane.has_escape();
+                                indices.extend(words, field, contexts, has_escape, indexed)
+                            }
+                            (AnyIndices::Table(table), _) => indexed.extend(words, field, table),
+                            (AnyIndices::Contexts(_), AnyCoder::Table(_)) => false,
+                        };
+                        if !possible {
                             return false;
                         }
                         coded += 1;
@@ -150,14 +178,23 @@ fn write_payload(
     }
     for (index, plane) in coder.planes().iter().enumerate() {
         let Scratch { coded, encoder, .. } = &mut *scratch;
-        let indexed = &coded[index];
-        Encoder::encode(
-            coder.kernels,
-            &plane.spec,
-            std::slice::from_mut(encoder),
-            &[&indexed.indices],
-        );
-        write_coded(index, states, plane, encoder, &indexed.escapes, payload);
+        let IndexedPlane {
+            indices,
+            escapes,
+            contexts,
+        } = &coded[index];
+        let escape_bytes = match plane {
+            AnyCoder::Table(plane) => {
+                let encoders = std::slice::from_mut(encoder);
+                Encoder::encode(coder.kernels, &plane.spec, encoders, &[indices]);
+                plane.table.escape_bytes()
+            }
+            AnyCoder::Contexts(plane) => {
+                encoder.encode_contexts(&plane.spec, contexts, indices);
+                plane.tables.bits().div_ceil(8) as usize
+            }
+        };
+        write_coded(index, states, encoder, (escapes, escape_bytes), payload);
     }
 }
 
@@ -216,7 +253,11 @@ impl<W: Word> Task for Join<'_, '_, W> {
 
         let mut escapes = Vec::with_capacity(layout.coded.len());
         for (plane, part) in coder.planes().iter().zip(&layout.coded) {
-            escapes.push(plane.escaped_values(part.escapes(payload))?);
+            let parts = part.escapes(payload);
+            escapes.push(match plane {
+                AnyCoder::Table(plane) => plane.escaped_values(parts)?,
+                AnyCoder::Contexts(plane) => plane.escaped_values(parts)?,
+            });
         }
         let mut coded = Vec::with_capacity(layout.coded.len());
         for (part, escapes) in layout.coded.iter().zip(&escapes) {
@@ -235,6 +276,7 @@ impl<W: Word> Task for Join<'_, '_, W> {
         let zeros = &payload[layout.zeros.clone()];
         let mut buffer = [W::default(); SUB_BLOCK];
         let mut field_buffer = [W::default(); SUB_BLOCK];
+        let (mut context_buffer, mut index_buffer) = ([0; SUB_BLOCK], [0; SUB_BLOCK]);
         for (block, bytes) in body.chunks_mut(SUB_BLOCK * W::BYTES).enumerate() {
             let count = bytes.len() / W::BYTES;
             let (words, fields) = (&mut buffer[..count], &mut field_buffer[..count]);
@@ -248,15 +290,24 @@ impl<W: Word> Task for Join<'_, '_, W> {
                             *word = word.make_room(plane.bits) | value;
                         }
                     }
-                    PlaneMode::Coded(_) => {
-                        if let Some((table, decoder)) = coded.next() {
-                            if plane.bits > 8 {
-                                append::<W, u16>(coder.kernels, table, decoder, words)?;
-                            } else {
-                                append::<W, u8>(coder.kernels, table, decoder, words)?;
-                            }
+                    PlaneMode::Coded(_) | PlaneMode::Contexts(_) => match coded.next() {
+                        Some((AnyCoder::Contexts(plane), decoder)) => {
+                            let lines = Lines {
+                                scale: coder.scale,
+                                first: job.first + block * SUB_BLOCK,
+                            };
+                            let contexts = &mut context_buffer[..count];
+                            plane.contexts(words, 0, lines, contexts);
+                            plane.append(decoder, contexts, &mut index_buffer[..count], words)?;
                         }
-                    }
+                        Some((AnyCoder::Table(table), decoder)) if plane.bits > 8 => {
+                            append::<W, u16>(coder.kernels, table, decoder, words)?;
+                        }
+                        Some((AnyCoder::Table(table), decoder)) => {
+                            append::<W, u8>(coder.kernels, table, decoder, words)?;
+                        }
+                        None => {}
+                    },
                     PlaneMode::Raw => {
                         let is_last = index + 1 == model.planes.len();
                         let zeros = zeros.get(block).filter(|_| is_last).copied().unwrap_or(0);

@@ -97,6 +97,8 @@ fn describe(model: &Model) -> String {
             PlaneMode::Raw => format!("raw{}", plane.bits),
             PlaneMode::Constant(_) => format!("const{}", plane.bits),
             PlaneMode::Coded(_) => format!("rans{}", plane.bits),
+            // The number of tables.
+            PlaneMode::Contexts(ref tables) => format!("rans{}x{}", plane.bits, tables.contexts()),
         })
         .collect();
     let mut text = planes.join("+");

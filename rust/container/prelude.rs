@@ -20,8 +20,8 @@ use crate::constants::{
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::model::delta::DeltaModel;
+use crate::model::{Model, PlaneMode};
 use crate::planes::scale::ScaleOffsets;
 use crate::varint::{read_varint, varint_len, write_varint};
 
@@ -37,13 +37,19 @@ pub(crate) mod feature {
     pub(crate) const REFERENCE: u64 = 1 << 3;
     /// Decoding needs another tensor, the base.
     pub(crate) const BASE: u64 = 1 << 4;
+    /// Coded planes with a table for every context.
+    pub(crate) const CONTEXTS: u64 = 1 << 5;
+    /// Rows or columns whose signs are turned.
+    pub(crate) const SIGN_FLIPS: u64 = 1 << 6;
     /// Names, in the order of the bits.
-    pub(crate) const NAMES: [&str; 5] = [
+    pub(crate) const NAMES: [&str; 7] = [
         "scale-offsets",
         "wide-symbols",
         "trailing-zeros",
         "reference",
         "base",
+        "contexts",
+        "sign-flips",
     ];
     /// Every feature this release has.
     pub(crate) const KNOWN: u64 = (1 << NAMES.len()) - 1;
@@ -90,6 +96,7 @@ impl TensorType {
 }
 
 /// What follows the tensor's type.
+#[allow(clippy::large_enum_variant, reason = "there is one to a stream")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
     /// Independent chunks.
@@ -239,6 +246,13 @@ impl Chunked {
                 "scaled models have elements of different sizes",
             ));
         }
+        let largest_class = scale.as_ref().map_or(0, ScaleOffsets::largest_class);
+        if models
+            .iter()
+            .any(|model| largest_class >= model.line_contexts())
+        {
+            return Err(Error::corrupt("a class of rows or columns has no table"));
+        }
         Ok(Self {
             chunk_log2,
             models,
@@ -269,10 +283,19 @@ impl Body {
             Self::Base { .. } => feature::BASE,
             Self::Chunked(chunked) if chunked.delta.is_some() => feature::BASE,
             Self::Chunked(chunked) => {
-                let wide = |model: &Model| model.tables().any(|table| table.bits() > 8);
+                let wide = |model: &Model| model.coded_planes().any(|plane| plane.bits > 8);
+                let in_contexts = |model: &Model| {
+                    let mut planes = model.planes.iter();
+                    planes.any(|plane| matches!(plane.mode, PlaneMode::Contexts(_)))
+                };
                 let when = |condition: bool, bit: u64| if condition { bit } else { 0 };
                 when(chunked.scale.is_some(), feature::SCALE_OFFSETS)
+                    | when(
+                        chunked.scale.as_ref().is_some_and(ScaleOffsets::has_flips),
+                        feature::SIGN_FLIPS,
+                    )
                     | when(chunked.models.iter().any(wide), feature::WIDE_SYMBOLS)
+                    | when(chunked.models.iter().any(in_contexts), feature::CONTEXTS)
                     | when(
                         chunked.models.iter().any(|model| model.trailing_zeros),
                         feature::TRAILING_ZEROS,

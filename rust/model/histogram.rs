@@ -197,6 +197,11 @@ impl FloatHistogram {
         rotated
     }
 
+    /// Mantissa bits that were counted.
+    pub(crate) fn joint_bits(&self) -> u32 {
+        self.joint_bits
+    }
+
     /// Counts of the top `bits` magnitude bits, with the sign below them if it is wanted, and the
     /// symbol that the first one is for.
     pub(crate) fn symbols(&self, bits: u32, with_sign: bool) -> (usize, Vec<u32>) {
@@ -211,6 +216,19 @@ impl FloatHistogram {
         } else {
             (first, pairs.map(|(p, n)| p + n).collect())
         }
+    }
+
+    /// Counts of the top `bits` magnitude bits, the sign above the lowest `below` of them, and the symbol
+    /// that the first one is for.
+    pub(crate) fn symbols_by_sign(&self, bits: u32, below: u32) -> (usize, Vec<u32>) {
+        let (first, pairs) = self.symbols(bits, true);
+        let mut counts = Vec::with_capacity(pairs.len());
+        for group in pairs.chunks_exact(2 << below) {
+            for sign in [0, 1] {
+                counts.extend(group.iter().skip(sign).step_by(2));
+            }
+        }
+        (first, counts)
     }
 
     /// The sign of every element counted, if they agree.

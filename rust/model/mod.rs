@@ -17,25 +17,33 @@
     reason = "what a task calls is compiled for a tier only where it is inlined"
 )]
 
+mod classes;
 pub(crate) mod context_table;
+pub(crate) mod contexts;
 pub(crate) mod delta;
 pub(crate) mod delta_fit;
 mod fixed_point;
+mod flips;
 mod float_cut;
 pub(crate) mod frequency_table;
 pub(crate) mod histogram;
 mod line_runs;
+mod lines;
 mod log2;
 mod normalize;
+mod refine;
 mod sample;
 mod scale_fit;
 mod scale_probe;
+mod second;
 pub(crate) mod select;
 pub(crate) mod select_bytes;
+mod thorough;
 
-use crate::constants::MAX_PLANES;
+use crate::constants::{MAX_CONTEXT_PLANES, MAX_PLANES};
 use crate::error::{Error, Result};
 use crate::varint::{read_varint, write_varint};
+use contexts::{ContextSource, ContextTables};
 use frequency_table::FrequencyTable;
 
 /// What is done with the bits of one plane.
@@ -47,6 +55,8 @@ pub(crate) enum PlaneMode {
     Constant(u64),
     /// Entropy coded.
     Coded(FrequencyTable),
+    /// Entropy coded with a table for every context.
+    Contexts(ContextTables),
 }
 
 /// Neighbouring bits of every element.
@@ -77,6 +87,32 @@ impl Plane {
             mode: PlaneMode::Coded(table),
         }
     }
+
+    pub(crate) fn contexts(tables: ContextTables) -> Self {
+        Self {
+            bits: tables.bits(),
+            mode: PlaneMode::Contexts(tables),
+        }
+    }
+
+    /// Whether the plane is entropy coded.
+    pub(crate) fn is_coded(&self) -> bool {
+        matches!(self.mode, PlaneMode::Coded(_) | PlaneMode::Contexts(_))
+    }
+
+    /// Whether rare symbols of a coded plane are escaped.
+    pub(crate) fn has_escape(&self) -> bool {
+        match &self.mode {
+            PlaneMode::Coded(table) => table.has_escape(),
+            PlaneMode::Contexts(tables) => tables.has_escape(),
+            PlaneMode::Raw | PlaneMode::Constant(_) => false,
+        }
+    }
+
+    /// Bytes that one escaped symbol takes.
+    pub(crate) fn escape_bytes(&self) -> usize {
+        self.bits.div_ceil(8) as usize
+    }
 }
 
 /// See the module documentation.
@@ -101,6 +137,7 @@ const SCALED: u8 = 1 << 6;
 const RAW: u8 = 0;
 const CONSTANT: u8 = 1;
 const CODED: u8 = 2;
+const CONTEXTS: u8 = 3;
 
 impl Model {
     /// Bits of one element.
@@ -113,7 +150,23 @@ impl Model {
         chunk_len.saturating_sub(self.phase) / self.element_bytes
     }
 
-    /// The coded planes' tables, from the top.
+    /// The coded planes, from the top.
+    pub(crate) fn coded_planes(&self) -> impl Iterator<Item = &Plane> {
+        self.planes.iter().filter(|plane| plane.is_coded())
+    }
+
+    /// Classes of lines that every plane with such contexts has tables for.
+    pub(crate) fn line_contexts(&self) -> usize {
+        let contexts = self.planes.iter().filter_map(|plane| match &plane.mode {
+            PlaneMode::Contexts(tables) if tables.source() == ContextSource::Lines => {
+                Some(tables.contexts())
+            }
+            _ => None,
+        });
+        contexts.min().unwrap_or(usize::MAX)
+    }
+
+    /// The tables of planes with only one, from the top.
     pub(crate) fn tables(&self) -> impl Iterator<Item = &FrequencyTable> {
         self.planes.iter().filter_map(|plane| match &plane.mode {
             PlaneMode::Coded(table) => Some(table),
@@ -145,6 +198,28 @@ impl Model {
                     return fail("a constant is wider than its plane");
                 }
                 _ => {}
+            }
+        }
+        let in_contexts = |plane: &&Plane| matches!(plane.mode, PlaneMode::Contexts(_));
+        if self.planes.iter().filter(in_contexts).count() > MAX_CONTEXT_PLANES {
+            return fail("too many planes are coded in contexts");
+        }
+        for (number, plane) in self.planes.iter().enumerate() {
+            let PlaneMode::Contexts(tables) = &plane.mode else {
+                continue;
+            };
+            match tables.source() {
+                ContextSource::Lines if !self.scaled => {
+                    return fail("classes of lines need a scaled model");
+                }
+                ContextSource::Plane { plane, first } => {
+                    let source = self.planes[..number].get(usize::from(plane));
+                    let source = source.filter(|source| source.is_coded());
+                    if source.is_none_or(|source| u32::from(first) >> source.bits != 0) {
+                        return fail("contexts come from a coded plane above");
+                    }
+                }
+                ContextSource::Lines => {}
             }
         }
         if self.planes.iter().map(|plane| plane.bits).sum::<u32>() != bits {
@@ -183,6 +258,7 @@ impl Model {
                 RAW => PlaneMode::Raw,
                 CONSTANT => PlaneMode::Constant(read_varint(bytes, position)?),
                 CODED => PlaneMode::Coded(FrequencyTable::read_from(bytes, position, bits)?),
+                CONTEXTS => PlaneMode::Contexts(ContextTables::read_from(bytes, position, bits)?),
                 other => {
                     return Err(Error::UnsupportedVersion(format!("plane mode {other}")));
                 }
@@ -214,12 +290,14 @@ impl Model {
                 PlaneMode::Raw => RAW,
                 PlaneMode::Constant(_) => CONSTANT,
                 PlaneMode::Coded(_) => CODED,
+                PlaneMode::Contexts(_) => CONTEXTS,
             };
             out.extend([mode, plane.bits as u8]);
             match &plane.mode {
                 PlaneMode::Raw => {}
                 PlaneMode::Constant(value) => write_varint(out, *value),
                 PlaneMode::Coded(table) => table.write_to(out),
+                PlaneMode::Contexts(tables) => tables.write_to(out),
             }
         }
     }

@@ -227,6 +227,12 @@ fn slot_cost(frequency: u64) -> u64 {
     log2(SLOTS as u64) - log2(frequency)
 }
 
+/// Bits that counted symbols take with these slots.
+pub(super) fn table_cost(counts: &[u64], frequencies: &[u8]) -> u64 {
+    let pairs = counts.iter().zip(frequencies).filter(|&(&n, _)| n > 0);
+    pairs.map(|(&n, &f)| n * slot_cost(f.into())).sum()
+}
+
 /// `log2(f + 1) - log2(f)`: what one more slot is worth to a symbol that has `f`.
 static STEPS: LazyLock<[u64; SLOTS]> = LazyLock::new(|| {
     let mut steps = [0; SLOTS];

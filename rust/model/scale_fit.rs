@@ -24,7 +24,7 @@ use crate::simd::{Kernels, Task, fetch};
 /// Offsets are steps of `2^-OCTAVE_LOG2` octaves, fewer where the mantissa has fewer bits.
 const OCTAVE_LOG2: u32 = 3;
 /// Largest offset: a phase of up to half an octave may be added to it.
-const LARGEST: i64 = i8::MAX as i64 - (1 << OCTAVE_LOG2 >> 1);
+pub(super) const LARGEST: i64 = i8::MAX as i64 - (1 << OCTAVE_LOG2 >> 1);
 /// Rows whose runs are fetched before the first of them is summed.
 const ROWS_AHEAD: usize = 16;
 /// Elements that an axis is fitted on altogether, at least.
@@ -104,7 +104,7 @@ fn add_to_columns(magnitudes: &[u32], factor: u32, sums: &mut [u64]) {
 const FACTOR_BITS: u32 = 20;
 
 impl Matrix<'_> {
-    fn element_bytes(&self) -> usize {
+    pub(super) fn element_bytes(&self) -> usize {
         self.fields.element_bits as usize / 8
     }
 
@@ -128,6 +128,7 @@ impl Matrix<'_> {
             shift,
             rows: rows.to_vec(),
             cols: cols.to_vec(),
+            ..ScaleOffsets::default()
         }
     }
 

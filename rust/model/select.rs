@@ -5,11 +5,12 @@
 //! the same input gives the same models everywhere.
 
 use super::Model;
-use super::float_cut::{FloatCut, FloatLayout};
+use super::float_cut::{FloatCut, FloatLayout, SignPlace};
 use super::histogram::FloatHistogram;
 use super::normalize::ONE_BIT;
 use super::sample::Sample;
 use super::scale_fit::{Matrix, octave_log2};
+use super::thorough;
 use crate::constants::STATES_BYTES;
 use crate::dtype::FloatFields;
 use crate::error::Result;
@@ -25,7 +26,7 @@ const TABLE_ELEMENTS: usize = 1 << 16;
 /// Elements per row and per column that scale offsets are fitted on.
 const LINE_SAMPLE: usize = 128;
 /// Scale offsets are not tried below this number of elements.
-const MIN_SCALED_ELEMENTS: usize = 4096;
+pub(super) const MIN_SCALED_ELEMENTS: usize = 4096;
 /// Below this number of elements other threads are not worth waking.
 const PARALLEL_ELEMENTS: usize = 1 << 21;
 /// A model must take less than 99.5 % of the raw size, in 1/1024.
@@ -64,6 +65,28 @@ impl Input<'_> {
         Sample::new(self.bytes, element_bytes, phase, limit)
     }
 
+    /// The threads to look for the best model of so many elements with.
+    fn search_threads(&self, elements: usize) -> Threads {
+        if elements < PARALLEL_ELEMENTS {
+            Threads::new(1)
+        } else {
+            self.threads
+        }
+    }
+
+    /// The elements in rows of `columns`.
+    pub(super) fn matrix(&self, layout: FloatLayout, columns: usize) -> Matrix<'_> {
+        let elements = self.bytes.len() * 8 / layout.fields.element_bits as usize;
+        Matrix {
+            bytes: self.bytes,
+            fields: layout.fields,
+            columns,
+            sample: self.effort(LINE_SAMPLE),
+            threads: self.search_threads(elements),
+            kernels: self.kernels,
+        }
+    }
+
     /// States and heads of one coded plane in every chunk.
     pub(super) fn plane_overhead(&self) -> u64 {
         self.bytes.len().div_ceil(self.chunk_bytes) as u64 * (STATES_BYTES as u64 + 8)
@@ -97,9 +120,13 @@ pub(crate) fn select_float(
         Level::Default | Level::Max => select_scale(input, layout, shape)?,
     };
     let best = float_candidate(input, layout, scale.as_mut(), input.effort(TABLE_ELEMENTS));
-    Ok(best
-        .filter(|best| input.is_worthwhile(best.bytes))
-        .map(|best| (best, scale)))
+    let Some(best) = best.filter(|best| input.is_worthwhile(best.bytes)) else {
+        return Ok(None);
+    };
+    if input.level == Level::Max {
+        return thorough::with_classes(input, layout, shape, (best, scale)).map(Some);
+    }
+    Ok(Some((best, scale)))
 }
 
 /// The scale offsets that make the smallest estimate, if any make it smaller.
@@ -113,22 +140,11 @@ fn select_scale(
     if elements < MIN_SCALED_ELEMENTS {
         return Ok(None);
     }
-    let threads = if elements < PARALLEL_ELEMENTS {
-        Threads::new(1)
-    } else {
-        input.threads
-    };
+    let threads = input.search_threads(elements);
     // The first of equals wins: no offsets before any, so that the choice is the same every time.
     let mut candidates: Vec<Option<ScaleOffsets>> = vec![None];
-    for columns in views(shape, elements) {
-        let matrix = Matrix {
-            bytes: input.bytes,
-            fields: layout.fields,
-            columns,
-            sample: input.effort(LINE_SAMPLE),
-            threads,
-            kernels: input.kernels,
-        };
+    for columns in views(shape, elements, input.level) {
+        let matrix = input.matrix(layout, columns);
         let axes = matrix.fit()?;
         let has_offsets = |axis: &[i8]| axis.iter().any(|&offset| offset != 0);
         let (rows, cols) = (&axes.rows, &axes.cols);
@@ -138,28 +154,46 @@ fn select_scale(
         let useful = choices.iter().zip(useful).filter(|&(_, useful)| useful);
         candidates.extend(useful.map(|((rows, cols), _)| Some(matrix.offsets(rows, cols))));
     }
-    if candidates.len() == 1 {
+    if candidates.len() == 1 && input.level != Level::Max {
         return Ok(None);
     }
     let sizes = parallel::map(threads, candidates.len(), |candidate| {
-        let scale = candidates[candidate].as_ref();
-        let sample = input.sample(element_bytes, 0, input.effort(SEARCH_ELEMENTS));
-        let cuts = Cuts::new(input, layout, &sample, scale, false);
-        cuts.smallest_estimate().map_or(u64::MAX, |size| {
-            size + scale.map_or(0, |s| s.wire_len() as u64)
-        })
+        scale_estimate(input, layout, candidates[candidate].as_ref())
     })?;
     let best = sizes
         .into_iter()
         .zip(candidates)
         .min_by_key(|&(size, _)| size);
-    Ok(best.and_then(|(_, scale)| scale))
+    match best {
+        Some((size, scale)) if input.level == Level::Max => {
+            thorough::improve(input, layout, shape, (size, scale))
+        }
+        best => Ok(best.and_then(|(_, scale)| scale)),
+    }
 }
 
-/// Row lengths of the matrices a shape can be seen as: first dimension or last dimension apart.
-fn views(shape: &[u64], elements: usize) -> Vec<usize> {
+/// About what the tensor takes with these offsets, and they themselves.
+pub(super) fn scale_estimate(
+    input: &Input<'_>,
+    layout: FloatLayout,
+    scale: Option<&ScaleOffsets>,
+) -> u64 {
+    let element_bytes = layout.fields.element_bits as usize / 8;
+    let sample = input.sample(element_bytes, 0, input.effort(SEARCH_ELEMENTS));
+    let cuts = Cuts::new(input, layout, &sample, scale, false);
+    cuts.smallest_estimate().map_or(u64::MAX, |size| {
+        size + scale.map_or(0, |s| s.wire_len() as u64)
+    })
+}
+
+/// Row lengths of the matrices a shape can be seen as: first dimension or last dimension apart, at the
+/// level `max` every cut between two dimensions.
+pub(super) fn views(shape: &[u64], elements: usize, level: Level) -> Vec<usize> {
     let dims: Vec<u64> = shape.iter().copied().filter(|&dim| dim > 1).collect();
     let mut columns = match dims.as_slice() {
+        [_, rest @ ..] if level == Level::Max => (0..rest.len())
+            .map(|from| rest[from..].iter().product::<u64>() as usize)
+            .collect(),
         [first, .., last] => vec![elements / *first as usize, *last as usize],
         _ => Vec::new(),
     };
@@ -190,7 +224,7 @@ impl<'a> Cuts<'a> {
         let fields = layout.fields;
         let fast = input.level == Level::Fast;
         let joint_limit = if fast { 0 } else { fields.mantissa_bits.min(2) };
-        let counted = if finely {
+        let counted = if finely || input.level == Level::Max {
             octave_log2(fields)
         } else {
             joint_limit
@@ -212,15 +246,28 @@ impl<'a> Cuts<'a> {
     /// Lists the ways to cut; a constant sign is a plane of its own.
     fn list(&mut self, constant_sign: Option<u64>) {
         let apart = constant_sign.is_some() || self.input.level == Level::Fast;
-        let ways = (0..=self.joint_limit)
-            .flat_map(|joint| [(joint, false), (joint, true)])
-            .filter(|&(_, in_symbol)| !(in_symbol && apart))
-            .map(|(joint, in_symbol)| FloatCut {
-                layout: self.layout,
-                joint,
-                in_symbol,
-                constant_sign,
-            });
+        let counted = self.histogram.joint_bits();
+        // A second symbol has no escape: every element has to be looked at.
+        let thorough = self.input.level == Level::Max && self.sample.is_exact();
+        let most_second = if thorough { counted } else { 0 };
+        let (joint_limit, layout) = (self.joint_limit, self.layout);
+        let cuts = (0..=joint_limit).flat_map(|joint| {
+            let most = most_second.min(counted - joint);
+            (0..=most).flat_map(move |second| {
+                [SignPlace::Raw, SignPlace::First, SignPlace::Second].map(|sign| FloatCut {
+                    layout,
+                    joint,
+                    second,
+                    sign,
+                    constant_sign,
+                })
+            })
+        });
+        let ways = cuts.filter(|cut| match cut.sign {
+            SignPlace::Raw => true,
+            SignPlace::First => !apart,
+            SignPlace::Second => !apart && cut.second > 0,
+        });
         self.ways = ways.collect();
     }
 
@@ -267,9 +314,11 @@ impl<'a> Cuts<'a> {
             .into_iter()
             .filter(|&(size, _)| size <= limit)
             .filter_map(|(_, cut)| {
-                cut.candidate(self.input, self.sample, &self.histogram, self.scaled)
+                let found = cut.candidate(self.input, self.sample, &self.histogram, self.scaled)?;
+                Some((found.bytes + cut.slowness(found.bytes), found))
             })
-            .min_by_key(|candidate| candidate.bytes)
+            .min_by_key(|&(bytes, _)| bytes)
+            .map(|(_, candidate)| candidate)
     }
 }
 
@@ -294,7 +343,7 @@ pub(super) fn float_candidate(
     if unsure && !all_signs_equal(&sample) {
         cuts.list(None);
     }
-    if let Some(scale) = scale {
+    if let Some(scale) = scale.filter(|scale| scale.has_offsets()) {
         scale.add_to_all(cuts.settle_phase(octave_log2(layout.fields)));
     }
     cuts.best()

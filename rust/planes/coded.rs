@@ -59,14 +59,9 @@ impl PlaneCoder {
     /// # Errors
     /// [`Error::Corrupt`] for a value that is wider than the plane.
     pub(crate) fn escaped_values(&self, [low, high]: [&[u8]; 2]) -> Result<EscapedValues> {
-        let symbol = |i: usize| u16::from_le_bytes([low[i], high.get(i).copied().unwrap_or(0)]);
-        let symbols = (0..low.len()).map(symbol);
-        let bits = self.table.bits();
-        if symbols.clone().any(|symbol| u32::from(symbol) >> bits != 0) {
-            return Err(Error::corrupt("an escaped symbol is out of range"));
-        }
-        let values = symbols.map(|symbol| self.placement.place(symbol));
-        Ok(EscapedValues::new(values))
+        escaped_values(self.table.bits(), [low, high], |symbol| {
+            self.placement.place(symbol)
+        })
     }
 
     /// Starts decoding a plane; `stream` may go on for `beyond` bytes that do not belong to it.
@@ -119,6 +114,20 @@ impl PlaneCoder {
     }
 }
 
+/// The escaped values of symbols of this width, from their low bytes and high bytes.
+pub(super) fn escaped_values(
+    bits: u32,
+    [low, high]: [&[u8]; 2],
+    place: impl Fn(u16) -> u16,
+) -> Result<EscapedValues> {
+    let symbol = |i: usize| u16::from_le_bytes([low[i], high.get(i).copied().unwrap_or(0)]);
+    let symbols = (0..low.len()).map(symbol);
+    if symbols.clone().any(|symbol| u32::from(symbol) >> bits != 0) {
+        return Err(Error::corrupt("an escaped symbol is out of range"));
+    }
+    Ok(EscapedValues::new(symbols.map(place)))
+}
+
 /// The index of every symbol of a plane; rare symbols have [`ESCAPE`], impossible ones [`NO_INDEX`].
 #[derive(Clone, Debug)]
 pub(crate) struct IndexTable {
@@ -127,19 +136,22 @@ pub(crate) struct IndexTable {
 }
 
 /// Marks a symbol that a table without an escape cannot represent.
-const NO_INDEX: u8 = 0xff;
+pub(super) const NO_INDEX: u8 = 0xff;
 
 /// Symbols of one plane of one chunk, on their way to the entropy coder.
 #[derive(Debug, Default)]
 pub(crate) struct IndexedPlane {
     pub(crate) indices: Vec<u8>,
     pub(crate) escapes: Vec<u16>,
+    /// The context of each symbol, in planes that have contexts.
+    pub(crate) contexts: Vec<u8>,
 }
 
 impl IndexedPlane {
     pub(crate) fn clear(&mut self) {
         self.indices.clear();
         self.escapes.clear();
+        self.contexts.clear();
     }
 
     /// Appends the symbols `field(word)`; `false` if one of them cannot be represented.

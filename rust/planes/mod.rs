@@ -1,6 +1,7 @@
 //! Elements to planes and back: the reversible rearrangement before entropy coding.
 
 pub(crate) mod coded;
+pub(crate) mod contexts;
 pub(crate) mod cut;
 pub(crate) mod delta;
 pub(crate) mod raw;

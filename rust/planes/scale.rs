@@ -7,28 +7,37 @@
 //!
 //! Invariants of every [`ScaleOffsets`], read or built:
 //! 1. `columns >= 1`;
-//! 2. `rows` is empty or has `ceil(elements / columns)` entries, `cols` is empty or has `columns`;
-//! 3. at least one of them is not empty; 4. `shift < 64`.
+//! 2. lists of rows are empty or have `ceil(elements / columns)` entries, those of columns `columns`;
+//! 3. at least one list is not empty; 4. `shift < 64`;
+//! 5. flips are 0 or 1, classes 0 to 15.
+//!
+//! Next to its offset a line may have a flip, which turns the signs of its elements, and a class, which
+//! chooses the tables of planes with contexts.
 
 use std::ops::Range;
 
 use super::words::Word;
+use crate::constants::MAX_CONTEXTS;
 use crate::error::{Error, Result};
 use crate::simd::Kernels;
 use crate::varint::{read_varint, write_varint};
 
 /// See the module documentation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ScaleOffsets {
     pub(crate) columns: usize,
     /// log2 of the unit of the offsets, in steps of the magnitude's lowest bit.
     pub(crate) shift: u32,
     pub(crate) rows: Vec<i8>,
     pub(crate) cols: Vec<i8>,
+    pub(crate) row_flips: Vec<i8>,
+    pub(crate) col_flips: Vec<i8>,
+    pub(crate) row_classes: Vec<i8>,
+    pub(crate) col_classes: Vec<i8>,
 }
 
-const HAS_ROWS: u8 = 1;
-const HAS_COLS: u8 = 2;
+/// Largest entry of each list that is not of offsets: flips, then classes.
+const LARGEST_ENTRY: [i8; 2] = [1, MAX_CONTEXTS as i8 - 1];
 /// Offsets in a list of width 0, which takes up no input.
 const MAX_UNIFORM: usize = 1 << 16;
 
@@ -37,12 +46,18 @@ impl ScaleOffsets {
     #[inline(always)]
     pub(crate) fn subtract<W: Word>(&self, words: &mut [W], first: usize) {
         self.apply(words, first, W::wrapping_sub);
+        if self.has_flips() {
+            self.flip(words, first);
+        }
     }
 
     /// The inverse of [`ScaleOffsets::subtract`].
     #[inline(always)]
     pub(crate) fn add<W: Word>(&self, words: &mut [W], first: usize) {
         self.apply(words, first, W::wrapping_add);
+        if self.has_flips() {
+            self.flip(words, first);
+        }
     }
 
     /// Adds `steps` to the sum of both offsets of every element, as far as they can be stored.
@@ -59,6 +74,9 @@ impl ScaleOffsets {
 
     #[inline(always)]
     fn apply<W: Word>(&self, mut words: &mut [W], first: usize, operation: impl Fn(W, W) -> W) {
+        if !self.has_offsets() {
+            return;
+        }
         let magnitude = W::mask(W::BITS - 1);
         // Offsets are at most 254 in size: modulo the word they may be shifted after narrowing.
         let shift = self.shift.min(W::BITS - 1);
@@ -80,6 +98,64 @@ impl ScaleOffsets {
                     let offset = W::truncate(i64::from(offset) as u64);
                     shift_one(word, row_offset.wrapping_add(offset));
                 }
+            }
+            words = rest;
+            (row, column) = (row + 1, 0);
+        }
+    }
+
+    /// Whether anything is subtracted.
+    pub(crate) fn has_offsets(&self) -> bool {
+        !(self.rows.is_empty() && self.cols.is_empty())
+    }
+
+    /// Whether signs are turned.
+    pub(crate) fn has_flips(&self) -> bool {
+        !(self.row_flips.is_empty() && self.col_flips.is_empty())
+    }
+
+    /// The largest class of an element.
+    pub(crate) fn largest_class(&self) -> usize {
+        let largest = |classes: &[i8]| classes.iter().copied().max().unwrap_or(0) as usize;
+        largest(&self.row_classes) + largest(&self.col_classes)
+    }
+
+    /// The classes of elements from `first` on.
+    #[inline(always)]
+    pub(crate) fn classes(&self, first: usize, mut classes: &mut [u8]) {
+        let (mut row, mut column) = (first / self.columns, first % self.columns);
+        while !classes.is_empty() {
+            let (line, rest) = classes.split_at_mut(classes.len().min(self.columns - column));
+            let of_row = self.row_classes.get(row).map_or(0, |&class| class as u8);
+            line.fill(of_row);
+            for (class, &of_column) in line
+                .iter_mut()
+                .zip(self.col_classes.get(column..).unwrap_or_default())
+            {
+                *class += of_column as u8;
+            }
+            classes = rest;
+            (row, column) = (row + 1, 0);
+        }
+    }
+
+    /// Turns the signs of elements `first..first + words.len()` that are to be turned.
+    #[inline(always)]
+    fn flip<W: Word>(&self, mut words: &mut [W], first: usize) {
+        let (mut row, mut column) = (first / self.columns, first % self.columns);
+        let top = W::BITS - 1;
+        while !words.is_empty() {
+            let (line, rest) = words.split_at_mut(words.len().min(self.columns - column));
+            let of_row = self.row_flips.get(row).map_or(0, |&flip| flip as u64);
+            let of_row = W::truncate(of_row) << top;
+            for word in line.iter_mut() {
+                *word = *word ^ of_row;
+            }
+            for (word, &flip) in line
+                .iter_mut()
+                .zip(self.col_flips.get(column..).unwrap_or_default())
+            {
+                *word = *word ^ W::truncate(flip as u64) << top;
             }
             words = rest;
             (row, column) = (row + 1, 0);
@@ -128,32 +204,65 @@ impl ScaleOffsets {
             .ok_or_else(|| fail("cut off"))?;
         *position += 2;
         let (axes, shift) = (head[0], u32::from(head[1]));
-        if axes == 0 || axes > HAS_ROWS | HAS_COLS || shift >= 64 {
+        if axes == 0 || axes >> 6 != 0 || shift >= 64 {
             return Err(fail("axes or unit out of range"));
         }
-        let mut list = |flag: u8, count: u64| {
-            if axes & flag == 0 {
-                Ok(Vec::new())
-            } else {
-                read_axis(bytes, position, count)
-            }
-        };
-        let rows = list(HAS_ROWS, elements.div_ceil(columns))?;
-        let cols = list(HAS_COLS, columns)?;
-        Ok(Self {
+        let mut scale = Self {
             columns: columns as usize,
             shift,
-            rows,
-            cols,
-        })
+            ..Self::default()
+        };
+        for (number, list) in scale.lists_mut().into_iter().enumerate() {
+            if axes >> number & 1 == 0 {
+                continue;
+            }
+            let of_rows = number % 2 == 0;
+            let count = if of_rows {
+                elements.div_ceil(columns)
+            } else {
+                columns
+            };
+            *list = read_axis(bytes, position, count)?;
+            if let Some(kind) = (number / 2).checked_sub(1) {
+                let legal = 0..=LARGEST_ENTRY[kind];
+                if !list.iter().all(|entry| legal.contains(entry)) {
+                    return Err(fail("a flip or class is out of range"));
+                }
+            }
+        }
+        Ok(scale)
+    }
+
+    /// In stored order: offsets, flips and classes of rows and columns.
+    fn lists(&self) -> [&[i8]; 6] {
+        [
+            &self.rows,
+            &self.cols,
+            &self.row_flips,
+            &self.col_flips,
+            &self.row_classes,
+            &self.col_classes,
+        ]
+    }
+
+    fn lists_mut(&mut self) -> [&mut Vec<i8>; 6] {
+        [
+            &mut self.rows,
+            &mut self.cols,
+            &mut self.row_flips,
+            &mut self.col_flips,
+            &mut self.row_classes,
+            &mut self.col_classes,
+        ]
     }
 
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
         write_varint(out, self.columns as u64);
-        let flag = |axis: &[i8], flag: u8| if axis.is_empty() { 0 } else { flag };
-        out.push(flag(&self.rows, HAS_ROWS) | flag(&self.cols, HAS_COLS));
+        let lists = self.lists().into_iter().enumerate();
+        let bits = lists.map(|(number, list)| u8::from(!list.is_empty()) << number);
+        out.push(bits.sum());
         out.push(self.shift as u8);
-        for axis in [&self.rows, &self.cols] {
+        for axis in self.lists() {
             if !axis.is_empty() {
                 write_axis(axis, out);
             }
@@ -230,23 +339,28 @@ mod tests {
     proptest! {
         #[test]
         fn roundtrip(
-            elements in 1_u64..500, columns in 1_u64..40, seed: u64, axes in 1_u8..4,
+            elements in 1_u64..500, columns in 1_u64..40, seed: u64, axes in 1_u8..64,
         ) {
             let columns = columns.min(elements);
             let mut random = seed;
-            let mut axis = |flag: u8, count: u64| -> Vec<i8> {
-                if axes & flag == 0 { return Vec::new(); }
-                (0..count).map(|_| {
-                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    (random >> 40) as i8 >> (seed % 8)
-                }).collect()
-            };
-            let offsets = ScaleOffsets {
+            let mut offsets = ScaleOffsets {
                 columns: columns as usize,
                 shift: (seed % 13) as u32,
-                rows: axis(HAS_ROWS, elements.div_ceil(columns)),
-                cols: axis(HAS_COLS, columns),
+                ..ScaleOffsets::default()
             };
+            for (number, list) in offsets.lists_mut().into_iter().enumerate() {
+                let count = if number % 2 == 0 { elements.div_ceil(columns) } else { columns };
+                if axes >> number & 1 == 1 {
+                    *list = (0..count).map(|_| {
+                        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        let any = (random >> 40) as i8 >> (seed % 8);
+                        match number / 2 {
+                            0 => any,
+                            kind => any & LARGEST_ENTRY[kind - 1],
+                        }
+                    }).collect();
+                }
+            }
             let mut bytes = Vec::new();
             offsets.write_to(&mut bytes);
             prop_assert_eq!(bytes.len(), offsets.wire_len());
@@ -268,7 +382,10 @@ mod tests {
                 let col = offsets.cols.get(i % offsets.columns).map_or(0, |&o| i64::from(o));
                 let magnitude = i64::from(old & 0x7fff) - ((row + col) << offsets.shift);
                 prop_assert_eq!(i64::from(new & 0x7fff), magnitude.rem_euclid(1 << 15));
-                prop_assert_eq!(new & 0x8000, old & 0x8000);
+                let flip = |list: &[i8], line: usize| list.get(line).map_or(0, |&flip| flip as u16);
+                let row_flip = flip(&offsets.row_flips, i / offsets.columns);
+                let col_flip = flip(&offsets.col_flips, i % offsets.columns);
+                prop_assert_eq!(new >> 15, old >> 15 ^ row_flip ^ col_flip);
             }
             offsets.add(&mut changed, 0);
             prop_assert_eq!(changed, words);

@@ -11,13 +11,16 @@ from typing import Final
 import xxhash
 
 MAGIC, VERSION = b"\x89NZ", 1
-SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE, BASE = 1, 2, 4, 8, 16  # features
+SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE, BASE, CONTEXTS, SIGN_FLIPS = (
+    1 << bit for bit in range(7)
+)  # features
 # Bytes per element, by dtype code: bool and integers, floats, what has one byte, bcomplex32.
 ITEMSIZE: Final = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 4, 8, 16, *(1,) * 18, 4)
 CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY, DELTA_BODY, BASE_BODY = range(5)
 RAW_CHUNK, CONSTANT_CHUNK, FIRST_MODEL = range(3)  # storages
-RAW, CONSTANT, CODED = range(3)  # plane modes
-ROWS, COLUMNS = 1, 2  # bits of the axes
+RAW, CONSTANT, CODED, IN_CONTEXTS = range(4)  # plane modes
+CLASSES = 0  # source of contexts
+ROWS, COLUMNS, ROW_FLIPS, COLUMN_FLIPS, ROW_CLASSES, COLUMN_CLASSES = (1 << i for i in range(6))
 SUB_BLOCK, LANES, ESCAPE = 4096, 64, 63
 
 
@@ -87,11 +90,39 @@ class Table:
 
 
 @dataclass
+class Contexts:
+    """Tables of a plane coded in contexts: the frequencies of each index, the escape last."""
+
+    source: int
+    first: int
+    base: int
+    escape: bool
+    frequencies: list[list[int]]
+
+    def tables(self) -> list[Table]:
+        """Tables whose entries are in the order of their slots."""
+        found = []
+        for table in self.frequencies:
+            order = sorted(range(len(table)), key=lambda j: (-table[j], j))
+            last = len(table) - 1 if self.escape else -1
+            entries = [(ESCAPE if j == last else j, table[j]) for j in order if table[j]]
+            found.append(Table(self.base, self.escape, entries))
+        return found
+
+    def of_symbol(self, x: int, width: int) -> int:
+        """The context that the symbol of another plane, of that width, makes."""
+        above = (x - self.first) % (1 << width)
+        above -= 1 << width if above >> width - 1 else 0
+        return min(max(above, 0), len(self.frequencies) - 1)
+
+
+@dataclass
 class Plane:
     mode: int
     width: int
     value: int = 0
     table: Table | None = None
+    contexts: Contexts | None = None
 
 
 @dataclass
@@ -109,13 +140,16 @@ class Model:
     def size(self) -> int:
         return 1 << self.log2_size
 
-    def of_mode(self, mode: int) -> list[int]:
-        return [i for i, plane in enumerate(self.planes) if plane.mode == mode]
+    def of_mode(self, *modes: int) -> list[int]:
+        return [i for i, plane in enumerate(self.planes) if plane.mode in modes]
+
+    def coded(self) -> list[int]:
+        return self.of_mode(CODED, IN_CONTEXTS)
 
 
 @dataclass
 class OffsetList:
-    """Scale offsets: the lowest one, and by how much each exceeds it."""
+    """Offsets, flips or classes: the lowest one, and by how much each exceeds it."""
 
     lowest: int = 0
     width: int = 0
@@ -127,18 +161,35 @@ class OffsetList:
 
 @dataclass
 class ScaleOffsets:
-    """By which powers of two the rows and columns differ."""
+    """By which powers of two the rows and columns differ, whose signs are turned, their classes."""
 
     columns: int
     axes: int
     shift: int
     by_row: OffsetList = field(default_factory=OffsetList)
     by_column: OffsetList = field(default_factory=OffsetList)
+    row_flips: OffsetList = field(default_factory=OffsetList)
+    column_flips: OffsetList = field(default_factory=OffsetList)
+    row_classes: OffsetList = field(default_factory=OffsetList)
+    column_classes: OffsetList = field(default_factory=OffsetList)
 
     def of_element(self, i: int) -> int:
         """What was subtracted from the magnitude of element `i` of the tensor."""
         row, column = divmod(i, self.columns)
         return (self.by_row[row] + self.by_column[column]) << self.shift
+
+    def flip(self, i: int) -> int:
+        """Whether the sign of element `i` was turned."""
+        row, column = divmod(i, self.columns)
+        return self.row_flips[row] ^ self.column_flips[column]
+
+    def class_of(self, i: int) -> int:
+        row, column = divmod(i, self.columns)
+        return self.row_classes[row] + self.column_classes[column]
+
+    def largest_class(self) -> int:
+        lists = (self.row_classes, self.column_classes)
+        return sum(entries.lowest + max(entries.excess, default=0) for entries in lists)
 
 
 @dataclass
@@ -182,6 +233,24 @@ def read_table(reader: Reader, width: int) -> Table:
     return table
 
 
+def read_contexts(reader: Reader, width: int, above: list[Plane]) -> Contexts:
+    source = reader.number(1)
+    first = reader.varint() if source != CLASSES else 0
+    count, base, head = reader.number(1), reader.varint(), reader.number(1)
+    require(1 <= count <= 16, "there are 1 to 16 contexts")
+    require(base < 1 << width, "the base is below 2^width")
+    require(2 <= head & 127 <= 64, "there are 2 to 64 indices")
+    ordinary = (head & 127) - (head >> 7)
+    require(ordinary <= 1 << width, "no more indices than symbols")
+    frequencies = [list(reader.take(head & 127)) for _ in range(count)]
+    require(all(sum(table) == 256 for table in frequencies), "frequencies sum to 256")
+    if source != CLASSES:
+        is_coded = source <= len(above) and above[source - 1].mode in (CODED, IN_CONTEXTS)
+        require(is_coded, "contexts come from a coded plane above")
+        require(first < 1 << above[source - 1].width, "the first symbol is one of its plane")
+    return Contexts(source, first, base, head >= 128, frequencies)
+
+
 def read_model(reader: Reader) -> Model:
     flags, sign, count = reader.number(1), reader.number(1), reader.number(1)
     require(flags < 128, "bit 7 is reserved")
@@ -192,14 +261,19 @@ def read_model(reader: Reader) -> Model:
     require(1 <= count <= 16, "there are 1 to 16 planes")
     for _ in range(count):
         plane = Plane(reader.number(1), reader.number(1))
-        require(plane.mode <= CODED, "plane modes are known", UnsupportedError)
-        require(1 <= plane.width <= (16 if plane.mode == CODED else 64), "widths are in range")
+        require(plane.mode <= IN_CONTEXTS, "plane modes are known", UnsupportedError)
+        require(1 <= plane.width <= (16 if plane.mode >= CODED else 64), "widths are in range")
         if plane.mode == CONSTANT:
             plane.value = reader.varint()
             require(plane.value < 1 << plane.width, "the value is below 2^width")
         elif plane.mode == CODED:
             plane.table = read_table(reader, plane.width)
+        elif plane.mode == IN_CONTEXTS:
+            plane.contexts = read_contexts(reader, plane.width, model.planes)
+            by_class = plane.contexts.source == CLASSES
+            require(model.scaled or not by_class, "models with classes are scaled")
         model.planes.append(plane)
+    require(len(model.of_mode(IN_CONTEXTS)) <= 2, "at most two planes are coded in contexts")
     bits = sum(plane.width for plane in model.planes)
     require(bits == 8 * model.size, "the widths sum to the bits of the element")
     zeros_fit = not model.trailing_zeros or model.planes[-1].mode == RAW
@@ -208,23 +282,25 @@ def read_model(reader: Reader) -> Model:
 
 
 def read_scale_offsets(reader: Reader, elements: int) -> ScaleOffsets:
-    def read_list(count: int) -> OffsetList:
+    columns, axes, shift = reader.varint(), reader.number(1), reader.number(1)
+    require(1 <= columns <= elements, "columns are 1 to the number of elements")
+    require(1 <= axes <= 63, "there is a list, and none that is reserved")
+    require(shift < 64, "the shift is below 64")
+    lists = []
+    for bit, largest in enumerate((127, 127, 1, 1, 15, 15)):
+        count = columns if bit % 2 else -(-elements // columns)
+        if not axes >> bit & 1:
+            lists.append(OffsetList())
+            continue
         lowest, width = int.from_bytes(reader.take(1), signed=True), reader.number(1)
         require(width <= 8, "the width is 0 to 8")
-        require(width > 0 or count <= 65536, "a list of width 0 has at most 65536 offsets")
+        require(width > 0 or count <= 65536, "a list of width 0 has at most 65536 entries")
         excess = reader.sub_block(count, width)
-        require(lowest + max(excess) <= 127, "no offset exceeds 127")
-        return OffsetList(lowest, width, excess)
-
-    offsets = ScaleOffsets(reader.varint(), reader.number(1), reader.number(1))
-    require(1 <= offsets.columns <= elements, "columns are 1 to the number of elements")
-    require(1 <= offsets.axes <= 3, "axes are 1, 2 or 3")
-    require(offsets.shift < 64, "the shift is below 64")
-    if offsets.axes & ROWS:
-        offsets.by_row = read_list(-(-elements // offsets.columns))
-    if offsets.axes & COLUMNS:
-        offsets.by_column = read_list(offsets.columns)
-    return offsets
+        require(lowest + max(excess) <= 127, "no entry exceeds 127")
+        in_range = bit < 2 or 0 <= lowest + min(excess) <= lowest + max(excess) <= largest
+        require(in_range, "flips are 0 or 1 and classes 0 to 15")
+        lists.append(OffsetList(lowest, width, excess))
+    return ScaleOffsets(columns, axes, shift, *lists)
 
 
 def read_chunked_body(reader: Reader, stream: Stream) -> list[int]:
@@ -238,6 +314,10 @@ def read_chunked_body(reader: Reader, stream: Stream) -> list[int]:
     require(len(scaled) <= 1, "all scaled models have the same element size")
     for size in scaled:
         stream.offsets = read_scale_offsets(reader, stream.nbytes // size)
+        contexts = [plane.contexts for model in stream.models for plane in model.planes]
+        by_class = [len(c.frequencies) for c in contexts if c and c.source == CLASSES]
+        enough = stream.offsets.largest_class() < min(by_class, default=99)
+        require(enough, "every class has a table")
     chunks = -(-stream.nbytes // stream.chunk_bytes)
     lengths = [reader.number(4) for _ in range(chunks if chunks > 1 else 0)]
     require(all(length % 16 == 0 for length in lengths), "payload lengths are multiples of 16")
@@ -262,7 +342,7 @@ def parse(data: bytes) -> Stream:
 
     reader.at, whole.at = whole.at, length
     features, dtype = reader.varint(), reader.number(1)
-    require(features < 32, "features are known", UnsupportedError)
+    require(features < 128, "features are known", UnsupportedError)
     require(dtype < len(ITEMSIZE), "the dtype is known", UnsupportedError)
     shape = [reader.varint() for _ in range(reader.number(1))]
     stream = Stream(features, dtype, shape, reader.number(1))
@@ -283,10 +363,13 @@ def parse(data: bytes) -> Stream:
         require(stream.name.encode() == name, "the name is UTF-8")
     reader.finish()
 
-    wide = any(p.mode == CODED and p.width > 8 for m in stream.models for p in m.planes)
+    wide = any(p.mode >= CODED and p.width > 8 for m in stream.models for p in m.planes)
+    flips = stream.offsets is not None and stream.offsets.axes & (ROW_FLIPS | COLUMN_FLIPS)
     used = SCALE_OFFSETS * (stream.offsets is not None) + WIDE_SYMBOLS * wide
     used += TRAILING_ZEROS * any(model.trailing_zeros for model in stream.models)
     used += REFERENCE * (stream.body == REFERENCE_BODY)
+    used += CONTEXTS * any(model.of_mode(IN_CONTEXTS) for model in stream.models)
+    used += SIGN_FLIPS * bool(flips)
     used += BASE * (stream.body in (DELTA_BODY, BASE_BODY))
     require(features == used, "the features are those of what the stream uses")
     modelled = any(s >= FIRST_MODEL for s in stream.storages) and stream.body == CHUNKED_BODY
@@ -300,35 +383,58 @@ def parse(data: bytes) -> Stream:
 
 
 def decode_plane(
-    plane: Plane, n: int, states: list[int], code: Reader, escaped: list[int]
+    width: int,
+    tables: list[Table],
+    contexts: list[int],
+    states: list[int],
+    code: Reader,
+    escaped: list[int],
 ) -> list[int]:
-    slots: list[tuple[int, int, int]] = []
-    assert plane.table
-    for index, frequency in plane.table.entries:
-        slots += [(index, frequency, len(slots))] * frequency
-    escape, symbols = ESCAPE if plane.table.escape else -1, []
-    require(max(escaped, default=0) < 1 << plane.width, "escaped values are below 2^width")
-    for i in range(n):
+    """The symbols, each with the table of its context."""
+    slots: list[list[tuple[int, int, int]]] = []
+    for table in tables:
+        slots.append([])
+        for index, frequency in table.entries:
+            slots[-1] += [(index, frequency, len(slots[-1]))] * frequency
+    base, symbols = tables[0].base, []
+    escape = ESCAPE if tables[0].escape else -1
+    require(max(escaped, default=0) < 1 << width, "escaped values are below 2^width")
+    for i, context in enumerate(contexts):
         x = states[i % LANES]
-        index, frequency, first = slots[x % 256]
+        index, frequency, first = slots[context][x % 256]
         x = frequency * (x // 256) + x % 256 - first
         if x < 256:
             x = 256 * x + code.number(1)
         states[i % LANES] = x
         require(index != escape or len(escaped) > 0, "there are enough escaped values")
-        ordinary = (plane.table.base + index) % (1 << plane.width)
-        symbols.append(escaped.pop(0) if index == escape else ordinary)
+        symbols.append(escaped.pop(0) if index == escape else (base + index) % (1 << width))
     code.finish()
     require(not escaped, "all escaped values are used")
     require(states == [256] * LANES, "all states end at 256")
     return symbols
 
 
+def contexts_of(
+    plane: Plane, model: Model, columns: dict[int, list[int]], classes: list[int]
+) -> list[int]:
+    """The context of each element, given the symbols of the planes above."""
+    if not plane.contexts:
+        return [0] * len(classes)
+    source = plane.contexts.source - 1
+    if source < 0:
+        return classes
+    width = model.planes[source].width
+    return [plane.contexts.of_symbol(x, width) for x in columns[source]]
+
+
 def decode_model_chunk(stream: Stream, model: Model, chunk: int, length: int) -> bytes:
     reader = Reader(stream.payloads[chunk])
     n = max(0, length - model.phase) // model.size
     counts = [min(SUB_BLOCK, n - at) for at in range(0, n, SUB_BLOCK)]
-    coded, last = model.of_mode(CODED), len(model.planes) - 1
+    first = chunk * stream.chunk_bytes // model.size
+    offsets = stream.offsets if model.scaled else None
+    classes = [offsets.class_of(first + i) if offsets else 0 for i in range(n)]
+    coded, last = model.coded(), len(model.planes) - 1
     sizes = [(reader.number(4), reader.number(4)) for _ in coded]
     zeros = reader.take(len(counts)) if model.trailing_zeros else bytes(len(counts))
     before = reader.take(min(length, model.phase))
@@ -354,19 +460,23 @@ def decode_model_chunk(stream: Stream, model: Model, chunk: int, length: int) ->
         if model.planes[i].width > 8:
             escaped = [a | b << 8 for a, b in zip(escaped, reader.take(escapes), strict=True)]
             reader.align()
-        columns[i] = decode_plane(model.planes[i], n, states, code, escaped)
+        plane = model.planes[i]
+        tables = plane.contexts.tables() if plane.contexts else [plane.table or Table(0, False, [])]
+        contexts = contexts_of(plane, model, columns, classes)
+        columns[i] = decode_plane(plane.width, tables, contexts, states, code, escaped)
     reader.finish()
 
     joined = [0] * n
     for i, plane in enumerate(model.planes):
         joined = [y << plane.width | x for y, x in zip(joined, columns[i], strict=True)]
-    first = chunk * stream.chunk_bytes // model.size
     p, top, elements = model.sign, 8 * model.size - 1, bytearray()
     for i, y in enumerate(joined):
         v = y >> p + 1 << p | y & (1 << p) - 1
-        if model.scaled and stream.offsets:
-            v = (v + stream.offsets.of_element(first + i)) % (1 << top)
-        elements += ((y >> p & 1) << top | v).to_bytes(model.size, "little")
+        s = y >> p & 1
+        if offsets:
+            v = (v + offsets.of_element(first + i)) % (1 << top)
+            s ^= offsets.flip(first + i)
+        elements += (s << top | v).to_bytes(model.size, "little")
     return before + bytes(elements) + after
 
 

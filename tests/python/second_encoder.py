@@ -9,7 +9,14 @@ from typing import Final, TypeAlias
 import xxhash
 
 from tests.python import second_decoder as page
-from tests.python.second_decoder import Model, OffsetList, Plane, ScaleOffsets, Table
+from tests.python.second_decoder import (
+    Contexts,
+    Model,
+    OffsetList,
+    Plane,
+    ScaleOffsets,
+    Table,
+)
 
 Change: TypeAlias = bytes | Callable[[bytes], bytes]
 """The bytes of a field, or what makes them of those it would have had."""
@@ -81,18 +88,43 @@ def fit_table(symbols: Sequence[int], width: int, base: int = 0, *, escape: bool
     return Table(base, escape, [*rising, (index, frequency + 256 - sum(shares.values()))])
 
 
-def take_apart(model: Model, x: int, offset: int) -> int:
-    """The element with its offset gone and its sign moved."""
+def fit_contexts(plane: Plane, symbols: Sequence[int], contexts: Sequence[int]) -> Contexts:
+    """Tables for these symbols in these contexts, over as many indices as the plane's own list."""
+    assert plane.contexts
+    fitted = plane.contexts
+    listed = len(fitted.frequencies[0])
+    ordinary = listed - fitted.escape
+    counts = [[0] * listed for _ in fitted.frequencies]
+    for x, context in zip(symbols, contexts, strict=True):
+        index = (x - fitted.base) % (1 << plane.width)
+        assert index < ordinary or fitted.escape
+        counts[context][min(index, listed - 1)] += 1
+    fitted.frequencies = []
+    for table in counts:
+        used = [j for j in range(listed) if table[j]]
+        used = (used + [j for j in range(listed) if j not in used])[: max(2, len(used))]
+        shares = [0] * listed
+        for j in used:
+            shares[j] = 1 + table[j] * (256 - len(used)) // max(1, sum(table))
+        shares[used[0]] += 256 - sum(shares)
+        if shares[used[0]] > 255:  # only with two indices
+            shares[used[0]], shares[used[1]] = 255, 1
+        fitted.frequencies.append(shares)
+    return fitted
+
+
+def take_apart(model: Model, x: int, offset: int, flip: int) -> int:
+    """The element with its offset gone and its sign turned and moved."""
     top, p = 8 * model.size - 1, model.sign
-    s, v = x >> top, (x - offset) % (1 << top)
+    s, v = x >> top ^ flip, (x - offset) % (1 << top)
     return (v >> p << p + 1) + (s << p) + v % (1 << p)
 
 
-def put_together(model: Model, y: int, offset: int) -> int:
+def put_together(model: Model, y: int, offset: int, flip: int) -> int:
     """What `take_apart` made `y` of."""
     top, p = 8 * model.size - 1, model.sign
     v = (y >> p + 1 << p) + y % (1 << p)
-    return ((y >> p) % 2 << top) + (v + offset) % (1 << top)
+    return ((y >> p) % 2 ^ flip) << top | (v + offset) % (1 << top)
 
 
 def elements_of(model: Model, chunk: bytes) -> list[int]:
@@ -102,15 +134,35 @@ def elements_of(model: Model, chunk: bytes) -> list[int]:
     return [int.from_bytes(chunk[at : at + size], "little") for at in starts]
 
 
+def line_of(plan: Plan, model: Model, element: int) -> tuple[int, int]:
+    """Offset and flip of an element of the tensor."""
+    if model.scaled and plan.offsets:
+        return plan.offsets.of_element(element), plan.offsets.flip(element)
+    return 0, 0
+
+
+def contexts_of(
+    plan: Plan, model: Model, chunk: int, number: int, columns: Sequence[Sequence[int]]
+) -> list[int]:
+    """The context of each element of the chunk, for a plane of the model."""
+    contexts = model.planes[number].contexts
+    if not contexts:
+        return [0] * len(columns[0])
+    if contexts.source != page.CLASSES:
+        width = model.planes[contexts.source - 1].width
+        return [contexts.of_symbol(x, width) for x in columns[contexts.source - 1]]
+    first = (chunk << plan.log2_chunk) // model.size
+    assert plan.offsets
+    return [plan.offsets.class_of(first + i) for i in range(len(columns[0]))]
+
+
 def fields_of(plan: Plan, model: Model, chunk: int) -> list[list[int]]:
     """The fields of the chunk's elements, plane by plane."""
     chunk_bytes = 1 << plan.log2_chunk
     start = chunk * chunk_bytes
     joined = []
     for i, x in enumerate(elements_of(model, plan.data[start : start + chunk_bytes])):
-        element = start // model.size + i
-        offset = plan.offsets.of_element(element) if model.scaled and plan.offsets else 0
-        joined.append(take_apart(model, x, offset))
+        joined.append(take_apart(model, x, *line_of(plan, model, start // model.size + i)))
     columns, low = [], 8 * model.size
     for plane in model.planes:
         low -= plane.width
@@ -135,23 +187,29 @@ def trailing_zeros(values: Sequence[int], width: int, most: int, *, sign_is_last
     return min(most, free if union == 0 else (union & -union).bit_length() - 1)
 
 
-def code(symbols: Sequence[int], table: Table, width: int) -> tuple[bytes, bytes, list[int]]:
+def code(
+    symbols: Sequence[int], tables: Sequence[Table], contexts: Sequence[int], width: int
+) -> tuple[bytes, bytes, list[int]]:
     """The states, the stream and the escaped values of a coded plane."""
-    slots: dict[int, tuple[int, int]] = {}
-    first = 0
-    for index, frequency in table.entries:
-        is_escape = table.escape and index == page.ESCAPE
-        slots[-1 if is_escape else (table.base + index) % (1 << width)] = (frequency, first)
-        first += frequency
+    slots: list[dict[int, tuple[int, int]]] = []
+    for table in tables:
+        slots.append({})
+        first = 0
+        for index, frequency in table.entries:
+            is_escape = table.escape and index == page.ESCAPE
+            symbol = -1 if is_escape else (table.base + index) % (1 << width)
+            slots[-1][symbol] = (frequency, first)
+            first += frequency
     states, backwards = [256] * page.LANES, bytearray()
     for i in reversed(range(len(symbols))):
-        frequency, first = slots[symbols[i] if symbols[i] in slots else -1]
+        table_slots = slots[contexts[i]]
+        frequency, first = table_slots[symbols[i] if symbols[i] in table_slots else -1]
         x = states[i % page.LANES]
         if x >= 256 * frequency:
             backwards.append(x % 256)
             x //= 256
         states[i % page.LANES] = x // frequency * 256 + first + x % frequency
-    escaped = [x for x in symbols if x not in slots]
+    escaped = [x for x, c in zip(symbols, contexts, strict=True) if x not in slots[c]]
     stored = bytes(x % 256 for x in states) + bytes(x // 256 for x in states)
     return stored, bytes(reversed(backwards)), escaped
 
@@ -162,10 +220,11 @@ def model_payload(plan: Plan, model: Model, chunk: int, out: Fields) -> None:
     chunk_bytes = 1 << plan.log2_chunk
     original = plan.data[chunk * chunk_bytes : (chunk + 1) * chunk_bytes]
     coded = {}
-    for i in model.of_mode(page.CODED):
-        table = model.planes[i].table
-        assert table
-        states, stream, escaped = code(columns[i], table, model.planes[i].width)
+    for i in model.coded():
+        plane = model.planes[i]
+        tables = plane.contexts.tables() if plane.contexts else [plane.table or Table(0, False, [])]
+        contexts = contexts_of(plan, model, chunk, i, columns)
+        states, stream, escaped = code(columns[i], tables, contexts, plane.width)
         coded[i] = (states, stream, escaped)
         out.number(f"{where} plane {i} stream bytes", len(stream), 4)
         out.number(f"{where} plane {i} escapes", len(escaped), 4)
@@ -234,6 +293,15 @@ def put_model(out: Fields, model: Model, name: str) -> None:
             out.put(f"{where} base", varint(plane.table.base))
             out.number(f"{where} entries", len(plane.table.entries) | plane.table.escape << 7)
             out.put(f"{where} table", bytes(b for entry in plane.table.entries for b in entry))
+        if plane.contexts:
+            tables = plane.contexts.frequencies
+            out.number(f"{where} source", plane.contexts.source)
+            if plane.contexts.source != page.CLASSES:
+                out.put(f"{where} first", varint(plane.contexts.first))
+            out.number(f"{where} contexts", len(tables))
+            out.put(f"{where} base", varint(plane.contexts.base))
+            out.number(f"{where} indices", len(tables[0]) | plane.contexts.escape << 7)
+            out.put(f"{where} frequencies", bytes(f for table in tables for f in table))
 
 
 def put_offset_list(out: Fields, offsets: OffsetList, name: str) -> None:
@@ -251,10 +319,17 @@ def put_chunked_body(out: Fields, plan: Plan, payloads: Sequence[bytes]) -> None
         out.put("columns", varint(plan.offsets.columns))
         out.number("axes", plan.offsets.axes)
         out.number("shift", plan.offsets.shift)
-        if plan.offsets.axes & page.ROWS:
-            put_offset_list(out, plan.offsets.by_row, "row offsets")
-        if plan.offsets.axes & page.COLUMNS:
-            put_offset_list(out, plan.offsets.by_column, "column offsets")
+        lists = {
+            "row offsets": plan.offsets.by_row,
+            "column offsets": plan.offsets.by_column,
+            "row flips": plan.offsets.row_flips,
+            "column flips": plan.offsets.column_flips,
+            "row classes": plan.offsets.row_classes,
+            "column classes": plan.offsets.column_classes,
+        }
+        for bit, (name, entries) in enumerate(lists.items()):
+            if plan.offsets.axes >> bit & 1:
+                put_offset_list(out, entries, name)
     if len(payloads) != 1:
         for i, stored in enumerate(payloads):
             out.number(f"chunk {i} length", len(stored), 4)
@@ -268,12 +343,15 @@ def put_chunked_body(out: Fields, plan: Plan, payloads: Sequence[bytes]) -> None
 
 def features_of(plan: Plan) -> int:
     planes = [plane for model in plan.models for plane in model.planes]
-    wide = any(plane.mode == page.CODED and plane.width > 8 for plane in planes)
+    wide = any(plane.mode >= page.CODED and plane.width > 8 for plane in planes)
+    flips = page.ROW_FLIPS | page.COLUMN_FLIPS
     zeros = any(model.trailing_zeros for model in plan.models)
     return (
         (page.SCALE_OFFSETS if plan.offsets else 0)
         | (page.WIDE_SYMBOLS if wide else 0)
         | (page.TRAILING_ZEROS if zeros else 0)
+        | (page.CONTEXTS if any(plane.contexts for plane in planes) else 0)
+        | (page.SIGN_FLIPS if plan.offsets and plan.offsets.axes & flips else 0)
     )
 
 
@@ -345,6 +423,11 @@ def invent_field(plane: Plane, rng: Random) -> int:
     """A value that the plane can store; of a coded one near the base, or escaped."""
     if plane.mode == page.CONSTANT:
         return plane.value
+    if plane.contexts:
+        if plane.contexts.escape and rng.random() < 0.02:
+            return rng.getrandbits(plane.width)
+        index = rng.randrange(len(plane.contexts.frequencies[0]) - plane.contexts.escape)
+        return (plane.contexts.base + index) % (1 << plane.width)
     if plane.table is None or (plane.table.escape and rng.random() < 0.02):
         return rng.getrandbits(plane.width)
     return (plane.table.base + min(62, int(rng.expovariate(0.2)))) % (1 << plane.width)
@@ -362,9 +445,8 @@ def invent_chunk(plan: Plan, model: Model, start: int, length: int, rng: Random)
         if i % page.SUB_BLOCK == 0:
             z = rng.randrange(last - kept + 1) if model.trailing_zeros else 0
         y &= ~(((1 << z) - 1) << kept)
-        element = start // model.size + i
-        offset = plan.offsets.of_element(element) if model.scaled and plan.offsets else 0
-        chunk += put_together(model, y, offset).to_bytes(model.size, "little")
+        line = line_of(plan, model, start // model.size + i)
+        chunk += put_together(model, y, *line).to_bytes(model.size, "little")
     return bytes(chunk) + rng.randbytes(length - len(chunk))
 
 
@@ -390,4 +472,11 @@ def invent(plan: Plan, nbytes: int, rng: Random) -> Plan:
                 symbols = [x for column in columns for x in column[i]]
                 base, escape = plane.table.base, plane.table.escape
                 plane.table = fit_table(symbols, plane.width, base, escape=escape)
+            if plane.contexts and not any(plane.contexts.frequencies[0]):
+                symbols = [x for column in columns for x in column[i]]
+                chunks = zip(used, columns, strict=True)
+                contexts = [
+                    x for c, column in chunks for x in contexts_of(plan, model, c, i, column)
+                ]
+                plane.contexts = fit_contexts(plane, symbols, contexts)
     return plan

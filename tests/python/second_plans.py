@@ -7,7 +7,9 @@ from tests.python import second_decoder as page
 from tests.python.second_decoder import (
     CODED,
     CONSTANT,
+    IN_CONTEXTS,
     RAW,
+    Contexts,
     Model,
     OffsetList,
     Plane,
@@ -20,6 +22,14 @@ from tests.python.second_encoder import Plan, fit_table, invent
 def coded(width: int, base: int = 0, *, escape: bool = True) -> Plane:
     """A coded plane whose table `invent` makes."""
     return Plane(CODED, width, table=Table(base, escape, []))
+
+
+def in_contexts(
+    width: int, source: int, *, count: int, listed: int, first: int = 0, escape: bool = False
+) -> Plane:
+    """A plane coded in contexts whose tables `invent` makes, over `listed` indices."""
+    frequencies = [[0] * listed for _ in range(count)]
+    return Plane(IN_CONTEXTS, width, contexts=Contexts(source, first, 1, escape, frequencies))
 
 
 def raw(width: int) -> Plane:
@@ -185,6 +195,49 @@ def _scale_offsets() -> dict[str, Plan]:
     return found
 
 
+def _contexts() -> dict[str, Plan]:
+    found = {}
+    for count, first in ((1, 0), (4, 3), (16, 100), (16, 250), (3, 255)):
+        planes = [coded(8, 90), in_contexts(2, 1, count=count, listed=4, first=first), raw(6)]
+        found[f"{count} contexts from {first}"] = one_model(Model(1, planes, 0), 4096 + 999)
+    planes = [
+        *(one(1), coded(9, 500), raw(3)),
+        in_contexts(12, 2, count=5, listed=20, first=505, escape=True),
+        in_contexts(4, 4, count=16, listed=17, first=4090, escape=True),
+        raw(3),
+    ]
+    found["contexts from contexts"] = one_model(Model(2, planes, 9), 9001)
+    for axes in (48, 16, 32):
+        offsets = ScaleOffsets(37, axes, 0)
+        rows = -(-5000 // 37)
+        count = 1
+        if axes & page.ROW_CLASSES:
+            offsets.row_classes, count = offset_list(0, 2, rows), count + 3
+        if axes & page.COLUMN_CLASSES:
+            offsets.column_classes, count = offset_list(1, 1, 37), count + 2
+        planes = [in_contexts(6, 0, count=count, listed=30, escape=True), raw(2)]
+        found[f"classes, axes {axes}"] = scaled_plan(offsets, 5000, scaled(0, planes))
+    for axes in (4, 8, 12, 15, 63):
+        offsets = ScaleOffsets(37, axes, 3)
+        rows = -(-2500 // 37)
+        if axes & page.ROWS:
+            offsets.by_row = offset_list(-9, 4, rows)
+        if axes & page.COLUMNS:
+            offsets.by_column = offset_list(-9, 4, 37)
+        if axes & page.ROW_FLIPS:
+            offsets.row_flips = offset_list(0, 1, rows)
+        if axes & page.COLUMN_FLIPS:
+            offsets.column_flips = offset_list(0, 1, 37, seed=5)
+        planes = [coded(9, 90), raw(7)]
+        if axes == 63:
+            offsets.row_classes, offsets.column_classes = OffsetList(), OffsetList(2, 0)
+            offsets.row_classes = offset_list(0, 3, rows)
+            planes = [in_contexts(8, 0, count=16, listed=40), in_contexts(3, 1, count=9, listed=8)]
+            planes.append(raw(5))
+        found[f"flips, axes {axes}"] = scaled_plan(offsets, 5000, scaled(1, planes, 4))
+    return found
+
+
 def _shapes() -> dict[str, Plan]:
     found = {}
     for log2_chunk in (12, 13, 14):
@@ -222,5 +275,6 @@ def legal_plans() -> dict[str, Plan]:
         | _tables()
         | _trailing_zeros()
         | _scale_offsets()
+        | _contexts()
         | _shapes()
     )

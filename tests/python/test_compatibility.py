@@ -27,6 +27,7 @@ def tensors() -> dict[str, np.ndarray]:
     """One small tensor for each way of storing one; BF16 as the integers of its bits."""
     weights = noise(4608).astype(np.float32).reshape(48, 96)
     scales = np.exp2((np.arange(48) % 7)[:, None] - (np.arange(96) % 5)[None, :])
+    rows, columns = np.arange(48), np.arange(96)
     bfloat16 = ((weights * scales.astype(np.float32)).view(np.uint32) >> 16).astype(np.uint16)
     return {
         "empty": np.zeros((0, 3), np.float32),
@@ -47,7 +48,15 @@ def tensors() -> dict[str, np.ndarray]:
         "delta_int16": (noise(4000) * 3000).astype(np.int16),
         "delta_same": weights[:40],
         "bfloat16_delta": bfloat16,
+        "max_symbols": (1 + weights / 50).astype(np.float16),
+        "max_signs": (np.abs(weights) * np.outer(rows % 5 - 1.5, columns % 7 - 2.5)).astype("f2"),
+        "max_classes": np.where(np.arange(48)[:, None] % 3, weights, weights**5).astype(np.float16),
     }
+
+
+def level_of(name: str) -> str:
+    """The level a golden stream is written at."""
+    return "max" if name.startswith("max") else "default"
 
 
 def dtype_of(name: str, array: np.ndarray) -> str:
@@ -83,6 +92,7 @@ def streams() -> dict[str, bytes]:
                 array.reshape(-1).view(np.uint8),
                 dtype_of(name, array),
                 array.shape,
+                level=level_of(name),
                 chunk_bytes=4096,
                 base=base_of(name),
             )
@@ -101,6 +111,13 @@ def test_golden_streams_decode(name: str) -> None:
     assert (golden.base_hash is None) == (base_of(name) is None)
     restored = nz.decompress(golden, framework="bytes", base=base_of(name))
     assert restored == expected.tobytes()
+
+
+def test_golden_streams_use_the_level_max() -> None:
+    opened = [nz.CompressedTensor.from_bytes(stream) for stream in streams().values()]
+    features = {feature for tensor in opened for feature in tensor.info()["features"]}
+    assert features >= {"contexts", "sign-flips"}
+    assert any("x2" in mode or "x4" in mode for t in opened for mode in t.info()["modes"])
 
 
 def test_the_encoder_has_not_drifted() -> None:

@@ -24,6 +24,19 @@ def _row_scaled(dtype: str, rows: int, columns: int) -> bytes:
     return x.astype(numpy_array(dtype, (0,), b"").dtype).tobytes()
 
 
+def _near_one(rows: int, columns: int) -> bytes:
+    """Numbers whose leading mantissa bits follow from their exponents."""
+    x = numpy_array("float32", (rows, columns), contents("weights", "float32", rows * columns, 1))
+    return (1 + x).astype(np.float16).tobytes()
+
+
+def _signs(rows: int, columns: int) -> bytes:
+    """Weights with the signs of an outer product."""
+    x = numpy_array("float32", (rows, columns), contents("weights", "float32", rows * columns, 1))
+    x = np.abs(x) * np.outer(np.arange(rows) * 7 % 5 - 2.5, np.arange(columns) * 11 % 7 - 3.5)
+    return x.astype(numpy_array("bfloat16", (0,), b"").dtype).tobytes()
+
+
 def _streams() -> dict[str, bytes]:
     mixed = (
         contents("random", "uint8", 4096, 2) + bytes(4096) + contents("weights", "bfloat16", 99, 2)
@@ -39,6 +52,8 @@ def _streams() -> dict[str, bytes]:
         "mixed": _stream("uint8", (len(mixed),), mixed),
         "bfloat16": _stream("bfloat16", (45, 50), contents("weights", "bfloat16", 2250, 1), "fast"),
         "scaled": _stream("bfloat16", (70, 64), _row_scaled("bfloat16", 70, 64), "max"),
+        "two symbols": _stream("float16", (48, 96), _near_one(48, 96), "max"),
+        "signs": _stream("bfloat16", (70, 64), _signs(70, 64), "max"),
         "float16": _stream("float16", (1500,), contents("special", "float16", 1500, 1)),
         "float32": _stream("float32", (1100,), contents("weights", "float32", 1100, 1)),
         "trailing zeros": _stream("float32", (32, 50), widened),
@@ -68,6 +83,7 @@ def test_the_streams_cover_the_format() -> None:
     assert {info["body"] for info in infos} == {"chunked", "constant"}
     features = {feature for info in infos for feature in info["features"]}
     assert features >= {"scale-offsets", "trailing-zeros", "wide-symbols"}
+    assert features >= {"contexts", "sign-flips"}
     modes = {mode for info in infos for mode in info["modes"]}
     assert modes >= {"raw", "constant"}
     assert any("rans" in mode for mode in modes)

@@ -26,6 +26,7 @@ from tests.python.second_encoder import Change, Plan, encode, encode_body, inven
 from tests.python.second_plans import (
     coded,
     constant,
+    in_contexts,
     legal_plans,
     offset_list,
     one,
@@ -107,6 +108,16 @@ def _floats() -> dict[str, Content]:
     for dtype in ("bfloat16", "float32"):
         x = weights(70, 64) * size * (2.0 ** rng.integers(-6, 7, 70))[:, None]
         found[f"scaled {dtype}"] = (dtype, astype(x, dtype), None)
+    for dtype in ("bfloat16", "float16"):
+        signs = np.sign(weights(150)) * np.sign(weights(64))[:, None]
+        x = abs(weights(64, 150)) * np.where(rng.random((64, 150)) < 0.1, -signs, signs)
+        found[f"signs of an outer product {dtype}"] = (dtype, astype(x, dtype), None)
+        x = weights(120, 200)
+        x[::3] = x[::3] ** 5 / 1e-7
+        found[f"classes of rows {dtype}"] = (dtype, astype(x, dtype), None)
+        x = weights(200, 120)
+        x[:, ::3] = x[:, ::3] ** 5 / 1e-7
+        found[f"classes of columns {dtype}"] = (dtype, astype(x, dtype), None)
     for narrow, wide in (("bfloat16", "float32"), ("float16", "float32"), ("float32", "float64")):
         x = astype(astype(weights(2500), narrow), wide)
         found[f"{wide} from {narrow}"] = (wide, x, None)
@@ -247,11 +258,22 @@ def test_reference_bodies(name: str) -> None:
 def models(draw: st.DrawFn, log2_size: int, *, is_scaled: bool) -> Model:
     bits = 8 << log2_size
     cuts = sorted(draw(st.sets(st.integers(1, bits - 1), max_size=15)))
-    planes = []
+    planes: list[Plane] = []
+    modes = [page.CODED, page.RAW, page.CONSTANT, page.IN_CONTEXTS, page.IN_CONTEXTS]
     for low, high in pairwise([0, *cuts, bits]):
-        width, mode = high - low, draw(st.sampled_from([page.CODED, page.RAW, page.CONSTANT]))
+        width, mode = high - low, draw(st.sampled_from(modes))
         value = draw(st.integers(0, (1 << width) - 1))
-        if mode == page.CODED and width <= 16:
+        above = [i for i, plane in enumerate(planes) if plane.mode >= page.CODED]
+        if mode == page.IN_CONTEXTS and width <= 16 and above:
+            source = draw(st.sampled_from(above))
+            first = draw(st.integers(0, (1 << planes[source].width) - 1))
+            listed = draw(st.integers(2, min(64, 1 + (1 << width))))
+            escape = listed > 1 << width or draw(st.booleans())
+            count = draw(st.integers(1, 16))
+            shape = {"count": count, "listed": listed, "first": first, "escape": escape}
+            planes.append(in_contexts(width, source + 1, **shape))
+            modes.remove(mode)
+        elif mode == page.CODED and width <= 16:
             planes.append(Plane(mode, width, table=Table(value, draw(st.booleans()), [])))
         elif mode == page.CONSTANT:
             planes.append(constant(width, value))
@@ -282,8 +304,12 @@ def random_plans(draw: st.DrawFn) -> Plan:
         )
     ]
     if any(model.scaled for model in plan.models):
-        columns, axes = draw(st.integers(1, elements)), draw(st.integers(1, 3))
+        columns, axes = draw(st.integers(1, elements)), draw(st.integers(1, 15))
         plan.offsets = ScaleOffsets(columns, axes, draw(st.integers(0, 63)))
+        if axes & page.ROW_FLIPS:
+            plan.offsets.row_flips = offset_list(0, 1, -(-elements // columns))
+        if axes & page.COLUMN_FLIPS:
+            plan.offsets.column_flips = offset_list(0, 1, columns)
         widths, lowest = st.integers(0, 8), st.integers(-128, 127)
         if axes & page.ROWS:
             rows = -(-elements // columns)
@@ -312,7 +338,14 @@ def model_traits(model: Model) -> set[str]:
     found |= {f"sign at the {place}"}
     for plane in model.planes:
         wide = "wide " if plane.width > 8 else ""
-        found |= {f"{wide}{('raw', 'constant', 'coded')[plane.mode]} plane"}
+        modes = ("raw", "constant", "coded", "in contexts")
+        found |= {f"{wide}{modes[plane.mode]} plane"}
+        if plane.contexts:
+            by_class = plane.contexts.source == page.CLASSES
+            found |= {"contexts by class" if by_class else "contexts by symbol"}
+            found |= {
+                "contexts with escape" if plane.contexts.escape else "contexts without escape"
+            }
         if plane.table:
             found |= {f"{wide}table {'with' if plane.table.escape else 'without'} escape"}
     return found
@@ -321,16 +354,16 @@ def model_traits(model: Model) -> set[str]:
 def traits(stream: Stream) -> set[str]:
     """What of the page this stream needs."""
     found = {f"body {stream.body}", f"{min(2, len(stream.storages))} chunks"}
-    found |= {f"feature {bit}" for bit in range(4) if stream.features >> bit & 1}
+    found |= {f"feature {bit}" for bit in range(7) if stream.features >> bit & 1}
     found |= {f"storage {('raw', 'constant', 'model')[min(2, s)]}" for s in stream.storages}
     found |= {"storages of 16 bits"} if len(stream.models) > 254 else set()
     if stream.offsets:
-        found |= {f"axes {stream.offsets.axes}"}
+        found |= {f"list {bit}" for bit in range(6) if stream.offsets.axes >> bit & 1}
     for storage, payload in zip(stream.storages, stream.payloads, strict=True):
         if storage >= page.FIRST_MODEL:
             model = stream.models[storage - page.FIRST_MODEL]
             found |= model_traits(model)
-            for i, plane in enumerate(model.of_mode(page.CODED)):
+            for i, plane in enumerate(model.coded()):
                 if any(payload[8 * i + 4 : 8 * i + 8]):
                     found |= {f"escapes of {1 + (model.planes[plane].width > 8)} bytes"}
     return found
@@ -339,7 +372,10 @@ def traits(stream: Stream) -> set[str]:
 OF_THE_PACKAGE = {
     *("body 0", "body 1", "body 2", "0 chunks", "1 chunks", "2 chunks"),
     *("feature 0", "feature 1", "feature 2", "feature 3"),
-    *("storage raw", "storage constant", "storage model", "axes 3", "scaled", "not scaled"),
+    *("storage raw", "storage constant", "storage model", "scaled", "not scaled"),
+    *(f"list {bit}" for bit in range(6)),
+    *("feature 5", "feature 6", "in contexts plane"),
+    *("contexts by symbol", "contexts by class", "contexts without escape"),
     *("1 byte elements", "2 byte elements", "4 byte elements", "8 byte elements"),
     *("sign at the bottom", "sign at the middle", "sign at the top"),
     *("raw plane", "wide raw plane", "constant plane", "coded plane", "wide coded plane"),
@@ -349,7 +385,8 @@ OF_THE_PACKAGE = {
     *("phase 0", "phase 1"),
 }
 EVERYTHING = OF_THE_PACKAGE | {
-    *("storages of 16 bits", "axes 1", "axes 2", "wide constant plane"),
+    *("storages of 16 bits", "wide constant plane", "wide in contexts plane"),
+    "contexts with escape",
     *(f"phase {phase}" for phase in range(8)),
 }
 
@@ -378,6 +415,11 @@ def bases() -> dict[str, Plan]:
     narrow = Model(0, [Plane(page.CODED, 4, table=half_escaped), raw(4)], 7)
     zeros = [Model(2, [coded(8), raw(24)], sign, trailing_zeros=True) for sign in (0, 31)]
     offsets = ScaleOffsets(7, 3, 4, offset_list(-5, 3, 43), offset_list(2, 3, 7))
+    classes = ScaleOffsets(7, 60, 0)
+    classes.row_flips, classes.column_flips = offset_list(0, 1, 43), offset_list(0, 1, 7)
+    classes.row_classes, classes.column_classes = offset_list(0, 2, 43), offset_list(2, 0, 7)
+    in_classes = [in_contexts(8, 0, count=6, listed=20), raw(4)]
+    in_classes += [in_contexts(2, 1, count=3, listed=4), raw(2)]
     scaled_two = [scaled(1, [raw(16)]), scaled(2, [raw(32)])]
     return {
         "empty": Plan(),
@@ -395,6 +437,14 @@ def bases() -> dict[str, Plan]:
         "zeros": one_model(zeros[0], 1500),
         "zeros, sign at the top": one_model(zeros[1], 1500),
         "scaled": scaled_plan(offsets, 600, scaled(1, [coded(8), raw(8)])),
+        "contexts": one_model(
+            Model(1, [coded(8, 90), in_contexts(2, 1, count=5, listed=4, first=95), raw(6)], 0),
+            1500,
+        ),
+        "three contexts": one_model(
+            Model(1, [coded(8), *[in_contexts(2, 1, count=2, listed=4)] * 3, raw(2)], 0), 1500
+        ),
+        "classes": scaled_plan(classes, 600, scaled(1, in_classes)),
         "two scaled sizes": Plan(
             b"abcd", models=scaled_two, storages=[0], offsets=ScaleOffsets(1, 1, 0, OffsetList())
         ),
@@ -528,7 +578,7 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
             *(("constant body", "fields"), ("reference", "fields")),
         )
     ],
-    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (5, 7, 63)],
+    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (7, 8, 63)],
     *[
         (
             "the features are those of what the stream uses",
@@ -605,7 +655,7 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
     ],
     *[
         ("plane modes are known", "plain", Broken({SECOND + "mode": bytes([mode])}))
-        for mode in (3, 255)
+        for mode in (4, 255)
     ],
     *[
         ("widths are in range", base, Broken({name + "width": bytes([width])}))
@@ -664,14 +714,64 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
         for columns in (0, 301, (1 << 64) - 1)
     ],
     ("columns are 1 to the number of elements", "scaled, empty", {}),
-    *[("axes are 1, 2 or 3", "scaled", Broken({"axes": bytes([axes])})) for axes in (0, 4, 255)],
+    *[
+        (
+            "there is a list, and none that is reserved",
+            "scaled",
+            Broken({"axes": bytes([axes])}),
+        )
+        for axes in (0, 64, 67, 131, 255)
+    ],
     *[("the shift is below 64", "scaled", Broken({"shift": bytes([i])})) for i in (64, 255)],
     ("the width is 0 to 8", "scaled", {"row offsets width": b"\x09"}),
     ("the width is 0 to 8", "scaled", {"column offsets width": b"\x09"}),
-    ("no offset exceeds 127", "scaled", {"row offsets lowest": b"\x7f"}),
-    ("no offset exceeds 127", "scaled", {"column offsets lowest": b"\x7f"}),
+    ("no entry exceeds 127", "scaled", {"row offsets lowest": b"\x7f"}),
+    ("no entry exceeds 127", "scaled", {"column offsets lowest": b"\x7f"}),
     ("all scaled models have the same element size", "two scaled sizes", {}),
-    ("a list of width 0 has at most 65536 offsets", "scaled, no offset bits", {}),
+    ("a list of width 0 has at most 65536 entries", "scaled, no offset bits", {}),
+    *[
+        ("flips are 0 or 1 and classes 0 to 15", "classes", Broken({f"{name} lowest": lowest}))
+        for name, lowest in (
+            *(("row flips", b"\1"), ("row flips", b"\xff"), ("column flips", b"\1")),
+            *(("row classes", b"\x0d"), ("row classes", b"\xff"), ("column classes", b"\xff")),
+        )
+    ],
+    ("every class has a table", "classes", {"column classes lowest": b"\3"}),
+    ("every class has a table", "classes", {"row classes lowest": b"\1"}),
+    # Context tables.
+    *[
+        ("there are 1 to 16 contexts", "contexts", Broken({SECOND + "contexts": bytes([count])}))
+        for count in (0, 17, 255)
+    ],
+    ("the base is below 2^width", "contexts", {SECOND + "base": b"\4"}),
+    *[
+        ("there are 2 to 64 indices", "contexts", Broken({SECOND + "indices": bytes([count])}))
+        for count in (0, 1, 65, 128, 129, 255)
+    ],
+    *[
+        ("no more indices than symbols", "contexts", Broken({SECOND + "indices": bytes([count])}))
+        for count in (5, 64, 128 + 6)
+    ],
+    ("frequencies sum to 256", "contexts", {SECOND + "frequencies": at(0, 0)}),
+    *[
+        (
+            "contexts come from a coded plane above",
+            base,
+            Broken({f"model 0 plane {plane} source": bytes([source])}),
+        )
+        for base, plane, source in (
+            *(("contexts", 1, 2), ("contexts", 1, 3), ("contexts", 1, 255)),
+            *(("classes", 2, 2), ("classes", 2, 3)),
+        )
+    ],
+    ("the first symbol is one of its plane", "contexts", {SECOND + "first": varint(256)}),
+    ("the first symbol is one of its plane", "contexts", {SECOND + "first": varint(1 << 16)}),
+    (
+        "models with classes are scaled",
+        "contexts",
+        {SECOND + "source": b"\0", SECOND + "first": b""},
+    ),
+    ("at most two planes are coded in contexts", "three contexts", {}),
     # Payloads.
     ("no bytes are left over", "chunks", {"chunk 1 end": bytes(16)}),
     ("no bytes are left over", "chunks", {"chunk 0 end": bytes(16)}),

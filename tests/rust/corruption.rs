@@ -12,7 +12,8 @@
 use std::sync::LazyLock;
 
 use neuzip_rs::{
-    CompressOptions, DecompressOptions, Dtype, Error, Result, Stream, compress, write_reference,
+    CompressOptions, DecompressOptions, Dtype, Error, Level, Result, Stream, compress,
+    write_reference,
 };
 use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
@@ -57,8 +58,20 @@ fn case(
     shape: &[u64],
     original: Vec<u8>,
 ) -> Case {
+    case_at(Level::Default, name, feature, dtype, shape, original)
+}
+
+fn case_at(
+    level: Level,
+    name: &'static str,
+    feature: Option<&'static str>,
+    dtype: Dtype,
+    shape: &[u64],
+    original: Vec<u8>,
+) -> Case {
     let options = CompressOptions {
-        chunk_bytes: Some(4096),
+        level,
+        chunk_bytes: Some(if level == Level::Max { 8192 } else { 4096 }),
         ..CompressOptions::default()
     };
     let stream = compress(&original, dtype, shape, &options).unwrap();
@@ -81,7 +94,52 @@ fn bfloat16(values: impl Iterator<Item = f32>) -> Vec<u8> {
         .collect()
 }
 
-static CASES: LazyLock<Vec<Case>> = LazyLock::new(cases);
+static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
+    let mut all = cases();
+    all.extend(max_cases());
+    all
+});
+
+/// What only the level `max` writes.
+fn max_cases() -> Vec<Case> {
+    let line_sign = |line: usize| if line * 7919 % 13 < 6 { -1.0 } else { 1.0 };
+    let signs = |i: usize| weight(i).abs() * line_sign(i / 64) * line_sign(i % 64);
+    // Every third row has few values.
+    let classes = |i: usize| {
+        let all = (weight(i) * 400.0) as i8;
+        if (i / 96).is_multiple_of(3) {
+            0x38
+        } else {
+            all.cast_unsigned()
+        }
+    };
+    vec![
+        case_at(
+            Level::Max,
+            "two symbols",
+            Some("contexts"),
+            Dtype::Bfloat16,
+            &[3000],
+            bfloat16((0..3000).map(|i| 1.0 + weight(i))),
+        ),
+        case_at(
+            Level::Max,
+            "turned signs",
+            Some("sign-flips"),
+            Dtype::Bfloat16,
+            &[65, 64],
+            bfloat16((0..4160).map(signs)),
+        ),
+        case_at(
+            Level::Max,
+            "classes",
+            Some("contexts"),
+            Dtype::Float8E4m3fn,
+            &[44, 96],
+            (0..4224).map(classes).collect(),
+        ),
+    ]
+}
 
 fn cases() -> Vec<Case> {
     let scaled = |i: usize| weight(i) * 2_f32.powi((i / 64 % 9) as i32 - (i % 64 % 7) as i32);

@@ -18,14 +18,31 @@ use super::spec::Symbol;
 use crate::constants::{LANES, MAX_CONTEXTS, MAX_SYMBOLS, SLOTS, STATE_LOW};
 use crate::error::{Error, Result};
 
-/// What the decoder looks up for a slot of a context.
+/// What the decoder looks up for a slot of a context, in one word: loops over it become vectors.
+///
+/// The frequency is in the low 16 bits, then the slot number less the first slot of the symbol, and the
+/// index in the top 8.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(align(4))]
-struct Slot {
-    frequency: u16,
-    /// Slot number less the first slot of the symbol.
-    offset: u8,
-    index: u8,
+struct Slot(u32);
+
+impl Slot {
+    fn new(frequency: u16, offset: usize, index: u8) -> Self {
+        Self(u32::from(frequency) | (offset as u32) << 16 | u32::from(index) << 24)
+    }
+
+    #[inline(always)]
+    fn index(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+
+    /// The state after the symbol, before it takes a byte: at most 256 * 255 + 255.
+    #[inline(always)]
+    fn next(self, state: u16) -> u16 {
+        let offset = (self.0 >> 16) as u16 & 0xff;
+        (self.0 as u16)
+            .wrapping_mul(state >> 8)
+            .wrapping_add(offset)
+    }
 }
 
 /// The tables of all contexts.
@@ -51,11 +68,7 @@ impl ContextSpec {
                 let end = start + usize::from(frequency);
                 let slots = &mut spec.slots[context * SLOTS..][start..end];
                 for (offset, slot) in slots.iter_mut().enumerate() {
-                    *slot = Slot {
-                        frequency,
-                        offset: offset as u8,
-                        index,
-                    };
+                    *slot = Slot::new(frequency, offset, index);
                 }
                 spec.symbols[context * MAX_SYMBOLS + usize::from(index)] = Symbol {
                     frequency,
@@ -130,7 +143,7 @@ impl Decoder<'_> {
                 let left = self.stream.len().min(LANES);
                 let mut ahead = [0; LANES];
                 ahead[..left].copy_from_slice(&self.stream[..left]);
-                step_group(spec, &mut states, &ahead, contexts, indices)
+                step_lanes(spec, &mut states, &ahead, contexts, indices)
             };
             self.stream = self
                 .stream
@@ -144,9 +157,42 @@ impl Decoder<'_> {
     }
 }
 
-/// One symbol for each lane that has one; returns the bytes used of `ahead`.
+#[inline(always)]
+fn slot(spec: &ContextSpec, state: u16, context: u8) -> Slot {
+    let entry = usize::from(context) * SLOTS + usize::from(state as u8);
+    spec.slots[entry % (MAX_CONTEXTS * SLOTS)]
+}
+
+/// One symbol for each lane, step by step for all of them; returns the bytes used of `ahead`.
 #[inline(always)]
 fn step_group(
+    spec: &ContextSpec,
+    states: &mut [u16; LANES],
+    ahead: &[u8; LANES],
+    contexts: &[u8; LANES],
+    indices: &mut [u8; LANES],
+) -> usize {
+    let mut slots = [Slot::default(); LANES];
+    for ((slot_of_lane, &state), &context) in slots.iter_mut().zip(&*states).zip(contexts) {
+        *slot_of_lane = slot(spec, state, context);
+    }
+    let mut refill = 0_u64;
+    for lane in 0..LANES {
+        indices[lane] = slots[lane].index();
+        states[lane] = slots[lane].next(states[lane]);
+        refill |= u64::from(states[lane] < STATE_LOW) << lane;
+    }
+    let used = refill.count_ones() as usize;
+    for &byte in &ahead[..used] {
+        let lane = refill.trailing_zeros() as usize % LANES;
+        states[lane] = states[lane] << 8 | u16::from(byte);
+        refill &= refill.wrapping_sub(1);
+    }
+    used
+}
+
+/// The same, lane by lane, where not all lanes have a symbol.
+fn step_lanes(
     spec: &ContextSpec,
     states: &mut [u16; LANES],
     ahead: &[u8; LANES],
@@ -155,15 +201,14 @@ fn step_group(
 ) -> usize {
     let mut used = 0;
     for ((state, &context), index) in states.iter_mut().zip(contexts).zip(indices) {
-        let entry = usize::from(context) * SLOTS + usize::from(*state as u8);
-        let slot = spec.slots[entry % (MAX_CONTEXTS * SLOTS)];
-        *index = slot.index;
-        // At most 256 * 255 + 255.
-        let next = slot.frequency.wrapping_mul(*state >> 8) + u16::from(slot.offset);
-        let refill = u16::from(next < STATE_LOW);
-        let byte = u16::from(ahead[used & (LANES - 1)]) & refill.wrapping_neg();
-        *state = next << (8 * refill) | byte;
-        used += usize::from(refill);
+        let slot = slot(spec, *state, context);
+        *index = slot.index();
+        *state = slot.next(*state);
+        if *state < STATE_LOW {
+            // `used` grows at most once per lane.
+            *state = *state << 8 | u16::from(ahead[used % LANES]);
+            used += 1;
+        }
     }
     used
 }

@@ -205,8 +205,9 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    #[inline]
-    fn value<V: Value>(&mut self, map: &ValueMap, index: u8) -> V {
+    /// The value of an index, for an escape the next escaped one.
+    #[inline(always)]
+    pub(crate) fn value<V: Value>(&mut self, map: &ValueMap, index: u8) -> V {
         let [low, high] = if map.is_escape(index) {
             self.used += 1;
             self.escapes.get(self.used - 1)

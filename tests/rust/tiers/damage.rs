@@ -20,7 +20,9 @@ struct Case {
 
 /// Streams of a few chunks, so that tiers decode several at a time; the last column must be in use.
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
-    use Content::{FewValues, Mixed, NearOne, Positive, Rare, Scales, Upcast, Weights};
+    use Content::{
+        Classes, FewValues, Mixed, NearOne, Positive, Rare, Scales, Signs, Upcast, Weights,
+    };
     use Dtype::{Bfloat16, Float8E4m3fn, Float16, Float32, Float64, Int64, Uint8};
     use Level::{Default, Fast, Max};
     [
@@ -74,6 +76,17 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
         ),
         ("float64", Float64, Rare, Default, 2_100, 1, "wide-symbols"),
         ("float8", Float8E4m3fn, Weights, Max, 20_500, 1, "rans"),
+        (
+            "two symbols",
+            Bfloat16,
+            Weights,
+            Max,
+            10_240,
+            64,
+            "contexts",
+        ),
+        ("signs", Bfloat16, Signs, Max, 10_240, 64, "sign-flips"),
+        ("classes", Float16, Classes, Max, 10_240, 64, "rans5x2"),
         ("integers", Int64, Positive, Default, 2_100, 1, "const"),
         (
             "few values",

@@ -37,6 +37,10 @@ pub(crate) enum Content {
     Weights,
     /// Rows and columns of different scales.
     Scales,
+    /// The sign of the row times that of the column, mostly.
+    Signs,
+    /// Every third row and column spread more widely.
+    Classes,
     Positive,
     Negative,
     /// Where the first bit of the mantissa goes with the exponent.
@@ -51,10 +55,12 @@ pub(crate) enum Content {
     Mixed,
 }
 
-pub(crate) const CONTENTS: [Content; 11] = [
+pub(crate) const CONTENTS: [Content; 13] = [
     Content::Noise,
     Content::Weights,
     Content::Scales,
+    Content::Signs,
+    Content::Classes,
     Content::Positive,
     Content::Negative,
     Content::NearOne,
@@ -136,6 +142,12 @@ pub(crate) fn tensor(
             Content::Scales => {
                 weight * 2_f64.powi((i / columns % 7) as i32 - (i % columns % 5) as i32)
             }
+            Content::Signs => {
+                let line_sign = |line: usize| if line * 7919 % 13 < 6 { -1.0 } else { 1.0 };
+                let usual = if random.below(12) == 0 { -1.0 } else { 1.0 };
+                weight.abs() * usual * line_sign(i / columns) * line_sign(i % columns)
+            }
+            Content::Classes if (i / columns).is_multiple_of(3) => weight.powi(5) * 1e7,
             Content::Positive => weight.abs(),
             Content::Negative => -weight.abs(),
             Content::NearOne => 1.0 + weight,
