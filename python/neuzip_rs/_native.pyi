@@ -16,6 +16,7 @@ __all__ = [
     "content_kind",
     "decompress_file",
     "decompress_into",
+    "estimate",
     "simd_tier",
     "stream_header",
     "verify_file",
@@ -47,6 +48,7 @@ class CompressedTensor(_Buffer):
     @staticmethod
     def from_bytes(data: Buffer, /, *, framework: str | None = None) -> CompressedTensor: ...
     def info(self) -> dict[str, Any]: ...
+    def explain(self, *, measure: bool = False) -> dict[str, Any]: ...
     def __bytes__(self) -> bytes: ...
     def __getitem__(self, key: _Any, /) -> _Any: ...
     def __eq__(self, other: object, /) -> bool: ...
@@ -67,6 +69,15 @@ def compress(
     framework: str | None = None,
     hint: str | None = None,
 ) -> CompressedTensor: ...
+def estimate(
+    data: Buffer,
+    dtype: str,
+    shape: Sequence[SupportsIndex],
+    *,
+    level: str = "default",
+    threads: int | None = None,
+    hint: str | None = None,
+) -> dict[str, Any]: ...
 def decompress_into(
     source: Buffer | CompressedTensor,
     out: Buffer,
@@ -136,6 +147,14 @@ class SafetensorsFile:
     def nbytes(self, name: str) -> int: ...
     def stored_nbytes(self, name: str) -> int: ...
     def info(self, name: str) -> dict[str, Any] | None: ...
+    def explain(self, name: str, *, measure: bool = False) -> dict[str, Any]: ...
+    def estimate(
+        self,
+        *,
+        level: str = "default",
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> list[dict[str, Any]]: ...
     def read_into(
         self,
         name: str,

@@ -12,6 +12,7 @@ mod payload;
 mod planes;
 
 pub(crate) use hash::{ChunkHash, HASH_KEYS, HASH_STEPS, chunk_hash};
+pub(crate) use layout::plane_bytes;
 pub(crate) use payload::Payload;
 
 use std::sync::OnceLock;

@@ -35,6 +35,8 @@ pub struct Stream<'a> {
     pub(super) prelude: Prelude<'a>,
     pub(super) index: Index<'a>,
     payloads: &'a [u8],
+    /// Bytes of the stream.
+    pub(super) len: usize,
 }
 
 impl<'a> Stream<'a> {
@@ -72,6 +74,7 @@ impl<'a> Stream<'a> {
             prelude,
             index,
             payloads,
+            len: bytes.len(),
         })
     }
 
@@ -118,6 +121,11 @@ impl<'a> Stream<'a> {
             }),
             _ => None,
         }
+    }
+
+    /// The payload of a chunk.
+    pub(super) fn payload(&self, chunk: usize) -> &'a [u8] {
+        &self.payloads[self.index.payload(chunk)]
     }
 
     /// Decodes the original bytes from `start` on until `out` is full.

@@ -47,9 +47,15 @@ struct Unit {
     payloads: Vec<Payload>,
 }
 
-impl StreamWriter<'_> {
+impl<'a> StreamWriter<'a> {
     fn chunk_bytes(&self) -> usize {
         1 << self.plan.chunked.chunk_log2
+    }
+
+    fn coders(&self) -> Vec<ModelEncoder<'a>> {
+        let chunked = &self.plan.chunked;
+        let coder = |model| ModelEncoder::new(self.kernels, model, chunked.scale.as_ref());
+        chunked.models.iter().map(coder).collect()
     }
 
     /// Writes the stream at the current position of `out` and returns its length.
@@ -60,11 +66,7 @@ impl StreamWriter<'_> {
     ) -> Result<u64> {
         let chunked = &self.plan.chunked;
         let body = Body::Chunked(chunked.clone());
-        let coders: Vec<ModelEncoder<'_>> = chunked
-            .models
-            .iter()
-            .map(|model| ModelEncoder::new(self.kernels, model, chunked.scale.as_ref()))
-            .collect();
+        let coders = self.coders();
         let chunks = self.data.len().div_ceil(self.chunk_bytes());
         if chunks <= 1 {
             return self.write_single(out, &body, &coders, progress);
@@ -235,5 +237,29 @@ impl StreamWriter<'_> {
             out.write_all(payload.bytes())?;
         }
         Ok(())
+    }
+}
+
+/// Encodes single chunks of a tensor, to see what they would take.
+pub(super) struct ChunkSizer<'a> {
+    coders: Vec<ModelEncoder<'a>>,
+    writer: StreamWriter<'a>,
+    unit: Unit,
+}
+
+impl<'a> ChunkSizer<'a> {
+    pub(super) fn new(writer: StreamWriter<'a>) -> Self {
+        Self {
+            coders: writer.coders(),
+            writer,
+            unit: Unit::default(),
+        }
+    }
+
+    /// How a chunk would be stored, and its payload unless that is the chunk itself.
+    pub(super) fn encode(&mut self, chunk: usize) -> (Storage, &[u8]) {
+        let Self { writer, unit, .. } = self;
+        writer.encode_unit(&self.coders, chunk..chunk + 1, unit);
+        (unit.entries[0].storage, unit.payloads[0].bytes())
     }
 }

@@ -13,6 +13,7 @@
 
 mod dtype;
 pub(crate) mod embedded;
+mod estimate;
 mod header;
 mod json;
 mod memory_file;

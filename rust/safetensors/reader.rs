@@ -18,7 +18,7 @@ use super::parts::{Content, decode_all, other_content};
 use super::writer::stream_form;
 use crate::container::mapped::Mapped;
 use crate::error::{Error, Result};
-use crate::{DecompressOptions, Dtype, Stream, StreamInfo, content_hash};
+use crate::{DecompressOptions, Dtype, Explanation, Stream, StreamInfo, content_hash};
 
 /// Bytes decoded between two reports: a multiple of every chunk length, and a moment's work.
 const STEP_BYTES: u64 = 1 << 27;
@@ -132,6 +132,11 @@ impl SafetensorsFile {
             .ok_or_else(|| Error::corrupt("a tensor lies outside the file"))
     }
 
+    /// The bytes of tensor `index` of a plain file.
+    pub(super) fn plain(&self, index: usize) -> Result<&[u8]> {
+        self.stored(index)
+    }
+
     /// The stream of tensor `index` of a compressed file, checked against the original header.
     pub(crate) fn stream(&self, index: usize) -> Result<Stream<'_>> {
         let place = || format!("tensor {:?}", self.header.name(index));
@@ -201,6 +206,23 @@ impl SafetensorsFile {
             return Ok(None);
         }
         self.stream(index).map(|stream| Some(stream.info()))
+    }
+
+    /// Where the bits of tensor `index` of a compressed file go.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a plain file, [`Error::Corrupt`] if the stream is damaged.
+    pub fn explain(
+        &self,
+        index: usize,
+        measure: Option<&DecompressOptions>,
+    ) -> Result<Explanation> {
+        if !self.is_compressed() {
+            return Err(Error::InvalidArgument("it is not compressed".to_owned()));
+        }
+        self.stream(index)?
+            .explain(measure)
+            .map_err(|error| self.named(index, error))
     }
 
     /// The name of the tensor that tensor `index` is stored as a repeat of.
