@@ -87,7 +87,7 @@ class Explanation:
     exact: bool
     """Whether all of it was looked at; else the sizes are estimates from a part of its chunks."""
     body: str
-    """"chunked", "constant" or "reference"."""
+    """"chunked", "constant", "reference" or "external"."""
     repeats: str | None
     """The tensor it repeats, of a reference."""
     fields: tuple[Field, ...]

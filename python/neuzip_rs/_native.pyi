@@ -6,6 +6,7 @@ from typing import Any, Final, Self, SupportsIndex, TypeAlias, final
 from typing_extensions import Buffer
 
 __all__ = [
+    "Catalog",
     "CompressedTensor",
     "SafetensorsFile",
     "StreamCompressor",
@@ -17,6 +18,7 @@ __all__ = [
     "decompress_file",
     "decompress_into",
     "estimate",
+    "references",
     "simd_tier",
     "stream_header",
     "verify_file",
@@ -109,6 +111,7 @@ def decompress_file(
     max_output_size: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[int, int]: ...
+def references(src: str, *, check: bool = False) -> list[str]: ...
 def verify_file(
     src: str,
     *,
@@ -130,9 +133,42 @@ class StreamDecompressor:
         threads: int | None = None,
         verify: bool = True,
         max_output_size: int | None = None,
+        beside: str | None = None,
     ) -> Self: ...
     def feed(self, data: Buffer) -> bytes: ...
     def finish(self) -> None: ...
+
+@final
+class Catalog:
+    def __new__(
+        cls,
+        root: str,
+        names: Sequence[str],
+        *,
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Self: ...
+    def compress_file(
+        self,
+        name: str,
+        src: str,
+        dst: str,
+        *,
+        level: str = "default",
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> tuple[int, int]: ...
+    def compress_ranges(
+        self,
+        name: str,
+        src: str,
+        dst: str,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        level: str = "default",
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> tuple[int, int] | None: ...
 
 @final
 class SafetensorsFile:
@@ -151,6 +187,7 @@ class SafetensorsFile:
     def estimate(
         self,
         *,
+        catalog: tuple[Catalog, str] | None = None,
         level: str = "default",
         threads: int | None = None,
         progress: Callable[[int, int], object] | None = None,

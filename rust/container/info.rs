@@ -9,7 +9,7 @@ use crate::model::{Model, PlaneMode};
 /// Facts about a stream, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamInfo {
-    /// `chunked`, `constant` or `reference`.
+    /// `chunked`, `constant`, `reference` or `external`.
     pub body: &'static str,
     /// Number of chunks.
     pub chunks: usize,
@@ -29,9 +29,8 @@ impl Stream<'_> {
     pub fn info(&self) -> StreamInfo {
         let features = feature::NAMES
             .iter()
-            .enumerate()
-            .filter(|(bit, _)| self.prelude.features >> bit & 1 == 1)
-            .map(|(_, &name)| name)
+            .filter(|(bit, _)| self.prelude.features & bit != 0)
+            .map(|&(_, name)| name)
             .collect();
         let mut info = StreamInfo {
             body: "chunked",
@@ -49,6 +48,10 @@ impl Stream<'_> {
             Body::Reference { .. } => {
                 info.body = "reference";
                 info.modes.push("reference".to_owned());
+            }
+            Body::External(_) => {
+                info.body = "external";
+                info.modes.push("external".to_owned());
             }
             Body::Chunked(chunked) => {
                 let tables = chunked.models.iter().flat_map(Model::tables);

@@ -2,6 +2,7 @@
 
 pub(crate) mod atomic;
 pub(crate) mod explain;
+pub(crate) mod external;
 pub(crate) mod file;
 pub(crate) mod index;
 pub(crate) mod info;

@@ -5,7 +5,7 @@
 //! [varint]  length of the prelude, from the magic to the checksum
 //! [varint]  required features
 //! [8 bits]  dtype   [8 bits] dimensions   [varint] each dimension
-//! [8 bits]  body: 0 chunked, 1 constant, 2 reference
+//! [8 bits]  body: 0 chunked, 1 constant, 2 reference, 4 external
 //! ...       what the body needs
 //! [32 bits] checksum: low half of XXH3-64 of everything before it
 //! ```
@@ -14,6 +14,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::external::External;
 use super::index::{ChunkEntry, index_len, write_index};
 use crate::constants::{
     CHECKSUM_BYTES, CHUNK_LOG2, FORMAT_VERSION, MAX_DIMS, MAX_MODELS, STREAM_MAGIC,
@@ -34,15 +35,19 @@ pub(crate) mod feature {
     pub(crate) const TRAILING_ZEROS: u64 = 1 << 2;
     /// The body refers to another tensor.
     pub(crate) const REFERENCE: u64 = 1 << 3;
-    /// Names, in the order of the bits.
-    pub(crate) const NAMES: [&str; 4] = [
-        "scale-offsets",
-        "wide-symbols",
-        "trailing-zeros",
-        "reference",
+    /// The body refers to a tensor of another file.
+    pub(crate) const EXTERNAL: u64 = 1 << 6;
+    /// Names of the bits.
+    pub(crate) const NAMES: [(u64, &str); 5] = [
+        (SCALE_OFFSETS, "scale-offsets"),
+        (WIDE_SYMBOLS, "wide-symbols"),
+        (TRAILING_ZEROS, "trailing-zeros"),
+        (REFERENCE, "reference"),
+        (EXTERNAL, "external"),
     ];
     /// Every feature this release has.
-    pub(crate) const KNOWN: u64 = (1 << NAMES.len()) - 1;
+    pub(crate) const KNOWN: u64 =
+        SCALE_OFFSETS | WIDE_SYMBOLS | TRAILING_ZEROS | REFERENCE | EXTERNAL;
 }
 
 /// Element type and shape.
@@ -94,6 +99,8 @@ pub(crate) enum Body {
     Constant(Vec<u8>),
     /// The tensor is the same as another one.
     Reference { content_hash: u128, name: String },
+    /// The bytes stand in a tensor of another file.
+    External(Box<External>),
 }
 
 /// How a chunked body is cut and which models its chunks use.
@@ -114,6 +121,7 @@ impl Chunked {
 const CHUNKED: u8 = 0;
 const CONSTANT: u8 = 1;
 const REFERENCE: u8 = 2;
+const EXTERNAL: u8 = 4;
 
 /// A verified prelude and what lies around it.
 #[derive(Clone, Debug)]
@@ -200,6 +208,7 @@ impl Body {
         match self {
             Self::Constant(_) => 0,
             Self::Reference { .. } => feature::REFERENCE,
+            Self::External(_) => feature::EXTERNAL,
             Self::Chunked(chunked) => {
                 let wide = |model: &Model| model.tables().any(|table| table.bits() > 8);
                 let when = |condition: bool, bit: u64| if condition { bit } else { 0 };
@@ -254,6 +263,10 @@ fn write_head(tensor: &TensorType, body: &Body, out: &mut Vec<u8>) {
             out.extend_from_slice(&content_hash.to_le_bytes());
             write_varint(out, name.len() as u64);
             out.extend_from_slice(name.as_bytes());
+        }
+        Body::External(external) => {
+            out.push(EXTERNAL);
+            external.write_to(out);
         }
     }
 }
@@ -368,6 +381,8 @@ impl<'a> Prelude<'a> {
                     .map_err(|_| Error::corrupt("a name is not UTF-8"))?;
                 Ok(Body::Reference { content_hash, name })
             }
+            EXTERNAL => External::read_from(inner, position, tensor)
+                .map(|external| Body::External(Box::new(external))),
             other => Err(Error::UnsupportedVersion(format!("body {other}"))),
         }
     }

@@ -7,6 +7,7 @@
 
 use std::sync::OnceLock;
 
+use super::external::External;
 use super::index::{Index, Storage, is_packed};
 use super::prelude::{Body, Chunked, Prelude};
 use crate::chunk::{DecodeJob, ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern};
@@ -128,6 +129,15 @@ impl<'a> Stream<'a> {
         &self.payloads[self.index.payload(chunk)]
     }
 
+    /// What the stream refers to in another file, if it does.
+    #[must_use]
+    pub fn external(&self) -> Option<&External> {
+        match &self.prelude.body {
+            Body::External(external) => Some(external),
+            _ => None,
+        }
+    }
+
     /// Decodes the original bytes from `start` on until `out` is full.
     ///
     /// Only the chunks that the range touches are decoded.
@@ -156,6 +166,10 @@ impl<'a> Stream<'a> {
         match &self.prelude.body {
             Body::Reference { name, .. } => Err(Error::BaseMismatch(format!(
                 "this stream stands for the tensor {name:?} of its file and has no data of its own"
+            ))),
+            Body::External(external) => Err(Error::BaseMismatch(format!(
+                "this stream needs the tensor {:?} of the file {:?}, beside the one it came from",
+                external.name, external.file
             ))),
             Body::Constant(element) => {
                 fill_element(element, (start % element.len() as u64) as usize, out);

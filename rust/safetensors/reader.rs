@@ -8,6 +8,7 @@
 //!
 //! Place in docs/format-files.md: "Compressed .safetensors" and "Repeated tensors".
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::dtype::ElementType;
@@ -15,6 +16,7 @@ use super::embedded::{HEADER_KEY, is_compressed, read_embedded};
 use super::header::{Header, LENGTH_BYTES};
 use super::parse::json_of_file;
 use super::parts::{Content, decode_all, other_content};
+use super::siblings::Siblings;
 use super::writer::stream_form;
 use crate::container::mapped::Mapped;
 use crate::error::{Error, Result};
@@ -32,6 +34,8 @@ pub struct SafetensorsFile {
     header: Header,
     /// What a compressed file has besides.
     compressed: Option<Compressed>,
+    /// The files that streams may refer to.
+    siblings: Siblings,
 }
 
 struct Compressed {
@@ -52,12 +56,14 @@ impl SafetensorsFile {
 
     pub(crate) fn of_map(map: Mapped) -> Result<Self> {
         let (outer, data_at) = Header::of_file(map.bytes())?;
+        let siblings = Siblings::of(map.path());
         if !is_compressed(&outer) {
             return Ok(Self {
                 map,
                 data_at,
                 header: outer,
                 compressed: None,
+                siblings,
             });
         }
         let embedded = outer
@@ -71,6 +77,7 @@ impl SafetensorsFile {
             data_at,
             header,
             compressed: Some(Compressed { outer, json }),
+            siblings,
         })
     }
 
@@ -173,6 +180,11 @@ impl SafetensorsFile {
             return self.stored(index).map(Content::Plain);
         }
         let stream = self.stream(index)?;
+        if let Some(external) = stream.external() {
+            let found = self.siblings.find(&stream, external);
+            let found = found.map_err(|error| self.named(index, error))?;
+            return Ok(Content::Elsewhere(Box::new(found)));
+        }
         let Some(reference) = stream.reference() else {
             return Ok(Content::Stream(Box::new(stream), None));
         };
@@ -185,7 +197,7 @@ impl SafetensorsFile {
             .find(reference.name)
             .ok_or_else(|| mismatch("which is not in the file"))?;
         let target = self.stream(target)?;
-        if target.reference().is_some() {
+        if target.reference().is_some() || target.external().is_some() {
             return Err(mismatch("which is a repeat itself"));
         }
         if target.dtype() != stream.dtype() || target.shape() != stream.shape() {
@@ -195,6 +207,53 @@ impl SafetensorsFile {
             Box::new(target),
             Some(reference.content_hash),
         ))
+    }
+
+    /// Whether tensor `index` has its bytes in this file and under its own name.
+    pub(super) fn holds(&self, index: usize) -> Result<bool> {
+        if !self.is_compressed() {
+            return Ok(true);
+        }
+        let stream = self.stream(index)?;
+        Ok(stream.reference().is_none() && stream.external().is_none())
+    }
+
+    /// Reads original bytes of a tensor that [`SafetensorsFile::holds`] is true of.
+    pub(super) fn read_held(
+        &self,
+        index: usize,
+        start: u64,
+        out: &mut [u8],
+        options: &DecompressOptions,
+    ) -> Result<()> {
+        let content = if self.is_compressed() {
+            Content::Stream(Box::new(self.stream(index)?), None)
+        } else {
+            Content::Plain(self.stored(index)?)
+        };
+        let read = content.read(start, out, options);
+        read.map_err(|error| self.named(index, error))
+    }
+
+    /// The other files that tensors refer to, in the order of their names; with `check` each tensor
+    /// referred to is looked for.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if a stream is damaged, [`Error::BaseMismatch`] if one refers to nothing.
+    pub fn references(&self, check: bool) -> Result<BTreeSet<String>> {
+        let mut files = BTreeSet::new();
+        if self.is_compressed() {
+            for index in 0..self.header.len() {
+                let stream = self.stream(index)?;
+                if let Some(external) = stream.external() {
+                    if check {
+                        self.content(index)?;
+                    }
+                    files.insert(external.file.clone());
+                }
+            }
+        }
+        Ok(files)
     }
 
     /// What is known about the stream of tensor `index`; `None` for a plain file.

@@ -11,6 +11,11 @@ _HEADINGS: Final = (
     *("entropy", "stored bits"),
 )
 _NUMBERS: Final = (3, 4, 5, 6, 7, 8, 9)
+_BODIES: Final = {
+    "reference": "repeats of tensors",
+    "external": "tensors of other files",
+    "constant": "constant tensors",
+}
 
 
 def print_fields(tensors: Sequence[dict[str, Any]], original: int, compressed: int) -> None:
@@ -28,12 +33,12 @@ def print_fields(tensors: Sequence[dict[str, Any]], original: int, compressed: i
     merged.sort(key=lambda pair: -pair[1]["stored_bytes"])
     in_fields: int = sum(field["stored_bytes"] for _, field in merged)
     rows = [_row(dtype, field, original) for dtype, field in merged]
-    for body in ("reference", "constant"):
+    for body in _BODIES:
         alike = [tensor for tensor in tensors if tensor["body"] == body]
         if alike:
             nbytes = sum(tensor["original_bytes"] for tensor in alike)
             stored = sum(tensor["compressed_bytes"] for tensor in alike)
-            name = "repeats of tensors" if body == "reference" else "constant tensors"
+            name = _BODIES[body]
             rows.append(_plain_row(name, body, nbytes, stored, original))
             in_fields += stored
     rest = compressed - in_fields

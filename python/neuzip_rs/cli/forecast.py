@@ -14,6 +14,7 @@ from neuzip_rs._spelling import NAMES
 from neuzip_rs.cli.contents import directory_facts, merged, tensor_facts
 from neuzip_rs.cli.report import ratio
 from neuzip_rs.directory.content import COMPRESSED_KINDS, Progress
+from neuzip_rs.directory.doubles import catalog_of, in_order
 from neuzip_rs.directory.transfer import Meter
 from neuzip_rs.directory.tree import scan
 
@@ -43,13 +44,18 @@ class Forecast:
         """All files of a model directory: .safetensors files are compressed, others copied."""
         tree = scan(directory)
         meter = Meter(self._progress, sum(file.size for file in tree.files))
+        kinds = {file.name: _native.content_kind(str(file.path)) for file in tree.files}
+        shards = [file for file in tree.files if kinds[file.name] == "safetensors"]
+        shards = in_order(shards, shards)
+        catalog = catalog_of(directory, shards, [], self._threads, self._progress)
         files: list[dict[str, Any]] = []
         for file in tree.files:
-            kind = _native.content_kind(str(file.path))
+            kind = kinds[file.name]
             with meter.part(file.size) as progress:
                 if kind == "safetensors":
                     inner = Forecast(self._level, self._threads, progress)
-                    facts = inner.file(file.path, kind)
+                    known = None if catalog is None else (catalog, file.name)
+                    facts = inner.file(file.path, kind, known)
                 else:
                     facts = {
                         "kind": kind,
@@ -61,8 +67,15 @@ class Forecast:
             files.append({"path": file.name, **facts})
         return directory_facts(files)
 
-    def file(self, path: Path, kind: str) -> dict[str, Any]:
+    def file(
+        self, path: Path, kind: str, catalog: tuple[_native.Catalog, str] | None = None
+    ) -> dict[str, Any]:
         """A file and the tensors in it.
+
+        Args:
+            path: Where it is.
+            kind: What `content_kind` says of it.
+            catalog: What its directory has in common, and the name of the file there.
 
         Raises:
             ValueError: It is compressed already.
@@ -72,7 +85,7 @@ class Forecast:
             raise ValueError(message)
         original = path.stat().st_size
         if kind == "safetensors":
-            compressed, tensors = self._safetensors(path)
+            compressed, tensors = self._safetensors(path, catalog)
         else:
             compressed, tensors = self._frames(path, original)
         return {
@@ -83,10 +96,12 @@ class Forecast:
             "tensors": tensors,
         }
 
-    def _safetensors(self, path: Path) -> tuple[int, list[dict[str, Any]]]:
+    def _safetensors(
+        self, path: Path, catalog: tuple[_native.Catalog, str] | None
+    ) -> tuple[int, list[dict[str, Any]]]:
         with closing(_native.SafetensorsFile(str(path))) as file:
             explained = file.estimate(
-                level=self._level, threads=self._threads, progress=self._progress
+                catalog=catalog, level=self._level, threads=self._threads, progress=self._progress
             )
             tensors = [
                 _tensor(name, NAMES.get(dtype, dtype), shape, Explanation.from_native(facts))

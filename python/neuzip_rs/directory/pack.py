@@ -8,6 +8,7 @@ from neuzip_rs import _native
 from neuzip_rs._errors import NeuzipError
 from neuzip_rs.directory.config import loader_kind, mark_config
 from neuzip_rs.directory.content import Progress, file_pieces, sha256
+from neuzip_rs.directory.doubles import catalog_of, in_order, is_zip, stored_members
 from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Kind, Manifest
 from neuzip_rs.directory.places import check_places
 from neuzip_rs.directory.transfer import (
@@ -63,8 +64,12 @@ def compress_directory(
     tree = scan(source)
     kinds = _kinds(tree)
     with Workspace(destination, {"verb": "compress", "level": level}) as work:
-        packer = _Packer(work, level, threads, Meter(progress, _total(tree)), note)
-        entries = {file.name: packer.pack(file, kinds[file.name]) for file in tree.files}
+        shards = [file for file in tree.files if kinds[file.name] is Kind.SAFETENSORS]
+        files = in_order(tree.files, shards)
+        others = [file for file in tree.files if kinds[file.name] is Kind.COPY]
+        catalog = catalog_of(source, files[: len(shards)], others, threads, progress)
+        packer = _Packer(work, level, threads, Meter(progress, _total(tree)), note, catalog)
+        entries = {file.name: packer.pack(file, kinds[file.name]) for file in files}
         packer.name_large_copies(entries)
         manifest = Manifest(entries, tuple(tree.empty_folders())).to_bytes()
         write_file(work.target(MANIFEST_NAME), manifest)
@@ -79,7 +84,7 @@ def result_of(entries: Mapping[str, Entry], manifest_bytes: int) -> DirectoryRes
     """The result for these files."""
     return DirectoryResult(
         files=len(entries),
-        compressed_files=sum(entry.kind is Kind.SAFETENSORS for entry in entries.values()),
+        compressed_files=sum(entry.kind.is_compressed for entry in entries.values()),
         original_bytes=sum(entry.size for entry in entries.values()),
         stored_bytes=sum(entry.stored_size for entry in entries.values()) + manifest_bytes,
     )
@@ -121,13 +126,20 @@ def _in_repository(name: str) -> bool:
 
 class _Packer:
     def __init__(
-        self, work: Workspace, level: str, threads: int | None, meter: Meter, note: Note | None
+        self,
+        work: Workspace,
+        level: str,
+        threads: int | None,
+        meter: Meter,
+        note: Note | None,
+        catalog: _native.Catalog | None,
     ) -> None:
         self._work = work
         self._level = level
         self._threads = threads
         self._meter = meter
         self._note = note or (lambda _: None)
+        self._catalog = catalog
 
     def pack(self, file: TreeFile, kind: Kind) -> Entry:
         """Writes one file into the workspace, or finds it finished there."""
@@ -136,8 +148,7 @@ class _Packer:
             if kind is Kind.SAFETENSORS:
                 entry = self._compress(file)
             elif kind is Kind.COPY:
-                digest, size = copy_file(file.path, self._work.target(file.name), self._meter)
-                entry = Entry(Kind.COPY, size, digest, size)
+                entry = self._refer(file) or self._copy(file)
             else:
                 entry = self._write_for_loaders(file, kind)
             if stamp_of(file.path) != file.stamp:
@@ -166,15 +177,50 @@ class _Packer:
             hash_meanwhile(file.path, self._threads) as digest,
             self._meter.part(file.size) as progress,
         ):
-            size, stored_size = _native.compress_file(
-                str(file.path),
-                str(target),
-                level=self._level,
-                threads=self._threads,
-                overwrite=True,
-                progress=progress,
-            )
+            if self._catalog is None:
+                size, stored_size = _native.compress_file(
+                    str(file.path),
+                    str(target),
+                    level=self._level,
+                    threads=self._threads,
+                    overwrite=True,
+                    progress=progress,
+                )
+            else:
+                size, stored_size = self._catalog.compress_file(
+                    file.name,
+                    str(file.path),
+                    str(target),
+                    level=self._level,
+                    threads=self._threads,
+                    progress=progress,
+                )
             return Entry(Kind.SAFETENSORS, size, digest(), stored_size)
+
+    def _refer(self, file: TreeFile) -> Entry | None:
+        """Stores a checkpoint as what it shares with .safetensors files and the rest."""
+        if self._catalog is None or _in_repository(file.name) or not is_zip(file.path):
+            return None
+        target = self._work.target(file.name)
+        # No progress: how many bytes are done is told by who takes the file in the end.
+        sizes = self._catalog.compress_ranges(
+            file.name,
+            str(file.path),
+            str(target),
+            stored_members(file.path),
+            level=self._level,
+            threads=self._threads,
+            progress=lambda *_: None,
+        )
+        if sizes is None:
+            return None
+        digest, size = sha256(file_pieces(file.path))
+        self._meter.add(size)
+        return Entry(Kind.NZ, size, digest, sizes[1])
+
+    def _copy(self, file: TreeFile) -> Entry:
+        digest, size = copy_file(file.path, self._work.target(file.name), self._meter)
+        return Entry(Kind.COPY, size, digest, size)
 
     def _write_for_loaders(self, file: TreeFile, kind: Kind) -> Entry:
         original = file.path.read_bytes()
@@ -195,9 +241,10 @@ class _Packer:
         if facts["stamp"] != list(file.stamp) or not target.is_file():
             return None
         entry = Entry.from_json(file.name, facts["entry"])
-        if entry.kind is not kind or target.stat().st_size != entry.stored_size:
+        fits = entry.kind is kind or (kind is Kind.COPY and entry.kind is Kind.NZ)
+        if not fits or target.stat().st_size != entry.stored_size:
             return None
-        if kind is Kind.COPY:
+        if entry.kind is Kind.COPY:
             sound = sha256(file_pieces(target))[0] == entry.sha256
         else:
             sound = self._is_sound(target)

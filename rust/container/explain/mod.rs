@@ -9,6 +9,7 @@
 mod names;
 mod tally;
 
+use super::external::External;
 use super::index::Storage;
 use super::prelude::{Body, Chunked, TensorType, prelude_len};
 use super::stream::Stream;
@@ -120,6 +121,7 @@ impl Stream<'_> {
     /// [`Error::Corrupt`] for damaged chunks.
     pub fn explain(&self, measure: Option<&DecompressOptions>) -> Result<Explanation> {
         let repeats = self.reference().map(|reference| reference.name.to_owned());
+        let repeats = repeats.or_else(|| self.external().map(External::described));
         let mut explanation = Explanation::of_header_only(
             self.original_len(),
             self.len as u64,

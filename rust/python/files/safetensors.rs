@@ -8,6 +8,7 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
+use super::catalog::Catalog;
 use super::{compress_options, decompress_options};
 use crate::python::buffers::Bytes;
 use crate::python::errors::to_py;
@@ -140,10 +141,11 @@ impl SafetensorsFile {
     }
 
     /// What compressing each tensor of a plain file would give, in the order of the data.
-    #[pyo3(signature = (*, level = "default", threads = None, progress = None))]
+    #[pyo3(signature = (*, catalog = None, level = "default", threads = None, progress = None))]
     fn estimate<'py>(
         &self,
         py: Python<'py>,
+        catalog: Option<(Py<Catalog>, String)>,
         level: &str,
         threads: Option<usize>,
         progress: Option<Py<PyAny>>,
@@ -153,7 +155,9 @@ impl SafetensorsFile {
         let explanations = run(py, progress, |progress| {
             let total = file.header().data_bytes();
             let progress = &mut |done| progress(done, total);
-            file.estimate(&options, progress)
+            let catalog = catalog.as_ref();
+            let catalog = catalog.map(|(catalog, name)| (&catalog.get().0, name.as_str()));
+            file.estimate(catalog, &options, progress)
                 .map_err(|error| error.within(&self.path.display().to_string()))
         })?;
         explanations
