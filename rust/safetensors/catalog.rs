@@ -9,7 +9,7 @@
 //!
 //! Place in docs/format-files.md: "References to other files".
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,9 @@ const AHEAD: Ahead = Ahead {
 
 /// Where a tensor stands: the number of its file, and its own in the order of the data.
 type Place = (usize, usize);
+
+/// Numbers and bits of elements.
+type Exceptions = Vec<(u64, u16)>;
 
 /// See the module documentation.
 pub struct Catalog {
@@ -89,7 +92,9 @@ impl Catalog {
         catalog.find_casts(&files, &first, threads, progress)?;
         // What repeats a rounded tensor of its own file comes about as that one does.
         for (&place, first) in &first_in_file {
-            if let Some(external) = catalog.externals.get(first).cloned() {
+            if same_type(&files[place.0], place.1, first.1)
+                && let Some(external) = catalog.externals.get(first).cloned()
+            {
                 catalog.externals.insert(place, external);
             }
         }
@@ -182,21 +187,20 @@ impl Catalog {
         threads: Threads,
         progress: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let mut candidates: Vec<(Place, Place, String)> = Vec::new();
+        let mut candidates: BTreeMap<Place, (Place, String)> = BTreeMap::new();
         for (number, file) in files.iter().enumerate() {
             for index in 0..file.header().len() {
-                let place = (number, index);
-                if narrow_type(file, index).is_none()
-                    || (file.header().tensor_bytes(index) as usize) < LEAST_BYTES
-                    || self.externals.contains_key(&place)
-                    || first(place) != place
+                // Of tied tensors any may have the name that counts; the first is what is stored.
+                let (place, stored) = ((number, index), first((number, index)));
+                if narrow_type(file, index).is_some()
+                    && same_type(file, index, stored.1)
+                    && file.header().tensor_bytes(index) as usize >= LEAST_BYTES
+                    && !self.externals.contains_key(&stored)
+                    && !candidates.contains_key(&stored)
+                    && let Some(twin) = self.wide_twin(files, first, place)
                 {
-                    continue;
+                    candidates.insert(stored, twin);
                 }
-                candidates.extend(
-                    self.wide_twin(files, first, place)
-                        .map(|(wide, path)| (place, wide, path)),
-                );
             }
         }
         let mut found = Vec::new();
@@ -204,7 +208,7 @@ impl Catalog {
             threads,
             AHEAD,
             candidates.into_iter().map(|candidate| Ok((1, candidate))),
-            |(place, wide, path), (): &mut ()| {
+            |(place, (wide, path)), (): &mut ()| {
                 let cast = find_cast(&files[wide.0], wide.1, &files[place.0], place.1)?;
                 Ok((place, wide, path, cast))
             },
@@ -312,6 +316,12 @@ fn hash_all(
     Ok(hashes)
 }
 
+/// Whether two tensors have the same elements and shape.
+fn same_type(file: &SafetensorsFile, a: usize, b: usize) -> bool {
+    let header = file.header();
+    header.element(a) == header.element(b) && header.shape(a) == header.shape(b)
+}
+
 fn narrow_type(file: &SafetensorsFile, index: usize) -> Option<Dtype> {
     let dtype = file.header().element(index).stream_dtype();
     dtype.filter(|dtype| matches!(dtype, Dtype::Bfloat16 | Dtype::Float16))
@@ -323,7 +333,7 @@ fn find_cast(
     wide_index: usize,
     narrow: &SafetensorsFile,
     narrow_index: usize,
-) -> Result<Option<(Derivation, Vec<(u64, u16)>)>> {
+) -> Result<Option<(Derivation, Exceptions)>> {
     let Some(dtype) = narrow_type(narrow, narrow_index) else {
         return Ok(None);
     };
@@ -345,7 +355,7 @@ fn exceptions(
     dtype: Dtype,
     wide: &[u8],
     narrow: &[u8],
-) -> Option<Vec<(u64, u16)>> {
+) -> Option<Exceptions> {
     let limit = MOST_EXCEPTIONS.min(narrow.len() / 2 / ELEMENTS_PER_EXCEPTION);
     let mut found = Vec::new();
     let mut buffer = vec![0; 2 * STEP];

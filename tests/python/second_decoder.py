@@ -11,10 +11,12 @@ from typing import Final
 import xxhash
 
 MAGIC, VERSION = b"\x89NZ", 1
-SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE = 1, 2, 4, 8  # features
+SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE, EXTERNAL = 1, 2, 4, 8, 64  # features
+KNOWN_FEATURES = 1 | 2 | 4 | 8 | 64
 # Bytes per element, by dtype code: bool and integers, floats, what has one byte, bcomplex32.
 ITEMSIZE: Final = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 4, 8, 16, *(1,) * 18, 4)
-CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY = range(3)
+CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY, EXTERNAL_BODY = 0, 1, 2, 4
+SAME, ROUNDED, CUT_OFF = range(3)  # derivations
 RAW_CHUNK, CONSTANT_CHUNK, FIRST_MODEL = range(3)  # storages
 RAW, CONSTANT, CODED = range(3)  # plane modes
 ROWS, COLUMNS = 1, 2  # bits of the axes
@@ -152,6 +154,10 @@ class Stream:
     element: bytes = b""
     original_hash: int = 0
     name: str = ""
+    file: str = ""
+    derivation: int = 0
+    start: int = 0
+    exceptions: dict[int, bytes] = field(default_factory=dict)
     chunk_bytes: int = 0
     models: list[Model] = field(default_factory=list)
     offsets: ScaleOffsets | None = None
@@ -246,6 +252,34 @@ def read_chunked_body(reader: Reader, stream: Stream) -> list[int]:
     return lengths
 
 
+def read_name(reader: Reader) -> str:
+    name = reader.take(reader.varint())
+    require(name.decode(errors="replace").encode() == name, "the name is UTF-8")
+    return name.decode()
+
+
+def read_external_body(reader: Reader, stream: Stream) -> None:
+    stream.derivation = reader.number(1)
+    require(stream.derivation <= CUT_OFF, "the derivation is known", UnsupportedError)
+    stream.original_hash, stream.start = reader.number(16), reader.varint()
+    stream.name, stream.file = read_name(reader), read_name(reader)
+    parts, control = stream.file.split("/"), [*range(32), *range(127, 160)]
+    inside = not {"", ".", ".."} & {*parts} and not {":", "\\"} & {*stream.file}
+    inside &= len(stream.file.encode()) <= 4096 and not {*control} & {*map(ord, stream.file)}
+    require(inside, "the file is in the folder or below")
+    require(stream.start + stream.nbytes < 1 << 64, "the range ends below 2^64")
+    if stream.derivation == SAME:
+        return
+    narrow = stream.dtype in ((9, 10) if stream.derivation == ROUNDED else (10,))
+    require(narrow and stream.start == 0, "float16 or bfloat16 is derived, from the first byte on")
+    at = 0
+    for _ in range(reader.varint()):
+        at += reader.varint()
+        require(at < stream.nbytes // 2, "exceptions are inside the tensor")
+        stream.exceptions[at] = reader.take(2)
+        at += 1
+
+
 def parse(data: bytes) -> Stream:
     """Takes a stream apart without decoding its chunks."""
     whole = Reader(data)
@@ -261,26 +295,28 @@ def parse(data: bytes) -> Stream:
 
     reader.at, whole.at = whole.at, length
     features, dtype = reader.varint(), reader.number(1)
-    require(features < 16, "features are known", UnsupportedError)
+    require(features & ~KNOWN_FEATURES == 0, "features are known", UnsupportedError)
     require(dtype < len(ITEMSIZE), "the dtype is known", UnsupportedError)
     shape = [reader.varint() for _ in range(reader.number(1))]
     stream = Stream(features, dtype, shape, reader.number(1))
     require(stream.nbytes < 1 << 63, "the tensor has less than 2^63 bytes")
-    require(stream.body <= REFERENCE_BODY, "the body is known", UnsupportedError)
+    bodies = (CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY, EXTERNAL_BODY)
+    require(stream.body in bodies, "the body is known", UnsupportedError)
     lengths = read_chunked_body(reader, stream) if stream.body == CHUNKED_BODY else []
     if stream.body == CONSTANT_BODY:
         stream.element = reader.take(ITEMSIZE[dtype])
     elif stream.body == REFERENCE_BODY:
         stream.original_hash = reader.number(16)
-        name = reader.take(reader.varint())
-        stream.name = name.decode(errors="replace")
-        require(stream.name.encode() == name, "the name is UTF-8")
+        stream.name = read_name(reader)
+    elif stream.body == EXTERNAL_BODY:
+        read_external_body(reader, stream)
     reader.finish()
 
     wide = any(p.mode == CODED and p.width > 8 for m in stream.models for p in m.planes)
     used = SCALE_OFFSETS * (stream.offsets is not None) + WIDE_SYMBOLS * wide
     used += TRAILING_ZEROS * any(model.trailing_zeros for model in stream.models)
     used += REFERENCE * (stream.body == REFERENCE_BODY)
+    used += EXTERNAL * (stream.body == EXTERNAL_BODY)
     require(features == used, "the features are those of what the stream uses")
     if len(stream.storages) > 1 or any(s >= FIRST_MODEL for s in stream.storages):
         whole.align()
@@ -388,9 +424,10 @@ def chunk_hash(original: bytes) -> int:
 
 
 def decode(data: bytes, *, verify: bool = True) -> bytes:
-    """The original bytes of a stream that is not a reference."""
+    """The original bytes of a stream that refers to nothing."""
     stream = parse(data)
-    require(stream.body != REFERENCE_BODY, "the original bytes are in the stream")
+    refers = stream.body in (REFERENCE_BODY, EXTERNAL_BODY)
+    require(not refers, "the original bytes are in the stream")
     if stream.body == CONSTANT_BODY:
         return stream.element * (stream.nbytes // len(stream.element))
     chunks = [decode_chunk(stream, i) for i in range(len(stream.storages))]

@@ -15,6 +15,7 @@ Change: TypeAlias = bytes | Callable[[bytes], bytes]
 """The bytes of a field, or what makes them of those it would have had."""
 Changes: TypeAlias = Mapping[str, Change]
 NO_CHANGES: Final[Changes] = {}
+NO_EXCEPTIONS: Final[Mapping[int, bytes]] = {}
 
 
 @dataclass
@@ -339,6 +340,29 @@ def encode_body(
 def reference_fields(original: bytes, name: bytes) -> bytes:
     """The fields of a reference body."""
     return xxhash.xxh3_128_intdigest(original).to_bytes(16, "little") + varint(len(name)) + name
+
+
+def external_fields(
+    original: bytes,
+    name: str,
+    file: str,
+    *,
+    derivation: int = page.SAME,
+    start: int = 0,
+    exceptions: Mapping[int, bytes] = NO_EXCEPTIONS,
+) -> bytes:
+    """The fields of an external body."""
+    fields = bytes([derivation]) + xxhash.xxh3_128_intdigest(original).to_bytes(16, "little")
+    fields += varint(start)
+    for text in (name.encode(), file.encode()):
+        fields += varint(len(text)) + text
+    if derivation != page.SAME:
+        fields += varint(len(exceptions))
+        at = 0
+        for index in sorted(exceptions):
+            fields += varint(index - at) + exceptions[index]
+            at = index + 1
+    return fields
 
 
 def invent_field(plane: Plane, rng: Random) -> int:

@@ -7,7 +7,9 @@ prefers being plain to being fast.
 import base64
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final, NoReturn
 
 import xxhash
@@ -17,6 +19,7 @@ from tests.python.second_decoder import CorruptError, Reader, Stream, Unsupporte
 
 NZ_MAGIC: Final = bytes.fromhex("894E5A460D0A1A")
 KEY: Final = "neuzip.header"
+NOTHING: Final[Mapping[str, bytes]] = {}
 MOST_HEADER: Final = 100_000_000
 # Element types of .safetensors files: bits, and the dtype code of the stream; none: as bytes.
 _TYPES: Final = """
@@ -219,14 +222,76 @@ def check_form(tensor: Tensor, stream: Stream) -> None:
         require((stream.dtype, stream.shape) == form, "the stream has the tensor's form")
 
 
-def original_of(name: str, streams: dict[str, bytes]) -> bytes:
+def narrow(wide: int, exponent_bits: int) -> int:
+    """A float32 rounded to 16 bits."""
+    mantissa_bits, bias = 15 - exponent_bits, 2 ** (exponent_bits - 1) - 1
+    sign, exponent, mantissa = wide >> 31 << 15, wide >> 23 & 255, wide % (1 << 23)
+    infinity = (1 << exponent_bits) - 1 << mantissa_bits
+    if exponent == 255 and mantissa:
+        return sign | infinity | 1 << mantissa_bits - 1 | mantissa >> 23 - mantissa_bits
+    if exponent == 255:
+        return sign | infinity
+    # The value is whole * 2^(power - 23), and the unit of the result 2^(scale - mantissa_bits).
+    whole, power = mantissa + (1 << 23 if exponent else 0), max(exponent, 1) - 127
+    scale = max(power, 1 - bias)
+    quotient = round(Fraction(whole * 2**mantissa_bits, 2 ** (23 + scale - power)))
+    return sign | min(infinity, (scale + bias - 1 << mantissa_bits) + quotient)
+
+
+def derived(stream: Stream, original: bytes) -> bytes:
+    """The elements that an external body makes of the other tensor's original bytes."""
+    if stream.derivation == page.SAME:
+        inside = stream.start + stream.nbytes <= len(original)
+        require(inside, "the range is inside the other tensor", MismatchError)
+        return original[stream.start : stream.start + stream.nbytes]
+    require(len(original) == 2 * stream.nbytes, "the lengths fit", MismatchError)
+    elements = []
+    for i in range(stream.nbytes // 2):
+        wide = int.from_bytes(original[4 * i : 4 * i + 4], "little")
+        rounded = narrow(wide, 5 if stream.dtype == 9 else 8)
+        element = rounded if stream.derivation == page.ROUNDED else wide >> 16
+        elements.append(stream.exceptions.get(i, element.to_bytes(2, "little")))
+    return b"".join(elements)
+
+
+def tensor_of(file: bytes, name: str) -> tuple[str, bytes]:
+    """The element type and the original bytes of a tensor that its file holds itself."""
+    header, data = read_plain(file)
+    places = {tensor.name: tensor for tensor in header.tensors}
+    require(name in places, "the tensor is in the file", MismatchError)
+    stored = data[places[name].begin : places[name].end]
+    if kind(file) == "safetensors":
+        return places[name].dtype, stored
+    (original,) = [t for t in read_embedded(header.metadata[KEY]).tensors if t.name == name]
+    refers = page.parse(stored).body in (page.REFERENCE_BODY, page.EXTERNAL_BODY)
+    require(not refers, "the tensor is stored itself", MismatchError)
+    return original.dtype, page.decode(stored)
+
+
+def external(stream: Stream, beside: Mapping[str, bytes]) -> bytes:
+    """The original bytes of a stream with an external body."""
+    require(stream.file in beside, "the file is there", MismatchError)
+    dtype, other = tensor_of(beside[stream.file], stream.name)
+    is_wide = stream.derivation == page.SAME or dtype == "F32"
+    require(is_wide, "float32 is what is rounded", MismatchError)
+    original = derived(stream, other)
+    digest = xxhash.xxh3_128_intdigest(original)
+    require(digest == stream.original_hash, "the hash of a reference is right", MismatchError)
+    return original
+
+
+def original_of(
+    name: str, streams: dict[str, bytes], beside: Mapping[str, bytes] = NOTHING
+) -> bytes:
     """The original bytes of a tensor, looking a reference up."""
     stream = page.parse(streams[name])
+    if stream.body == page.EXTERNAL_BODY:
+        return external(stream, beside)
     if stream.body != page.REFERENCE_BODY:
         return page.decode(streams[name])
     require(stream.name in streams, "the tensor named is in the file", MismatchError)
     target = page.parse(streams[stream.name])
-    direct = target.body != page.REFERENCE_BODY
+    direct = target.body not in (page.REFERENCE_BODY, page.EXTERNAL_BODY)
     require(direct, "a reference is not to a reference", MismatchError)
     same = (target.dtype, target.shape) == (stream.dtype, stream.shape)
     require(same, "dtype and shape of a reference are the same", MismatchError)
@@ -236,7 +301,7 @@ def original_of(name: str, streams: dict[str, bytes]) -> bytes:
     return original
 
 
-def restore_safetensors(file: bytes) -> bytes:
+def restore_safetensors(file: bytes, beside: Mapping[str, bytes] = NOTHING) -> bytes:
     """The file that a compressed .safetensors file was made from."""
     outer, data = read_plain(file)
     metadata = dict(outer.metadata)
@@ -251,7 +316,7 @@ def restore_safetensors(file: bytes) -> bytes:
     for tensor in original.tensors:
         check_form(tensor, page.parse(streams[tensor.name]))
     restored = len(original.text).to_bytes(8, "little") + original.text
-    return restored + b"".join(original_of(name, streams) for name in names)
+    return restored + b"".join(original_of(name, streams, beside) for name in names)
 
 
 def frames_of(file: bytes) -> list[bytes]:
@@ -277,12 +342,16 @@ def frames_of(file: bytes) -> list[bytes]:
     return frames
 
 
-def restore(file: bytes) -> bytes:
-    """The original of a compressed file of any kind."""
+def restore(file: bytes, beside: Mapping[str, bytes] = NOTHING) -> bytes:
+    """The original of a compressed file of any kind; `beside` are the files in its folder."""
     found = kind(file)
     if found == "neuzip-file":
-        return b"".join(map(page.decode, frames_of(file)))
+        streams = [(page.parse(frame), frame) for frame in frames_of(file)]
+        return b"".join(
+            external(stream, beside) if stream.body == page.EXTERNAL_BODY else page.decode(frame)
+            for stream, frame in streams
+        )
     if found == "neuzip-tensor":
         return page.decode(file)
     require(found == "neuzip-safetensors", "the file is compressed")
-    return restore_safetensors(file)
+    return restore_safetensors(file, beside)

@@ -429,6 +429,21 @@ def without_end(count: int) -> Change:
     return lambda value: value[:-count]
 
 
+def named(file: bytes) -> Change:
+    """The fields of an external body with another name of the file."""
+    return lambda fields: fields[:20] + varint(len(file)) + file
+
+
+def starting(start: bytes) -> Change:
+    """The fields of an external body that begins at another byte."""
+    return lambda fields: fields[:17] + start + fields[18:]
+
+
+def excepted(exceptions: bytes) -> Change:
+    """The fields of an external body with other exceptions, which come last."""
+    return lambda fields: fields[:-1] + exceptions
+
+
 def with_top_bit(value: bytes) -> bytes:
     assert value[-1] < 128
     return value[:-1] + bytes([value[-1] | 128])
@@ -528,7 +543,7 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
             *(("constant body", "fields"), ("reference", "fields")),
         )
     ],
-    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (4, 7, 63)],
+    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (4, 5, 7, 63)],
     *[
         (
             "the features are those of what the stream uses",
@@ -558,6 +573,40 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
     ],
     ("the name is UTF-8", "reference", {"fields": bytes(16) + b"\3\xed\xa0\x80"}),
     ("the input does not end early", "reference", {"fields": bytes(16) + b"\4abc"}),
+    # The external body.
+    *[
+        ("the derivation is known", "external", Broken({"fields": at(0, code)}))
+        for code in (3, 255)
+    ],
+    *[
+        ("the file is in the folder or below", "external", Broken({"fields": named(name)}))
+        for name in (
+            *(b"", b"..", b"../x", b"/x", b"x/", b"a//x", b"./x", b"a/..", b"c:x", b"a\\x"),
+            *(b"a\0x", b"a\x7fx", "a\x85x".encode(), b"x" * 4097),
+        )
+    ],
+    ("the range ends below 2^64", "external", {"fields": starting(varint((1 << 64) - 3))}),
+    *[
+        (
+            "float16 or bfloat16 is derived, from the first byte on",
+            base,
+            Broken({"fields": starting(b"\1")}),
+        )
+        for base in ("rounded", "cut off")
+    ],
+    *[
+        (
+            "float16 or bfloat16 is derived, from the first byte on",
+            base,
+            Broken({"dtype": bytes([code])}),
+        )
+        for base, code in (("rounded", 3), ("rounded", 34), ("cut off", 9))
+    ],
+    ("exceptions are inside the tensor", "rounded", {"fields": excepted(b"\1\3ab")}),
+    ("exceptions are inside the tensor", "cut off", {"fields": excepted(b"\2\1ab\1cd")}),
+    ("the input does not end early", "rounded", {"fields": excepted(b"\1\0a")}),
+    ("the name is UTF-8", "external", {"fields": named(b"\xff")}),
+    ("no bytes are left over", "external", {"fields": with_end(b"\0")}),
     # The chunked body.
     *[
         ("the chunk size is 2^12 to 2^26", "raw", Broken({"log2 chunk": bytes([log2])}))
@@ -729,17 +778,25 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
     ("escaped values are below 2^width", "coded", {"chunk 0 plane 1 high": at(0, 2)}),
     ("escaped values are below 2^width", "narrow", {"chunk 0 plane 0 low": at(0, 16)}),
 ]
+DERIVATIONS = {"external": page.SAME, "rounded": page.ROUNDED, "cut off": page.CUT_OFF}
 UNSUPPORTED = {
     "the version is known",
     "features are known",
     "the dtype is known",
     "the body is known",
+    "the derivation is known",
     "plane modes are known",
 }
 
 
 def broken(base: str, changes: Broken) -> bytes:
     """The base with fields changed, and the checksum of what it then is."""
+    if base in DERIVATIONS:
+        fields = writer.external_fields(b"abc", "n", "f", derivation=DERIVATIONS[base])
+        dtype = 1 if base == "external" else 10
+        return encode_body(
+            page.EXTERNAL_BODY, fields, (3,), dtype=dtype, features=page.EXTERNAL, changes=changes
+        )
     if base == "constant body":
         return encode_body(page.CONSTANT_BODY, b"abcd", (5, 7), dtype=11, changes=changes)
     if base == "reference":

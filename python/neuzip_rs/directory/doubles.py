@@ -89,14 +89,12 @@ def stored_members(path: Path) -> list[tuple[int, int]]:
     return ranges
 
 
-def _rank(file: TreeFile) -> tuple[int, float, str]:
-    # References lead into folders below, and from narrow to wide elements.
+def _rank(file: TreeFile) -> tuple[int, bool, str]:
+    # References lead into folders below, and from 16-bit floats to float32.
+    nbytes = {"F32": 0, "F16": 0, "BF16": 0}
     with closing(_native.SafetensorsFile(str(file.path))) as tensors:
-        nbytes = elements = 0
-        for _, _, shape, size in tensors.layouts():
-            count = 1
-            for extent in shape:
-                count *= extent
-            nbytes += size
-            elements += count
-    return -file.name.count("/"), -nbytes / max(1, elements), file.name
+        for _, element, _, size in tensors.layouts():
+            if element in nbytes:
+                nbytes[element] += size
+    is_narrow = nbytes["F32"] < nbytes["F16"] + nbytes["BF16"]
+    return -file.name.count("/"), is_narrow, file.name
