@@ -341,10 +341,7 @@ def test_ranges_and_what_is_unknown(tmp_path: Path) -> None:
         nz.decompress(part)
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 599), st.binary(min_size=2, max_size=2)), max_size=9),
-    st.data(),
-)
+@given(st.dictionaries(st.integers(0, 599), st.binary(min_size=2, max_size=2)), st.data())
 @settings(max_examples=60, deadline=None)
 def test_every_bit_of_a_reference_counts(
     tmp_path_factory: pytest.TempPathFactory, exceptions: dict[int, bytes], data: st.DataObject
