@@ -132,10 +132,20 @@ impl Kind {
     }
 }
 
-/// The bytes of elements, each of them raw or coded in its top bits.
+/// What is done with one byte of the elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ByteCut {
+    Raw,
+    /// So many bits are coded, the others raw.
+    Top(u32),
+    /// Both halves are coded, as is best for two numbers of 4 bits.
+    Halves,
+}
+
+/// The bytes of elements, each of them raw or coded in its top bits or both halves.
 struct ByteCuts {
-    /// Counts of each byte, from the top, and how many of its bits are coded.
-    planes: Vec<(Vec<u32>, Option<u32>)>,
+    /// Counts of each byte, from the top, and how it is cut.
+    planes: Vec<(Vec<u32>, ByteCut)>,
     exact: bool,
     /// What all of them are estimated to take.
     bytes: u64,
@@ -150,15 +160,26 @@ impl ByteCuts {
         let raw = counted * 8 * ONE_BIT;
         let mut total = 0;
         let planes = byte_histograms(&sample).into_iter().map(|counts| {
-            let mut best = (raw, None);
+            let mut best = (raw, ByteCut::Raw);
             let mut leading = counts.clone();
+            let size = |counts: &[u32], bits| {
+                let (cost, symbols) = estimate(counts, bits, exact)?;
+                Some(cost + if symbols > 1 { overhead } else { 0 })
+            };
             for bits in (4..=8).rev() {
-                if let Some((cost, symbols)) = estimate(&leading, bits, exact) {
-                    let states = if symbols > 1 { overhead } else { 0 };
-                    let size = cost + counted * u64::from(8 - bits) * ONE_BIT + states;
+                let coded = size(&leading, bits);
+                if let Some(coded) = coded {
+                    let size = coded + counted * u64::from(8 - bits) * ONE_BIT;
                     if size < best.0 {
-                        best = (size, Some(bits));
+                        best = (size, ByteCut::Top(bits));
                     }
+                }
+                if bits == 4
+                    && let Some(upper) = coded
+                    && let Some(lower) = size(&lower_half(&counts), 4)
+                    && upper + lower < best.0
+                {
+                    best = (upper + lower, ByteCut::Halves);
                 }
                 leading = leading
                     .as_chunks::<2>()
@@ -179,21 +200,35 @@ impl ByteCuts {
     }
 }
 
+/// Counts of the lower four bits.
+fn lower_half(counts: &[u32]) -> Vec<u32> {
+    let halves = counts.as_chunks::<16>().0;
+    (0..16)
+        .map(|low| halves.iter().map(|half| half[low]).sum())
+        .collect()
+}
+
 /// Cuts elements into bytes, each of them raw, constant, or coded in its top bits.
 fn byte_candidate(input: &Input<'_>, width: usize, limit: usize) -> Option<Candidate> {
     let cuts = ByteCuts::new(input, width, limit);
     let mut planes = Vec::new();
-    for (counts, bits) in &cuts.planes {
-        let Some(bits) = *bits else {
-            planes.push(Plane::raw(8));
-            continue;
+    for (counts, cut) in &cuts.planes {
+        let bits = match *cut {
+            ByteCut::Raw => {
+                planes.push(Plane::raw(8));
+                continue;
+            }
+            ByteCut::Top(bits) => bits,
+            ByteCut::Halves => 4,
         };
         let leading: Vec<u32> = counts
             .chunks_exact(1 << (8 - bits))
             .map(|group| group.iter().sum())
             .collect();
         planes.push(plane(fit(&leading, bits, cuts.exact)?, bits));
-        if bits < 8 {
+        if *cut == ByteCut::Halves {
+            planes.push(plane(fit(&lower_half(counts), 4, cuts.exact)?, 4));
+        } else if bits < 8 {
             planes.push(Plane::raw(8 - bits));
         }
     }
