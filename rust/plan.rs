@@ -4,8 +4,10 @@ use crate::constants::{CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_MODELS};
 use crate::container::prelude::{Chunked, TensorType};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::records::Records;
 use crate::model::select::{Input, select_float};
-use crate::model::select_bytes::{Known, select_generic};
+use crate::model::select_bytes::{Chosen, Known, select_generic};
+use crate::model::select_records::RecordsPlan;
 use crate::options::CompressOptions;
 use crate::parallel;
 use crate::simd::Kernels;
@@ -23,8 +25,15 @@ pub(crate) struct Plan {
     pub(crate) chunked: Chunked,
     /// Chunks that share an entry of `assignment`.
     segment_chunks: usize,
-    /// The model of each segment, `None` for raw.
-    assignment: Vec<Option<usize>>,
+    /// How each segment is stored, `None` for raw.
+    assignment: Vec<Option<Assigned>>,
+}
+
+/// Models and records, each counted from 0.
+#[derive(Clone, Copy, Debug)]
+enum Assigned {
+    Model(usize),
+    Records(usize),
 }
 
 impl Plan {
@@ -47,11 +56,12 @@ impl Plan {
         };
         let chunks = data.len().div_ceil(chunk_bytes);
         let whole = |models: Vec<Model>, scale| Self {
-            assignment: vec![if models.is_empty() { None } else { Some(0) }],
+            assignment: vec![(!models.is_empty()).then_some(Assigned::Model(0))],
             segment_chunks: chunks.max(1),
             chunked: Chunked {
                 chunk_log2,
                 models,
+                records: Vec::new(),
                 scale,
             },
         };
@@ -80,36 +90,56 @@ impl Plan {
             hint: options.hint,
         };
         let models = parallel::map(options.threads, groups.len(), |group| {
-            let segments = groups[group].chunks(segment_bytes);
-            select_generic(segments.map(|bytes| Input { bytes, ..input }), known)
+            let first = group * GROUP_SEGMENTS * segment_bytes;
+            let segments = groups[group].chunks(segment_bytes).enumerate();
+            let segments = segments
+                .map(|(number, bytes)| (Input { bytes, ..input }, first + number * segment_bytes));
+            select_generic(segments, known)
         })?;
-        for model in models.into_iter().flatten() {
-            plan.assign(model);
+        for chosen in models.into_iter().flatten() {
+            let storage = match chosen {
+                None => None,
+                Some(Chosen::Model(model)) => Some(Assigned::Model(plan.number_of(model))),
+                Some(Chosen::Records(records)) => plan.add_records(*records).map(Assigned::Records),
+            };
+            plan.assignment.push(storage);
         }
         Ok(plan)
     }
 
-    /// Gives the next segment a model, an earlier one if it is the same.
-    fn assign(&mut self, model: Option<Model>) {
+    /// The number of a model, an earlier one if it is the same.
+    fn number_of(&mut self, model: Model) -> usize {
         let models = &mut self.chunked.models;
-        let number = model.map(|model| {
-            models
-                .iter()
-                .rposition(|known| *known == model)
-                .unwrap_or_else(|| {
-                    models.push(model);
-                    models.len() - 1
-                })
-        });
-        self.assignment.push(number);
+        let known = models.iter().rposition(|known| *known == model);
+        known.unwrap_or_else(|| {
+            models.push(model);
+            models.len() - 1
+        })
+    }
+
+    /// The number of records; `None` if there are too many models already.
+    fn add_records(&mut self, plan: RecordsPlan) -> Option<usize> {
+        if self.chunked.models.len() + plan.models.len() > MAX_MODELS / 2 {
+            return None;
+        }
+        let models = plan.models.into_iter();
+        let models = models.map(|model| model.map(|model| self.number_of(model)));
+        let records = Records {
+            class_of: plan.class_of,
+            models: models.collect(),
+        };
+        let all = &mut self.chunked.records;
+        all.push(records);
+        Some(all.len() - 1)
     }
 
     /// The model of a chunk, `None` for raw.
     pub(crate) fn model_of(&self, chunk: usize) -> Option<usize> {
-        self.assignment
-            .get(chunk / self.segment_chunks)
-            .copied()
-            .flatten()
+        match self.assignment.get(chunk / self.segment_chunks)? {
+            Some(Assigned::Model(number)) => Some(*number),
+            Some(Assigned::Records(number)) => Some(self.chunked.models.len() + number),
+            None => None,
+        }
     }
 }
 

@@ -62,6 +62,9 @@ impl Stream<'_> {
                     let mode = match self.index.storage(chunk) {
                         Storage::Raw => "raw".to_owned(),
                         Storage::Constant => "constant".to_owned(),
+                        Storage::Model(model) if let Some(records) = chunked.records(model) => {
+                            format!("records of {}", records.record_bytes())
+                        }
                         Storage::Model(model) => describe(&chunked.models[model]),
                     };
                     if !info.modes.contains(&mode) {

@@ -22,6 +22,7 @@ use crate::constants::{
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::model::records::Records;
 use crate::planes::scale::ScaleOffsets;
 use crate::varint::{read_varint, varint_len, write_varint};
 
@@ -37,17 +38,20 @@ pub(crate) mod feature {
     pub(crate) const REFERENCE: u64 = 1 << 3;
     /// The body refers to a tensor of another file.
     pub(crate) const EXTERNAL: u64 = 1 << 6;
+    /// Chunks of records.
+    pub(crate) const RECORDS: u64 = 1 << 7;
     /// Names of the bits.
-    pub(crate) const NAMES: [(u64, &str); 5] = [
+    pub(crate) const NAMES: [(u64, &str); 6] = [
         (SCALE_OFFSETS, "scale-offsets"),
         (WIDE_SYMBOLS, "wide-symbols"),
         (TRAILING_ZEROS, "trailing-zeros"),
         (REFERENCE, "reference"),
         (EXTERNAL, "external"),
+        (RECORDS, "records"),
     ];
     /// Every feature this release has.
     pub(crate) const KNOWN: u64 =
-        SCALE_OFFSETS | WIDE_SYMBOLS | TRAILING_ZEROS | REFERENCE | EXTERNAL;
+        SCALE_OFFSETS | WIDE_SYMBOLS | TRAILING_ZEROS | REFERENCE | EXTERNAL | RECORDS;
 }
 
 /// Element type and shape.
@@ -108,10 +112,22 @@ pub(crate) enum Body {
 pub(crate) struct Chunked {
     pub(crate) chunk_log2: u32,
     pub(crate) models: Vec<Model>,
+    /// Their numbers follow those of the models.
+    pub(crate) records: Vec<Records>,
     pub(crate) scale: Option<ScaleOffsets>,
 }
 
 impl Chunked {
+    /// Models and records: what a chunk may be stored with.
+    pub(crate) fn storages(&self) -> usize {
+        self.models.len() + self.records.len()
+    }
+
+    /// The records with this number, if it is not one of a model.
+    pub(crate) fn records(&self, number: usize) -> Option<&Records> {
+        self.records.get(number.checked_sub(self.models.len())?)
+    }
+
     /// Chunks that `byte_len` original bytes are cut into.
     pub(crate) fn chunks(&self, byte_len: u64) -> u64 {
         byte_len.div_ceil(1 << self.chunk_log2)
@@ -156,7 +172,12 @@ impl TensorType {
 }
 
 impl Chunked {
-    fn read_from(bytes: &[u8], position: &mut usize, tensor: &TensorType) -> Result<Self> {
+    fn read_from(
+        bytes: &[u8],
+        position: &mut usize,
+        tensor: &TensorType,
+        features: u64,
+    ) -> Result<Self> {
         let layout = *bytes
             .get(*position)
             .ok_or_else(|| Error::corrupt("the header is cut off"))?;
@@ -172,6 +193,16 @@ impl Chunked {
         let models: Vec<Model> = (0..models)
             .map(|_| Model::read_from(bytes, position))
             .collect::<Result<_>>()?;
+        let mut records = Vec::new();
+        if features & feature::RECORDS != 0 {
+            let count = read_varint(bytes, position)?;
+            if !(1..=MAX_MODELS as u64).contains(&count) {
+                return Err(Error::corrupt("too many records, or none"));
+            }
+            for _ in 0..count {
+                records.push(Records::read_from(bytes, position, &models)?);
+            }
+        }
         let elements = |model: &Model| tensor.byte_len() / model.element_bytes as u64;
         let scaled = models.iter().find(|model| model.scaled);
         let scale = scaled
@@ -189,6 +220,7 @@ impl Chunked {
         Ok(Self {
             chunk_log2,
             models,
+            records,
             scale,
         })
     }
@@ -197,6 +229,12 @@ impl Chunked {
         out.push(self.chunk_log2 as u8);
         write_varint(out, self.models.len() as u64);
         self.models.iter().for_each(|model| model.write_to(out));
+        if !self.records.is_empty() {
+            write_varint(out, self.records.len() as u64);
+            self.records
+                .iter()
+                .for_each(|records| records.write_to(out));
+        }
         if let Some(scale) = &self.scale {
             scale.write_to(out);
         }
@@ -213,6 +251,7 @@ impl Body {
                 let wide = |model: &Model| model.tables().any(|table| table.bits() > 8);
                 let when = |condition: bool, bit: u64| if condition { bit } else { 0 };
                 when(chunked.scale.is_some(), feature::SCALE_OFFSETS)
+                    | when(!chunked.records.is_empty(), feature::RECORDS)
                     | when(chunked.models.iter().any(wide), feature::WIDE_SYMBOLS)
                     | when(
                         chunked.models.iter().any(|model| model.trailing_zeros),
@@ -228,7 +267,7 @@ pub(crate) fn prelude_len(tensor: &TensorType, body: &Body, chunks: usize) -> Re
     let mut head = Vec::new();
     write_head(tensor, body, &mut head);
     let models = if let Body::Chunked(chunked) = body {
-        chunked.models.len()
+        chunked.storages()
     } else {
         0
     };
@@ -276,7 +315,7 @@ pub(crate) fn write_prelude(tensor: &TensorType, body: &Body, entries: &[ChunkEn
     let mut inner = Vec::new();
     write_head(tensor, body, &mut inner);
     if let Body::Chunked(chunked) = body {
-        write_index(entries, chunked.models.len(), &mut inner);
+        write_index(entries, chunked.storages(), &mut inner);
     }
     let total = total_len(inner.len());
     let mut out = Vec::with_capacity(total);
@@ -333,7 +372,7 @@ impl<'a> Prelude<'a> {
             )));
         }
         let tensor = TensorType::read_from(inner, &mut position)?;
-        let body = Self::read_body(inner, &mut position, &tensor)?;
+        let body = Self::read_body(inner, &mut position, &tensor, features)?;
         if features != body.features() {
             return Err(Error::corrupt(
                 "the features named are not the features used",
@@ -343,7 +382,7 @@ impl<'a> Prelude<'a> {
         let expected = match &body {
             Body::Chunked(chunked) => usize::try_from(chunked.chunks(tensor.byte_len()))
                 .ok()
-                .and_then(|chunks| index_len(chunks, chunked.models.len())),
+                .and_then(|chunks| index_len(chunks, chunked.storages())),
             _ => Some(0),
         };
         if expected != Some(index.len()) {
@@ -359,7 +398,12 @@ impl<'a> Prelude<'a> {
         })
     }
 
-    fn read_body(inner: &[u8], position: &mut usize, tensor: &TensorType) -> Result<Body> {
+    fn read_body(
+        inner: &[u8],
+        position: &mut usize,
+        tensor: &TensorType,
+        features: u64,
+    ) -> Result<Body> {
         let cut = || Error::corrupt("the header is cut off");
         let take = |position: &mut usize, len: usize| {
             let bytes = position
@@ -369,7 +413,7 @@ impl<'a> Prelude<'a> {
             bytes.ok_or_else(cut)
         };
         match take(position, 1)?[0] {
-            CHUNKED => Chunked::read_from(inner, position, tensor).map(Body::Chunked),
+            CHUNKED => Chunked::read_from(inner, position, tensor, features).map(Body::Chunked),
             CONSTANT => Ok(Body::Constant(
                 take(position, tensor.dtype.itemsize())?.to_vec(),
             )),

@@ -10,7 +10,9 @@ use std::sync::OnceLock;
 use super::external::External;
 use super::index::{Index, Storage, is_packed};
 use super::prelude::{Body, Chunked, Prelude};
-use crate::chunk::{DecodeJob, ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern};
+use crate::chunk::{
+    DecodeJob, ModelCoder, chunk_hash, decode_constant, decode_raw, decode_records, fill_pattern,
+};
 use crate::constants::{ALIGNMENT, PAST_CACHE_BYTES};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, try_zeroed};
@@ -52,7 +54,7 @@ impl<'a> Stream<'a> {
         let (index, payloads) = match &prelude.body {
             Body::Chunked(chunked) => {
                 let chunks = chunked.chunks(prelude.tensor.byte_len()) as usize;
-                let models = chunked.models.len();
+                let models = chunked.storages();
                 let packed = chunks == 0
                     || chunks == 1 && is_packed(1, Index::single_storage(prelude.index, models)?);
                 let payloads = if packed {
@@ -262,7 +264,9 @@ impl<'s> ChunkDecoder<'s> {
         for piece in pieces {
             let storage = index.storage(piece.number);
             let most = match storage {
-                Storage::Model(model) => self.coder(model).decode_interleave(),
+                Storage::Model(model) if self.chunked.records(model).is_none() => {
+                    self.coder(model).decode_interleave()
+                }
                 _ => 1,
             };
             let whole = |piece: &Piece<'o>| piece.out.len() == self.chunk_len(piece.number);
@@ -333,6 +337,10 @@ impl<'s> ChunkDecoder<'s> {
         match index.storage(number) {
             Storage::Raw => decode_raw(payload, out)?,
             Storage::Constant => decode_constant(payload, out)?,
+            Storage::Model(model) if let Some(records) = self.chunked.records(model) => {
+                let (start, coder) = (number * self.stream.chunk_bytes(), |it| self.coder(it));
+                decode_records(records, coder, start, payload, out)?;
+            }
             Storage::Model(model) => {
                 let job = self.job(model, number, out);
                 return self

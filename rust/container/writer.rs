@@ -7,7 +7,9 @@ use std::ops::Range;
 
 use super::index::{ChunkEntry, Storage, is_packed};
 use super::prelude::{Body, Chunked, TensorType, prelude_len, write_prelude};
-use crate::chunk::{EncodeJob, ModelEncoder, Payload, chunk_hash, constant_pattern};
+use crate::chunk::{
+    EncodeJob, ModelEncoder, Payload, chunk_hash, constant_pattern, encode_records,
+};
 use crate::constants::{ALIGNMENT, UNIT_BYTES};
 use crate::error::Result;
 use crate::options::Threads;
@@ -130,6 +132,7 @@ impl<'a> StreamWriter<'a> {
         let unused = Body::Chunked(Chunked {
             chunk_log2: self.plan.chunked.chunk_log2,
             models: Vec::new(),
+            records: Vec::new(),
             scale: None,
         });
         let mut stream = write_prelude(self.tensor, if packed { &unused } else { body }, &entries);
@@ -174,7 +177,8 @@ impl<'a> StreamWriter<'a> {
                 chunk,
                 next: &next[..next.len().min(chunk.len())],
                 first: model.map_or(0, |model| {
-                    number * self.chunk_bytes() / self.plan.chunked.models[model].element_bytes
+                    let models = &self.plan.chunked.models;
+                    number * self.chunk_bytes() / models.get(model).map_or(1, |it| it.element_bytes)
                 }),
                 payload,
                 hash: 0,
@@ -197,6 +201,13 @@ impl<'a> StreamWriter<'a> {
         unit: &mut Unit,
     ) {
         match model {
+            Some(model) if let Some(records) = self.plan.chunked.records(model) => {
+                for job in &mut *jobs {
+                    // What is counted are bytes.
+                    let start = job.first;
+                    encode_records(self.kernels, records, coders, start, job);
+                }
+            }
             Some(model) => coders[model].encode(jobs),
             None => {
                 for job in &mut *jobs {

@@ -24,11 +24,13 @@ pub(crate) mod histogram;
 mod line_runs;
 mod log2;
 mod normalize;
+pub(crate) mod records;
 mod sample;
 mod scale_fit;
 mod scale_probe;
 pub(crate) mod select;
 pub(crate) mod select_bytes;
+pub(crate) mod select_records;
 
 use crate::constants::MAX_PLANES;
 use crate::error::{Error, Result};

@@ -8,6 +8,7 @@ use super::float_cut::{FloatLayout, plane};
 use super::histogram::byte_histograms;
 use super::normalize::{ONE_BIT, estimate, fit};
 use super::select::{Candidate, Input, float_candidate};
+use super::select_records::{Period, RecordsPlan};
 use super::{Model, Plane, PlaneMode};
 use crate::dtype::Dtype;
 use crate::options::Level;
@@ -45,24 +46,44 @@ pub(crate) struct Known {
     pub(crate) hint: Option<Dtype>,
 }
 
+/// How the chunks of a segment are stored.
+#[derive(Clone, Debug)]
+pub(crate) enum Chosen {
+    Model(Model),
+    Records(Box<RecordsPlan>),
+}
+
 /// The best model of each segment of integers, or of bytes that may hold anything; `None` where raw
-/// is no larger.
+/// is no larger. Segments come with the place in the tensor where they begin.
 pub(crate) fn select_generic<'a>(
-    segments: impl Iterator<Item = Input<'a>>,
+    segments: impl Iterator<Item = (Input<'a>, usize)>,
     known: Known,
-) -> Vec<Option<Model>> {
+) -> Vec<Option<Chosen>> {
     let mut before: Option<(Kind, u64)> = None;
-    let select = |input: Input<'a>| {
+    let mut period = Period::Unknown;
+    let select = |(input, start): (Input<'a>, usize)| {
         let kept = before.filter(|&(kind, share)| {
             let now = kind.share(&input);
             now.abs_diff(share) <= share >> KEPT_WITHIN_LOG2
         });
+        if kept.is_none() {
+            period = Period::Unknown;
+        }
         let (kind, _) = kept.unwrap_or_else(|| {
             let kind = known.search(&input);
             *before.insert((kind, kind.share(&input)))
         });
-        let best = kind.candidate(&input, usize::MAX)?;
-        input.is_worthwhile(best.bytes).then_some(best.model)
+        let best = kind.candidate(&input, usize::MAX);
+        let best = best.filter(|best| input.is_worthwhile(best.bytes));
+        let size = best
+            .as_ref()
+            .map_or(input.bytes.len() as u64, |best| best.bytes);
+        if known.width.is_none_or(|width| width == 1)
+            && let Some(found) = period.records(&input, start, size)
+        {
+            return Some(Chosen::Records(Box::new(found)));
+        }
+        best.map(|best| Chosen::Model(best.model))
     };
     segments.map(select).collect()
 }
@@ -206,6 +227,22 @@ fn lower_half(counts: &[u32]) -> Vec<u32> {
     (0..16)
         .map(|low| halves.iter().map(|half| half[low]).sum())
         .collect()
+}
+
+/// The best model for bytes that are all of one kind.
+pub(super) fn best_of_bytes(input: &Input<'_>) -> Option<Candidate> {
+    let floats = [Dtype::Float16, Dtype::Bfloat16, Dtype::Float32].into_iter();
+    let floats = floats
+        .filter_map(Dtype::float_fields)
+        .map(|fields| FloatLayout { fields, phase: 0 });
+    let kinds = [1, 2]
+        .map(Kind::Bytes)
+        .into_iter()
+        .chain(floats.map(Kind::Float));
+    let sizes = kinds.map(|kind| (kind.size(input, SEARCH_ELEMENTS), kind));
+    let (_, kind) = sizes.min_by_key(|&(size, _)| size)?;
+    kind.candidate(input, usize::MAX)
+        .filter(|best| input.is_worthwhile(best.bytes))
 }
 
 /// Cuts elements into bytes, each of them raw, constant, or coded in its top bits.

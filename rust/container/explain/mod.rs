@@ -133,8 +133,8 @@ impl Stream<'_> {
         };
         let mut tally = Tally::new(self.dtype(), chunked);
         for chunk in 0..self.index.len() {
-            let len = self.chunk_range(chunk).len();
-            tally.add(self.index.storage(chunk), len, self.payload(chunk))?;
+            let range = self.chunk_range(chunk);
+            tally.add(self.index.storage(chunk), range, self.payload(chunk))?;
         }
         if let Some(options) = measure {
             for chunk in spread(self.index.len(), MEASURED_CHUNKS) {
@@ -189,6 +189,7 @@ pub fn estimate(
         let raw = Body::Chunked(Chunked {
             chunk_log2: plan.chunked.chunk_log2,
             models: Vec::new(),
+            records: Vec::new(),
             scale: None,
         });
         let head = prelude_len(&tensor, &raw, chunks)?;
@@ -238,7 +239,8 @@ fn of_plan(
     for (number, &chunk) in encoded.iter().enumerate() {
         let bytes = &data[chunk * chunk_bytes..data.len().min((chunk + 1) * chunk_bytes)];
         let (storage, payload) = sizer.encode(chunk);
-        tally.add(storage, bytes.len(), payload)?;
+        let start = chunk * chunk_bytes;
+        tally.add(storage, start..start + bytes.len(), payload)?;
         if measure && measured.contains(&number) {
             tally.measure(storage, chunk * chunk_bytes, bytes);
         }

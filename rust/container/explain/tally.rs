@@ -1,8 +1,10 @@
 //! Adding up, field by field, what the chunks of a tensor take, and counting the values in some of them.
 
+use std::ops::Range;
+
 use super::names::field_name;
 use super::{FieldUse, ScaleUse};
-use crate::chunk::plane_bytes;
+use crate::chunk::{plane_bytes, records_layout};
 use crate::container::index::Storage;
 use crate::container::prelude::Chunked;
 use crate::dtype::Dtype;
@@ -124,7 +126,13 @@ impl<'a> Tally<'a> {
         self.row("whole chunks".to_owned(), mode, 8)
     }
 
-    pub(super) fn add(&mut self, storage: Storage, chunk_len: usize, payload: &[u8]) -> Result<()> {
+    pub(super) fn add(
+        &mut self,
+        storage: Storage,
+        chunk: Range<usize>,
+        payload: &[u8],
+    ) -> Result<()> {
+        let chunk_len = chunk.len();
         let Storage::Model(number) = storage else {
             let row = self.whole_row(storage);
             let field = &mut self.rows[row].0;
@@ -136,6 +144,18 @@ impl<'a> Tally<'a> {
             };
             return Ok(());
         };
+        if let Some(records) = self.chunked.records(number) {
+            let layout = records_layout(records, chunk.start, chunk_len, payload)?;
+            let count = records.span(chunk.start, chunk_len).records;
+            for (class, (payload, model)) in layout.classes.into_iter().enumerate() {
+                let len = count * records.class_bytes(class);
+                match model {
+                    None => self.add(Storage::Raw, 0..len, payload)?,
+                    Some(model) => self.add(Storage::Model(model), 0..len, payload)?,
+                }
+            }
+            return Ok(());
+        }
         let model = &self.chunked.models[number];
         self.scaled |= model.scaled;
         let sizes = plane_bytes(model, chunk_len, payload)?;
@@ -158,6 +178,17 @@ impl<'a> Tally<'a> {
             }
             return;
         };
+        if let Some(records) = self.chunked.records(number) {
+            let span = records.span(start, chunk.len());
+            let body = &chunk[span.before..][..span.records * records.record_bytes()];
+            for (class, model) in records.models.iter().enumerate() {
+                let mut bytes = Vec::new();
+                records.gather(class, body, &mut bytes);
+                // Classes that are not stored with their model are seldom enough.
+                self.measure(model.map_or(Storage::Raw, Storage::Model), 0, &bytes);
+            }
+            return;
+        }
         let model = &self.chunked.models[number];
         let scale = self.chunked.scale.as_ref().filter(|_| model.scaled);
         with_word!(model.element_bytes, W => {
