@@ -1,12 +1,12 @@
 //! The plan of a tensor: chunk size, models, and which chunk uses which.
 
-use crate::constants::{CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_MODELS};
+use crate::constants::{ALIGNMENT, CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_MODELS};
 use crate::container::prelude::{Chunked, TensorType};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::records::Records;
 use crate::model::select::{Input, select_float};
-use crate::model::select_bytes::{Chosen, Known, select_generic};
+use crate::model::select_bytes::{Chosen, Known, select_generic, select_one};
 use crate::model::select_records::RecordsPlan;
 use crate::options::CompressOptions;
 use crate::parallel;
@@ -14,6 +14,8 @@ use crate::simd::Kernels;
 
 /// Below this size a tensor is stored raw: a table and 64 states cost more than they save.
 const MIN_MODEL_BYTES: usize = 2048;
+/// Below this size so are wide integers, whose upper bytes are constant as a rule.
+const MIN_INTEGER_BYTES: usize = 256;
 /// Original bytes that share a model where the data may change its nature on the way.
 const SEGMENT_BYTES: usize = 1 << 17;
 /// Segments whose models are searched for together.
@@ -66,7 +68,8 @@ impl Plan {
             },
         };
         if data.len() < MIN_MODEL_BYTES {
-            return Ok(whole(Vec::new(), None));
+            let models = small_integers(&input, tensor);
+            return Ok(whole(models.into_iter().collect(), None));
         }
         if let Some(fields) = tensor.dtype.float_fields() {
             // Complex tensors are floats side by side.
@@ -141,6 +144,24 @@ impl Plan {
             None => None,
         }
     }
+}
+
+/// A model for a small tensor of wide integers, most of whose bytes are constant as a rule.
+fn small_integers(input: &Input<'_>, tensor: &TensorType) -> Option<Model> {
+    let width = tensor.dtype.itemsize();
+    if input.bytes.len() < MIN_INTEGER_BYTES || width == 1 || tensor.dtype.float_fields().is_some()
+    {
+        return None;
+    }
+    let known = Known {
+        width: Some(width),
+        hint: None,
+    };
+    let best = select_one(input, known)?;
+    // What a larger tensor hardly notices: the model itself, and padding.
+    let mut wire = Vec::new();
+    best.model.write_to(&mut wire);
+    (best.bytes as usize + wire.len() + 2 * ALIGNMENT < input.bytes.len()).then_some(best.model)
 }
 
 fn chunk_log2(chunk_bytes: Option<usize>) -> Result<u32> {

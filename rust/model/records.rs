@@ -9,7 +9,7 @@
 //! 2. there are 1 to 16 classes, each with a byte of the record at least;
 //! 3. a class is raw or has a model of the stream that is not scaled.
 //!
-//! Place in docs/format.md: "Records". The idea is that of OpenZL's split of structures into fields.
+//! Place in docs/format.md: "Records". The idea is that of `OpenZL`'s split of structures into fields.
 
 use std::ops::Range;
 
@@ -84,8 +84,9 @@ impl Records {
     pub(crate) fn gather(&self, class: usize, records: &[u8], out: &mut Vec<u8>) {
         let runs = self.runs(class);
         for record in records.chunks_exact(self.record_bytes()) {
-            runs.iter()
-                .for_each(|run| out.extend_from_slice(&record[run.clone()]));
+            for run in &runs {
+                out.extend_from_slice(&record[run.clone()]);
+            }
         }
     }
 
@@ -198,7 +199,7 @@ mod tests {
 
             let span = records.span(start, data.len());
             prop_assert!(span.before < records.record_bytes());
-            prop_assert!(span.records == 0 || (start + span.before) % records.record_bytes() == 0);
+            prop_assert!(span.records == 0 || (start + span.before).is_multiple_of(records.record_bytes()));
             let whole = &data[span.before..span.before + span.records * records.record_bytes()];
             let mut back = vec![0; whole.len()];
             for class in 0..records.models.len() {

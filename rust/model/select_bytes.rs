@@ -19,6 +19,9 @@ const CHECK_ELEMENTS: usize = 1 << 11;
 /// A kind is kept while its estimate stays within a 64th.
 const KEPT_WITHIN_LOG2: u32 = 6;
 
+/// Halves are coded if that saves a 512th: two planes are slower to decode than one.
+const HALVES_LOG2: u32 = 9;
+
 /// Types that the generic mode looks for in raw bytes and in integers of the same width.
 const GENERIC_FLOATS: [Dtype; 6] = [
     Dtype::Bfloat16,
@@ -78,14 +81,19 @@ pub(crate) fn select_generic<'a>(
         let size = best
             .as_ref()
             .map_or(input.bytes.len() as u64, |best| best.bytes);
-        if known.width.is_none_or(|width| width == 1)
-            && let Some(found) = period.records(&input, start, size)
-        {
+        // Floats that were found have no blocks.
+        let is_float = matches!(kind, Kind::Float(_)) && size * 8 < input.bytes.len() as u64 * 7;
+        if !is_float && let Some(found) = period.records(&input, start, size) {
             return Some(Chosen::Records(Box::new(found)));
         }
         best.map(|best| Chosen::Model(best.model))
     };
     segments.map(select).collect()
+}
+
+/// The best model of bytes that are looked at alone.
+pub(crate) fn select_one(input: &Input<'_>, known: Known) -> Option<Candidate> {
+    known.search(input).candidate(input, usize::MAX)
 }
 
 impl Known {
@@ -102,7 +110,7 @@ impl Known {
     fn byte_kinds(self) -> impl Iterator<Item = Kind> {
         let widths = [1, 2, 4, 8].into_iter();
         widths
-            .filter(move |&width| self.width.is_none_or(|known| known == width))
+            .filter(move |&width| self.width.is_none_or(|known| known >= width))
             .map(Kind::Bytes)
     }
 
@@ -198,7 +206,7 @@ impl ByteCuts {
                 if bits == 4
                     && let Some(upper) = coded
                     && let Some(lower) = size(&lower_half(&counts), 4)
-                    && upper + lower < best.0
+                    && upper + lower + ((upper + lower) >> HALVES_LOG2) < best.0
                 {
                     best = (upper + lower, ByteCut::Halves);
                 }
