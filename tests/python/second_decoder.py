@@ -11,8 +11,9 @@ from typing import Final
 import xxhash
 
 MAGIC, VERSION = b"\x89NZ", 1
-SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE, EXTERNAL = 1, 2, 4, 8, 64  # features
-KNOWN_FEATURES = 1 | 2 | 4 | 8 | 64
+SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE = 1, 2, 4, 8  # features
+EXTERNAL, RECORDS = 64, 128
+KNOWN_FEATURES = 1 | 2 | 4 | 8 | 64 | 128
 # Bytes per element, by dtype code: bool and integers, floats, what has one byte, bcomplex32.
 ITEMSIZE: Final = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 4, 8, 16, *(1,) * 18, 4)
 CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY, EXTERNAL_BODY = 0, 1, 2, 4
@@ -116,6 +117,14 @@ class Model:
 
 
 @dataclass
+class Records:
+    """The class of each byte of a record, and the model of each class, if it has one."""
+
+    classes: list[int]
+    models: list[int | None]
+
+
+@dataclass
 class OffsetList:
     """Scale offsets: the lowest one, and by how much each exceeds it."""
 
@@ -160,6 +169,7 @@ class Stream:
     exceptions: dict[int, bytes] = field(default_factory=dict)
     chunk_bytes: int = 0
     models: list[Model] = field(default_factory=list)
+    records: list[Records] = field(default_factory=list)
     offsets: ScaleOffsets | None = None
     storages: list[int] = field(default_factory=list)
     hashes: list[int] = field(default_factory=list)
@@ -232,6 +242,23 @@ def read_scale_offsets(reader: Reader, elements: int) -> ScaleOffsets:
     return offsets
 
 
+def read_records(reader: Reader, models: list[Model]) -> Records:
+    length, count = reader.varint(), reader.varint()
+    require(2 <= length <= 4096, "records have 2 to 4096 bytes")
+    require(1 <= count <= 16, "there are 1 to 16 classes")
+    numbers = [reader.varint() for _ in range(count)]
+    usable = [i for i, model in enumerate(models, 1) if not model.scaled]
+    require({*numbers} <= {0, *usable}, "classes have models that are not scaled, or none")
+    classes: list[int] = []
+    while len(classes) < length:
+        run, of = reader.varint(), reader.varint()
+        require(1 <= run <= length - len(classes), "runs fill the record")
+        require(of < count, "classes exist")
+        classes += [of] * run
+    require({*classes} == {*range(count)}, "each class has a byte")
+    return Records(classes, [number - 1 if number else None for number in numbers])
+
+
 def read_chunked_body(reader: Reader, stream: Stream) -> list[int]:
     """Returns the payload lengths, none if there is one chunk."""
     log2_chunk, count = reader.number(1), reader.varint()
@@ -239,6 +266,11 @@ def read_chunked_body(reader: Reader, stream: Stream) -> list[int]:
     stream.chunk_bytes = 1 << log2_chunk
     require(count <= 4096, "there are at most 4096 models")
     stream.models = [read_model(reader) for _ in range(count)]
+    if stream.features & RECORDS:
+        found = reader.varint()
+        require(1 <= found <= 4096, "there are 1 to 4096 record layouts")
+        stream.records = [read_records(reader, stream.models) for _ in range(found)]
+        count += found
     scaled = {model.size for model in stream.models if model.scaled}
     require(len(scaled) <= 1, "all scaled models have the same element size")
     for size in scaled:
@@ -316,7 +348,7 @@ def parse(data: bytes) -> Stream:
     used = SCALE_OFFSETS * (stream.offsets is not None) + WIDE_SYMBOLS * wide
     used += TRAILING_ZEROS * any(model.trailing_zeros for model in stream.models)
     used += REFERENCE * (stream.body == REFERENCE_BODY)
-    used += EXTERNAL * (stream.body == EXTERNAL_BODY)
+    used += RECORDS * bool(stream.records) + EXTERNAL * (stream.body == EXTERNAL_BODY)
     require(features == used, "the features are those of what the stream uses")
     if len(stream.storages) > 1 or any(s >= FIRST_MODEL for s in stream.storages):
         whole.align()
@@ -352,8 +384,45 @@ def decode_plane(
     return symbols
 
 
+def decode_records_chunk(stream: Stream, records: Records, chunk: int, length: int) -> bytes:
+    reader, size = Reader(stream.payloads[chunk]), len(records.classes)
+    lengths = [reader.number(4) for _ in records.models]
+    storages = [reader.number(1) for _ in records.models]
+    first = min(length, -chunk * stream.chunk_bytes % size)
+    n = (length - first) // size
+    before, after = reader.take(first), reader.take(length - first - n * size)
+    reader.align()
+    body = bytearray(n * size)
+    for of, (model, stored, storage) in enumerate(
+        zip(records.models, lengths, storages, strict=True)
+    ):
+        places = [k for k, other in enumerate(records.classes) if other == of]
+        at = [record * size + k for record in range(n) for k in places]
+        require(stored % 16 == 0, "payload lengths of classes are multiples of 16")
+        require(storage <= (model is not None), "a class is raw or has a model")
+        part = reader.take(stored)
+        if storage and model is not None:
+            original = decode_model_payload(stream, stream.models[model], 0, part, len(at))
+        else:
+            raw = Reader(part)
+            original = raw.take(len(at))
+            raw.align()
+            raw.finish()
+        for place, byte in zip(at, original, strict=True):
+            body[place] = byte
+    reader.finish()
+    return before + bytes(body) + after
+
+
 def decode_model_chunk(stream: Stream, model: Model, chunk: int, length: int) -> bytes:
-    reader = Reader(stream.payloads[chunk])
+    first = chunk * stream.chunk_bytes // model.size
+    return decode_model_payload(stream, model, first, stream.payloads[chunk], length)
+
+
+def decode_model_payload(
+    stream: Stream, model: Model, first: int, payload: bytes, length: int
+) -> bytes:
+    reader = Reader(payload)
     n = max(0, length - model.phase) // model.size
     counts = [min(SUB_BLOCK, n - at) for at in range(0, n, SUB_BLOCK)]
     coded, last = model.of_mode(CODED), len(model.planes) - 1
@@ -388,7 +457,6 @@ def decode_model_chunk(stream: Stream, model: Model, chunk: int, length: int) ->
     joined = [0] * n
     for i, plane in enumerate(model.planes):
         joined = [y << plane.width | x for y, x in zip(joined, columns[i], strict=True)]
-    first = chunk * stream.chunk_bytes // model.size
     p, top, elements = model.sign, 8 * model.size - 1, bytearray()
     for i, y in enumerate(joined):
         v = y >> p + 1 << p | y & (1 << p) - 1
@@ -402,6 +470,9 @@ def decode_chunk(stream: Stream, chunk: int) -> bytes:
     """The original bytes of a chunk, their hash not yet looked at."""
     storage, reader = stream.storages[chunk], Reader(stream.payloads[chunk])
     length = min(stream.chunk_bytes, stream.nbytes - chunk * stream.chunk_bytes)
+    if storage >= FIRST_MODEL + len(stream.models):
+        records = stream.records[storage - FIRST_MODEL - len(stream.models)]
+        return decode_records_chunk(stream, records, chunk, length)
     if storage >= FIRST_MODEL:
         return decode_model_chunk(stream, stream.models[storage - FIRST_MODEL], chunk, length)
     original = reader.take(16 if storage == CONSTANT_CHUNK else length)

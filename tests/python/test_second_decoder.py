@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,15 @@ from neuzip_rs import _native
 from tests.python import second_decoder as page
 from tests.python import second_encoder as writer
 from tests.python.samples import Sample, contents, numpy_dtype
-from tests.python.second_decoder import Model, OffsetList, Plane, ScaleOffsets, Stream, Table
+from tests.python.second_decoder import (
+    Model,
+    OffsetList,
+    Plane,
+    Records,
+    ScaleOffsets,
+    Stream,
+    Table,
+)
 from tests.python.second_encoder import Change, Plan, encode, encode_body, invent, varint
 from tests.python.second_plans import (
     coded,
@@ -324,10 +332,11 @@ def traits(stream: Stream) -> set[str]:
     found |= {f"feature {bit}" for bit in range(4) if stream.features >> bit & 1}
     found |= {f"storage {('raw', 'constant', 'model')[min(2, s)]}" for s in stream.storages}
     found |= {"storages of 16 bits"} if len(stream.models) > 254 else set()
+    found |= {"records"} if stream.records else set()
     if stream.offsets:
         found |= {f"axes {stream.offsets.axes}"}
     for storage, payload in zip(stream.storages, stream.payloads, strict=True):
-        if storage >= page.FIRST_MODEL:
+        if page.FIRST_MODEL <= storage < page.FIRST_MODEL + len(stream.models):
             model = stream.models[storage - page.FIRST_MODEL]
             found |= model_traits(model)
             for i, plane in enumerate(model.of_mode(page.CODED)):
@@ -346,7 +355,7 @@ OF_THE_PACKAGE = {
     *("table with escape", "table without escape"),
     *("wide table with escape", "wide table without escape"),
     *("escapes of 1 bytes", "escapes of 2 bytes", "trailing zeros", "no trailing zeros"),
-    *("phase 0", "phase 1"),
+    *("phase 0", "phase 1", "records"),
 }
 EVERYTHING = OF_THE_PACKAGE | {
     *("storages of 16 bits", "axes 1", "axes 2", "wide constant plane"),
@@ -362,11 +371,25 @@ def test_the_package_uses_nearly_everything() -> None:
 
 def test_the_legal_streams_use_everything() -> None:
     element = encode_body(page.CONSTANT_BODY, b"a", (1,))
-    streams = [element, file_streams()["té"], *map(encoded, plans())]
+    streams = [element, file_streams()["té"], *map(encoded, plans()), encode(bases()["records"])]
     assert set().union(*(traits(page.parse(stream)) for stream in streams)) == EVERYTHING
 
 
 # --- illegal streams --------------------------------------------------------------------------
+
+
+def records_plan(data: bytes, classes: Sequence[int], models: Sequence[int | None]) -> Plan:
+    """Chunks of records; model 0 is coded, 1 raw."""
+    table = writer.fit_table([byte >> 4 for byte in data] + [*range(16)], 4)
+    half = Model(0, [Plane(page.CODED, 4, table=table), raw(4)], 7)
+    plain = Model(1, [raw(16)], 0)
+    chunks = -(-len(data) // 4096)
+    return Plan(
+        data,
+        models=[half, plain],
+        storages=[4] * chunks,
+        records=[Records([*classes], [*models])],
+    )
 
 
 @cache
@@ -403,6 +426,8 @@ def bases() -> dict[str, Plan]:
             *(bytes(65537), 1, None, [scaled(0, [raw(8)])], [1]),
             *(ScaleOffsets(1, 1, 0, OffsetList()), 17),
         ),
+        "records": records_plan(rng.randbytes(9000), [0, 0, *[1] * 7, 2, 1, 2], [1, 0, None]),
+        "records of raw bytes": records_plan(rng.randbytes(300), [0, 1], [None, None]),
         "255 models": Plan(b"abc", models=[Model(0, [one(8)], 0)] * 255, storages=[0]),
     }
 
@@ -543,7 +568,7 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
             *(("constant body", "fields"), ("reference", "fields")),
         )
     ],
-    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (4, 5, 7, 63)],
+    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (4, 5, 8, 63)],
     *[
         (
             "the features are those of what the stream uses",
@@ -573,6 +598,61 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
     ],
     ("the name is UTF-8", "reference", {"fields": bytes(16) + b"\3\xed\xa0\x80"}),
     ("the input does not end early", "reference", {"fields": bytes(16) + b"\4abc"}),
+    # Records.
+    *[
+        ("records have 2 to 4096 bytes", "records", Broken({"records 0 length": varint(length)}))
+        for length in (0, 1, 4097, (1 << 64) - 1)
+    ],
+    *[
+        ("there are 1 to 16 classes", "records", Broken({"records 0 classes": varint(count)}))
+        for count in (0, 17)
+    ],
+    *[
+        (
+            "classes have models that are not scaled, or none",
+            "records",
+            Broken({"records 0 models": bytes([2, number, 0])}),
+        )
+        for number in (3, 9)
+    ],
+    (
+        "classes have models that are not scaled, or none",
+        "scaled",
+        {
+            "features": lambda value: bytes([value[0] | 128, 1]),
+            "columns": lambda value: b"\1\2\1\1\2\0" + value,
+        },
+    ),
+    *[
+        ("runs fill the record", "records", Broken({"records 0 runs": runs}))
+        for runs in (b"\0\0", b"\x0d\0", b"\2\0\x0b\1")
+    ],
+    ("classes exist", "records", {"records 0 runs": b"\x0c\3"}),
+    ("each class has a byte", "records", {"records 0 runs": b"\2\0\x0a\1"}),
+    *[
+        ("there are 1 to 4096 record layouts", "records", Broken({"record layouts": varint(n)}))
+        for n in (0, 4097)
+    ],
+    *[
+        (
+            "payload lengths of classes are multiples of 16",
+            "records",
+            Broken({f"chunk 0 class {of} length": plus(8)}),
+        )
+        for of in (0, 2)
+    ],
+    *[
+        (
+            "a class is raw or has a model",
+            "records",
+            Broken({f"chunk 0 class {of} storage": bytes([storage])}),
+        )
+        for of, storage in ((0, 2), (1, 255), (2, 1))
+    ],
+    ("padding is zero", "records", {"chunk 0 head padding": dirty}),
+    ("padding is zero", "records", {"chunk 0 class 2": dirty}),
+    ("no bytes are left over", "records", {"chunk 0 class 1 length": plus(16)}),
+    ("the input does not end early", "records", {"chunk 0 class 2 length": plus(1 << 16)}),
     # The external body.
     *[
         ("the derivation is known", "external", Broken({"fields": at(0, code)}))
