@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::container::external::External;
 use crate::container::memory::Memory;
 use crate::container::prelude::{Body, TensorType, write_prelude};
-use crate::container::writer::{StreamWriter, constant_element};
+use crate::container::writer::{Spare, StreamWriter, constant_element};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::options::CompressOptions;
@@ -68,6 +68,23 @@ pub fn compress_to<W: Write + Seek>(
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
+    let mut spare = Spare::default();
+    compress_reusing(&mut spare, out, data, dtype, shape, options, progress)
+}
+
+/// Like [`compress_to`], with buffers that tensors leave to each other.
+///
+/// # Errors
+/// Those of [`compress_to`].
+pub(crate) fn compress_reusing<W: Write + Seek>(
+    spare: &mut Spare,
+    out: &mut W,
+    data: &[u8],
+    dtype: Dtype,
+    shape: &[u64],
+    options: &CompressOptions,
+    progress: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<u64> {
     let kernels = Kernels::select(options.simd)?;
     let tensor = TensorType::new(dtype, shape)?;
     if tensor.byte_len() != data.len() as u64 {
@@ -92,7 +109,7 @@ pub fn compress_to<W: Write + Seek>(
         threads: options.threads,
         kernels,
     };
-    writer.write(out, progress)
+    writer.write(out, spare, progress)
 }
 
 /// A stream that stands for a tensor stored elsewhere in the same file.

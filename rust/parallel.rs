@@ -1,17 +1,17 @@
 //! Work over threads. Order and content of the results never depend on the number of threads.
 //!
-//! One thread means the calling thread. Invariants:
+//! One thread means the calling thread, and of several it is one. Invariants:
 //! 1. Pools are kept per thread count and per process: after a fork the child makes its own, because
 //!    threads do not survive a fork, and no lock that another thread may have held is waited for.
 //! 2. All callers that ask for the same number of threads share one pool, so that many threads which
-//!    compress at once do not add up to many times the cores. A call from inside a pool stays in it.
+//!    compress at once get no helpers of their own each. A call from inside a pool stays in it.
 //! 3. What a caller hands over or takes is handled on the calling thread: callbacks of Python run
 //!    where signals are delivered.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, TryLockError, mpsc};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError, mpsc};
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -107,11 +107,13 @@ pub(crate) fn map<T: Send>(
     count: usize,
     work: impl Fn(usize) -> T + Sync + Send,
 ) -> Result<Vec<T>> {
-    let threads = thread_count(threads)?;
-    if threads == 1 || count <= 1 {
-        return Ok((0..count).map(work).collect());
-    }
-    Ok(pool(threads)?.install(|| (0..count).into_par_iter().map(work).collect()))
+    let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    let places = results.iter_mut().enumerate().collect();
+    try_for_each(threads, places, |(index, place)| {
+        *place = Some(work(index));
+        Ok(())
+    })?;
+    Ok(results.into_iter().flatten().collect())
 }
 
 /// `work` on every item; stops early on an error.
@@ -124,7 +126,39 @@ pub(crate) fn try_for_each<T: Send>(
     if threads == 1 || items.len() <= 1 {
         return items.into_iter().try_for_each(work);
     }
-    pool(threads)?.install(|| items.into_par_iter().try_for_each(work))
+    let pool = pool(threads - 1)?;
+    if rayon::current_thread_index().is_some() {
+        return items.into_par_iter().try_for_each(work);
+    }
+    let others = (threads - 1).min(items.len() - 1);
+    let items = Mutex::new(items.into_iter());
+    let failed = Mutex::new(Ok(()));
+    // Not in the loop's head, which would keep the lock.
+    let next = || unpoisoned(&items).next();
+    let work_on = || {
+        while let Some(item) = next() {
+            if let Err(error) = work(item) {
+                // No more is begun.
+                unpoisoned(&items).by_ref().for_each(drop);
+                let mut first = unpoisoned(&failed);
+                if first.is_ok() {
+                    *first = Err(error);
+                }
+            }
+        }
+    };
+    pool.in_place_scope(|scope| {
+        for _ in 0..others {
+            scope.spawn(|_| work_on());
+        }
+        work_on();
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks what nobody panics over.
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How much work may be under way, or done and not yet taken, at once.
@@ -140,14 +174,17 @@ pub(crate) struct Ahead {
 }
 
 /// Runs `work` on every item and gives the results to `take` in order, on the calling thread, while
-/// the threads work on the next items.
+/// other threads work on the next items. The calling thread is one of the threads that are counted:
+/// while there is nothing to take it works too, so that it is woken up less often and stays on its core.
 ///
 /// `items` gives each item with its weight and is called on the calling thread as well. A buffer `B`
-/// is lent to `work`, shown to `take`, and used again. The first error, in the order of the items,
+/// is lent to `work`, shown to `take`, and used again; `free` has buffers to begin with, and gets them
+/// back unless there is an error. The first error, in the order of the items,
 /// ends it, whether it is one of `items`, `work` or `take`.
 pub(crate) fn in_order<T: Send, B: Default + Send, R: Send>(
     threads: Threads,
     ahead: Ahead,
+    free: &mut Vec<B>,
     items: impl Iterator<Item = Result<(usize, T)>>,
     work: impl Fn(T, &mut B) -> Result<R> + Sync,
     mut take: impl FnMut(R, &mut B) -> Result<()>,
@@ -159,18 +196,19 @@ pub(crate) fn in_order<T: Send, B: Default + Send, R: Send>(
     let several = threads > 1 && items.peek().is_some();
     let items = first.into_iter().chain(items);
     if several {
-        let pool = pool(threads)?;
+        let pool = pool(threads - 1)?;
         let limit = threads * ahead.per_thread + ahead.besides;
-        if pool.current_thread_index().is_some() {
+        if rayon::current_thread_index().is_some() {
             return in_groups(limit, items, &work, take);
         }
-        return pool.in_place_scope(|scope| pipeline(scope, limit, items, &work, take));
+        return pool.in_place_scope(|scope| pipeline(scope, limit, free, items, &work, take));
     }
-    let mut buffer = B::default();
+    let mut buffer = free.pop().unwrap_or_default();
     for item in items {
         let result = work(item?.1, &mut buffer)?;
         take(result, &mut buffer)?;
     }
+    free.push(buffer);
     Ok(())
 }
 
@@ -208,6 +246,7 @@ struct Slot<R, B> {
 fn pipeline<'scope, T: Send + 'scope, B: Default + Send + 'scope, R: Send + 'scope>(
     scope: &rayon::Scope<'scope>,
     limit: usize,
+    free: &mut Vec<B>,
     mut items: impl Iterator<Item = Result<(usize, T)>>,
     work: &'scope (impl Fn(T, &mut B) -> Result<R> + Sync),
     mut take: impl FnMut(R, &mut B) -> Result<()>,
@@ -215,8 +254,9 @@ fn pipeline<'scope, T: Send + 'scope, B: Default + Send + 'scope, R: Send + 'sco
     let stopped = Arc::new(AtomicBool::new(false));
     let _guard = StopWhenLeft(stopped.clone());
     let (to, reports) = mpsc::channel::<Report<R, B>>();
+    // Whoever comes first takes the next one: a thread of the pool, or this one.
+    let waiting: Arc<Waiting<T, B>> = Arc::default();
     let mut slots: VecDeque<Slot<R, B>> = VecDeque::new();
-    let mut free: Vec<B> = Vec::new();
     // Items whose results were taken, and the weight of those that are under way or wait for it.
     let (mut taken, mut load) = (0, 0);
     let mut next = items.next();
@@ -234,15 +274,19 @@ fn pipeline<'scope, T: Send + 'scope, B: Default + Send + 'scope, R: Send + 'sco
                 next = Some(Ok((weight, item)));
                 break;
             }
-            let reporting = Reporting {
-                number: taken + slots.len(),
-                outcome: None,
-                to: to.clone(),
-            };
-            let mut buffer = free.pop().unwrap_or_default();
-            let stopped = stopped.clone();
+            let buffer = free.pop().unwrap_or_default();
+            waiting.push((taken + slots.len(), item, buffer));
+            let (stopped, waiting, to) = (stopped.clone(), waiting.clone(), to.clone());
             scope.spawn(move |_| {
-                if !stopped.load(Relaxed) {
+                if !stopped.load(Relaxed)
+                    && let Some((number, item, mut buffer)) = waiting.pop()
+                {
+                    let outcome = None;
+                    let reporting = Reporting {
+                        number,
+                        outcome,
+                        to,
+                    };
                     let result = work(item, &mut buffer);
                     reporting.done(result, buffer);
                 }
@@ -267,14 +311,41 @@ fn pipeline<'scope, T: Send + 'scope, B: Default + Send + 'scope, R: Send + 'sco
             }
             Some(waited_for) => {
                 slots.push_front(waited_for);
-                // This thread holds a sender too, so the channel is open.
-                let Ok((number, outcome)) = reports.recv() else {
-                    return Err(Error::Interrupted);
+                let report = match reports.try_recv() {
+                    Ok(report) => report,
+                    Err(_) => match waiting.pop() {
+                        Some((number, item, mut buffer)) => {
+                            let result = work(item, &mut buffer);
+                            (number, Some((result, buffer)))
+                        }
+                        // This thread holds a sender too, so the channel is open.
+                        None => reports.recv().map_err(|_| Error::Interrupted)?,
+                    },
                 };
+                let (number, outcome) = report;
                 // Without an outcome it panicked: leaving the scope passes the panic on.
                 slots[number - taken].outcome = Some(outcome.ok_or(Error::Interrupted)?);
             }
         }
+    }
+}
+
+/// Items that nobody has begun, with their numbers and buffers.
+struct Waiting<T, B>(Mutex<VecDeque<(usize, T, B)>>);
+
+impl<T, B> Default for Waiting<T, B> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T, B> Waiting<T, B> {
+    fn push(&self, item: (usize, T, B)) {
+        unpoisoned(&self.0).push_back(item);
+    }
+
+    fn pop(&self) -> Option<(usize, T, B)> {
+        unpoisoned(&self.0).pop_front()
     }
 }
 
@@ -372,6 +443,7 @@ mod tests {
         in_order(
             Threads::new(threads),
             AHEAD,
+            &mut Vec::new(),
             (0..count).map(|i| Ok((weight, i))),
             |i, buffer: &mut Vec<usize>| {
                 assert!(under_way.fetch_add(1, Relaxed) < threads);
@@ -421,6 +493,7 @@ mod tests {
             let result = in_order(
                 Threads::new(threads),
                 AHEAD,
+                &mut Vec::new(),
                 (0..100).map(|i| fail(by_items, i, "items").map(|()| (1, i))),
                 |i, (): &mut ()| fail(by_work, i, "work").map(|()| i),
                 |i, ()| {
@@ -447,6 +520,7 @@ mod tests {
         in_order(
             Threads::new(threads),
             AHEAD,
+            &mut Vec::new(),
             (0..60).map(|i| Ok((1, i))),
             |_, (): &mut ()| Ok(begun.fetch_add(1, Relaxed)),
             |_, ()| {
@@ -469,6 +543,7 @@ mod tests {
                 in_order(
                     Threads::new(threads),
                     AHEAD,
+                    &mut Vec::new(),
                     (0..=i).map(|j| Ok((1, j))),
                     |j, (): &mut ()| Ok(j),
                     |j, ()| {
@@ -492,6 +567,7 @@ mod tests {
             in_order(
                 Threads::new(2),
                 AHEAD,
+                &mut Vec::new(),
                 (0..50).map(|i| Ok((1, i))),
                 |i, (): &mut ()| {
                     assert!(i != 25, "on purpose");

@@ -25,8 +25,8 @@ use crate::planes::cut::{Cut, FromValue, MAX_LOW_BYTES, Offsets, Parts};
 use crate::planes::raw::{check_tail, raw_len};
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, low_mask, lower_sign, with_word};
+use crate::simd::Task;
 use crate::simd::cut::{CutForm, CutRun, ScaleWords, SplitForm, SplitRun};
-use crate::simd::{Kernels, Task};
 
 /// Elements of a tile: small enough that the tiles of all chunks in turn stay in the first cache.
 const TILE: usize = 1024;
@@ -134,9 +134,10 @@ impl CutCoder {
         let mut decoders = Vec::with_capacity(jobs.len());
         for ((job, layout), escapes) in jobs.iter().zip(layouts).zip(&escapes) {
             let part = &layout.coded[0];
+            let stream = &job.readable[part.stream.start..];
             decoders.push(PlaneCoder::decoder(
                 &job.payload[part.states.clone()],
-                &job.payload[part.stream.clone()],
+                (stream, job.readable.len() - part.stream.end),
                 escapes,
             )?);
         }
@@ -156,30 +157,29 @@ impl CutCoder {
             let block_end = elements.min((start / SUB_BLOCK + 1) * SUB_BLOCK);
             let mut end = block_end.min(start + TILE);
             if let Some(form) = &fused {
-                // The last group is left to the tiles, which know about ends.
-                let stop = if self.cut.is_contiguous() {
-                    elements
-                } else {
-                    block_end
-                };
+                // The last group is left to the tiles, which know about ends; a last sub-block that
+                // is shorter than others is a run of its own.
+                let whole = elements / SUB_BLOCK * SUB_BLOCK;
+                let stop = if start < whole { whole } else { elements };
                 let groups = (stop.min(elements - 1) - start) / LANES;
-                let safe = decoders
-                    .iter()
-                    .map(|decoder| decoder.stream.len() / LANES)
-                    .min();
+                let safe = decoders.iter().map(Decoder::safe_groups).min();
                 let groups = groups.min(safe.unwrap_or(0));
                 if groups > 0 {
                     let end = start + groups * LANES;
-                    self.decode_fused::<W>(
-                        kernels,
-                        form,
-                        jobs,
-                        &raws,
-                        &mut decoders,
-                        &mut hashes,
-                        elements,
-                        start..end,
-                    );
+                    let mut parts = Vec::with_capacity(jobs.len());
+                    let all = jobs.iter_mut().zip(&raws).zip(&mut decoders);
+                    for (((job, raw), decoder), hash) in all.zip(&mut hashes) {
+                        parts.push(CutRun {
+                            decoder,
+                            raw,
+                            start,
+                            block_len: SUB_BLOCK.min(elements - start / SUB_BLOCK * SUB_BLOCK),
+                            out: &mut job.out[start * W::BYTES..end * W::BYTES],
+                            hash,
+                            first: job.first + start,
+                        });
+                    }
+                    kernels.decode_cut(form, &mut parts, groups);
                     start = end;
                     continue;
                 }
@@ -307,37 +307,6 @@ impl CutCoder {
             hashed,
             past_cache,
         })
-    }
-
-    /// Decodes groups of 64 elements, within one sub-block, with the fused kernel.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the state of the loop it is called from"
-    )]
-    fn decode_fused<W: Word>(
-        &self,
-        kernels: Kernels,
-        form: &CutForm<'_>,
-        jobs: &mut [DecodeJob<'_>],
-        raws: &[&[u8]],
-        decoders: &mut [Decoder<'_>],
-        hashes: &mut [ChunkHash; MAX_DECODERS],
-        elements: usize,
-        range: Range<usize>,
-    ) {
-        let tile = RawTile::new(&self.cut, elements, range.start, range.end);
-        let parts = jobs.iter_mut().zip(raws).zip(decoders).zip(hashes);
-        let mut runs: Vec<CutRun<'_, '_>> = parts
-            .map(|(((job, raw), decoder), hash)| CutRun {
-                decoder,
-                low: std::array::from_fn(|byte| tile.low_plane(raw, byte)),
-                packed: &raw[tile.packed()],
-                out: &mut job.out[range.start * W::BYTES..range.end * W::BYTES],
-                hash,
-                first: job.first + range.start,
-            })
-            .collect();
-        kernels.decode_cut(form, &mut runs, range.len() / LANES);
     }
 }
 

@@ -45,6 +45,8 @@ pub(crate) struct ModelCoder<'a> {
 #[derive(Debug)]
 pub(crate) struct DecodeJob<'a> {
     pub(crate) payload: &'a [u8],
+    /// The payload, and what follows it in memory: kernels may read on.
+    pub(crate) readable: &'a [u8],
     /// Number of the chunk's first element in the tensor.
     pub(crate) first: usize,
     pub(crate) out: &'a mut [u8],

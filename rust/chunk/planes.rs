@@ -220,7 +220,7 @@ impl<W: Word> Task for Join<'_, '_, W> {
         }
         let mut coded = Vec::with_capacity(layout.coded.len());
         for (part, escapes) in layout.coded.iter().zip(&escapes) {
-            let stream = &payload[part.stream.clone()];
+            let stream = (&payload[part.stream.clone()], 0);
             coded.push(PlaneCoder::decoder(
                 &payload[part.states.clone()],
                 stream,

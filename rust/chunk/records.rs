@@ -158,6 +158,7 @@ pub(crate) fn decode_records<'a, 'c: 'a>(
                 Some(model) => {
                     let job = DecodeJob {
                         payload,
+                        readable: payload,
                         first: 0,
                         out: bytes,
                         hash: None,

@@ -113,6 +113,7 @@ pub(crate) fn decode_streams<'a, P: Send + Sync>(
     in_order(
         options.threads,
         AHEAD,
+        &mut Vec::new(),
         pieces(streams),
         |piece, buffer: &mut Vec<u8>| {
             let (stream, of) = &*piece.stream;

@@ -323,8 +323,11 @@ impl<'s> ChunkDecoder<'s> {
         's: 'o,
     {
         let element_bytes = self.chunked.models[model].element_bytes;
+        let range = self.stream.index.payload(number);
+        let readable = &self.stream.payloads[range.start..];
         DecodeJob {
-            payload: &self.stream.payloads[self.stream.index.payload(number)],
+            payload: &readable[..range.len()],
+            readable,
             first: number * self.stream.chunk_bytes() / element_bytes,
             out,
             hash: self.hash(number),

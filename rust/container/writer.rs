@@ -42,6 +42,10 @@ pub(crate) struct StreamWriter<'a> {
     pub(crate) kernels: Kernels,
 }
 
+/// Buffers that one tensor leaves for the next: fresh ones would cost page faults for every byte.
+#[derive(Default)]
+pub(crate) struct Spare(Vec<Unit>);
+
 /// Chunks that are encoded together, and what comes of them.
 #[derive(Default)]
 struct Unit {
@@ -64,6 +68,7 @@ impl<'a> StreamWriter<'a> {
     pub(crate) fn write<W: Write + Seek>(
         &self,
         out: &mut W,
+        spare: &mut Spare,
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<u64> {
         let chunked = &self.plan.chunked;
@@ -71,7 +76,7 @@ impl<'a> StreamWriter<'a> {
         let coders = self.coders();
         let chunks = self.data.len().div_ceil(self.chunk_bytes());
         if chunks <= 1 {
-            return self.write_single(out, &body, &coders, progress);
+            return self.write_single(out, spare, &body, &coders, progress);
         }
 
         let begin = out.stream_position()?;
@@ -83,6 +88,7 @@ impl<'a> StreamWriter<'a> {
         parallel::in_order(
             self.threads,
             AHEAD,
+            &mut spare.0,
             (0..chunks.div_ceil(per_unit)).map(|number| Ok((UNIT_BYTES, number))),
             |number, unit: &mut Unit| {
                 self.encode_unit(&coders, unit_chunks(number), unit);
@@ -110,15 +116,17 @@ impl<'a> StreamWriter<'a> {
     fn write_single<W: Write>(
         &self,
         out: &mut W,
+        spare: &mut Spare,
         body: &Body,
         coders: &[ModelEncoder<'_>],
         progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<u64> {
-        let mut unit = Unit::default();
+        let mut unit = spare.0.pop().unwrap_or_default();
+        unit.entries.clear();
         if !self.data.is_empty() {
             self.encode_unit(coders, 0..1, &mut unit);
         }
-        let mut entries = unit.entries;
+        let entries = &mut unit.entries;
         let packed = entries
             .first()
             .is_none_or(|entry| is_packed(1, entry.storage));
@@ -135,7 +143,7 @@ impl<'a> StreamWriter<'a> {
             records: Vec::new(),
             scale: None,
         });
-        let mut stream = write_prelude(self.tensor, if packed { &unused } else { body }, &entries);
+        let mut stream = write_prelude(self.tensor, if packed { &unused } else { body }, entries);
         if !packed {
             stream.resize(stream.len().next_multiple_of(ALIGNMENT), 0);
         }
@@ -145,6 +153,7 @@ impl<'a> StreamWriter<'a> {
             Some(_) => stream.extend_from_slice(unit.payloads[0].bytes()),
         }
         out.write_all(&stream)?;
+        spare.0.push(unit);
         progress(self.data.len() as u64)?;
         Ok(stream.len() as u64)
     }

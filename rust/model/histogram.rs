@@ -12,6 +12,8 @@ use crate::simd::{Kernels, Task};
 
 /// Counts that take turns.
 const TURNS: usize = 4;
+/// log2 of the counts that are looked at together.
+const BLOCK_LOG2: u32 = 5;
 
 /// Adds the leading bits of `words`, those above `below`, to counts that take turns: one count alone
 /// would wait for the store of the element before.
@@ -142,11 +144,16 @@ impl FloatHistogram {
 
     fn find_used(&mut self) {
         let group = 1 << self.joint_bits;
+        // Blocks first: most counts are zero, and a sum of many takes no longer than one branch.
+        let block = (1 << self.bits.min(BLOCK_LOG2)).max(group);
+        let is_used = |part: &[u32]| part.iter().fold(0, |any, count| any | count) > 0;
         let used = |part: &[u32]| {
-            let is_used = |group: &[u32]| group.iter().any(|&count| count > 0);
-            let first = part.chunks_exact(group).position(is_used);
-            let last = part.chunks_exact(group).rposition(is_used);
-            first.zip(last)
+            let first = part.chunks_exact(block).position(is_used)? * block;
+            let last = part.chunks_exact(block).rposition(is_used)? * block;
+            let within = |start: usize| part[start..start + block].chunks_exact(group);
+            let first = first / group + within(first).position(is_used)?;
+            let last = last / group + within(last).rposition(is_used)?;
+            Some((first, last))
         };
         let (positive, negative) = self.counts.split_at(1 << self.bits);
         let used = match (used(positive), used(negative)) {

@@ -70,7 +70,8 @@ fn best_window(counts: &[u32], width: usize) -> (usize, u64) {
     let used = used_range(counts);
     if used.len() <= width {
         let mass = counts[used.clone()].iter().map(|&count| u64::from(count));
-        return (used.end.saturating_sub(width), mass.sum());
+        // The first one gets index 0, so that index 63, which fast encoders keep for escapes, stays free.
+        return (used.start, mass.sum());
     }
     let mut mass: u64 = counts[..width].iter().map(|&count| u64::from(count)).sum();
     let mut best = (0, mass);

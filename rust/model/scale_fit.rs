@@ -19,14 +19,14 @@ use crate::options::Threads;
 use crate::parallel;
 use crate::planes::scale::ScaleOffsets;
 use crate::planes::words::{Word, with_word};
-use crate::simd::{Kernels, Task};
+use crate::simd::{Kernels, Task, fetch};
 
 /// Offsets are steps of `2^-OCTAVE_LOG2` octaves, fewer where the mantissa has fewer bits.
 const OCTAVE_LOG2: u32 = 3;
 /// Largest offset: a phase of up to half an octave may be added to it.
 const LARGEST: i64 = i8::MAX as i64 - (1 << OCTAVE_LOG2 >> 1);
-/// Rows that are loaded together.
-const BATCH_ROWS: usize = 8;
+/// Rows whose runs are fetched before the first of them is summed.
+const ROWS_AHEAD: usize = 16;
 /// Elements that an axis is fitted on altogether, at least.
 const MIN_SAMPLE: usize = 1 << 16;
 
@@ -197,23 +197,13 @@ impl Matrix<'_> {
         })
     }
 
-    /// Loads what there is of a run of columns in a row; returns how many elements that are.
+    /// What there is of a run of columns in a row.
     #[inline(always)]
-    pub(super) fn load_run<W: Word>(
-        &self,
-        row: usize,
-        run: &Range<usize>,
-        words: &mut [W],
-    ) -> usize {
+    pub(super) fn bytes_of_run<W: Word>(&self, row: usize, run: &Range<usize>) -> &[u8] {
         let first = row * self.columns;
         let end = self.elements().min(first + run.end);
         let start = end.min(first + run.start);
-        let count = end - start;
-        W::load(
-            &self.bytes[start * W::BYTES..end * W::BYTES],
-            &mut words[..count],
-        );
-        count
+        &self.bytes[start * W::BYTES..end * W::BYTES]
     }
 
     /// Offsets of some rows, and what they add to the sums of the columns.
@@ -226,44 +216,64 @@ impl Matrix<'_> {
         row_share: i64,
     ) -> (Vec<i8>, ColumnSums) {
         let widest = self.columns.div_ceil(runs.stripes);
-        let mut words = vec![W::default(); BATCH_ROWS * widest];
+        let mut words = vec![W::default(); widest];
         let mut magnitudes = vec![0; widest];
         let mut offsets = Vec::with_capacity(visited.len());
         let mut sums = ColumnSums {
             sums: vec![0; self.columns],
             rows: vec![0; runs.stripes],
         };
-        for begin in visited.clone().step_by(BATCH_ROWS) {
-            let batch = begin..visited.end.min(begin + BATCH_ROWS);
-            let mut counts = [0; BATCH_ROWS];
-            // Loading some rows before the first is summed lets their cache misses overlap.
-            for ((index, words), count) in batch
-                .clone()
-                .zip(words.chunks_exact_mut(widest))
-                .zip(&mut counts)
-            {
-                let row = index * runs.row_step + jitter(index, runs.row_step);
-                if row < self.rows() {
-                    let run = runs.columns_of(runs.stripe(index));
-                    *count = self.load_run(row, &run, words);
-                }
+        // Divisions would take as long as the sum of a short run.
+        let stripes: Vec<_> = (0..runs.stripes).map(|i| runs.columns_of(i)).collect();
+        let all_rows = self.rows();
+        let run_of = |index: usize| {
+            let row = index * runs.row_step + jitter(index, runs.row_step);
+            if row < all_rows {
+                self.bytes_of_run::<W>(row, &stripes[runs.stripe(index)])
+            } else {
+                &[]
             }
-            for ((index, words), &count) in batch.zip(words.chunks_exact(widest)).zip(&counts) {
-                let magnitudes = &mut magnitudes[..count];
-                let sum = probe.fixed.magnitudes(&words[..count], magnitudes);
-                let offset = if sum > 0 {
-                    let log = log_of_mean(sum, count as u64) - probe.usual;
-                    self.offset((log * row_share) >> SHARE_BITS)
-                } else {
-                    0
-                };
-                offsets.push(offset);
-                if count > 0 && index % runs.column_step == 0 {
-                    let stripe = runs.stripe(index);
-                    sums.rows[stripe] += 1;
-                    let of_run = &mut sums.sums[runs.columns_of(stripe)];
-                    add_to_columns(magnitudes, self.factor(offset), of_run);
-                }
+        };
+        let mut until_column =
+            (runs.column_step - visited.start % runs.column_step) % runs.column_step;
+        // A ring of runs on their way into the cache, so that each place is computed once.
+        let mut ring: [&[u8]; ROWS_AHEAD] = [&[]; ROWS_AHEAD];
+        let mut next = visited.clone();
+        for (slot, index) in ring.iter_mut().zip(&mut next) {
+            *slot = run_of(index);
+            fetch(slot);
+        }
+        for index in visited.clone() {
+            let slot = &mut ring[(index - visited.start) % ROWS_AHEAD];
+            let bytes = *slot;
+            if let Some(ahead) = next.next() {
+                *slot = run_of(ahead);
+                fetch(slot);
+            }
+            let elements = W::split(bytes);
+            let sum = probe.fixed.sum::<W>(elements);
+            let offset = if sum > 0 {
+                let log = log_of_mean(sum, elements.len() as u64) - probe.usual;
+                self.offset((log * row_share) >> SHARE_BITS)
+            } else {
+                0
+            };
+            offsets.push(offset);
+            let for_columns = until_column == 0;
+            until_column = if for_columns {
+                runs.column_step
+            } else {
+                until_column
+            } - 1;
+            if for_columns && !elements.is_empty() {
+                let stripe = runs.stripe(index);
+                let magnitudes = &mut magnitudes[..elements.len()];
+                let words = &mut words[..elements.len()];
+                W::load(bytes, words);
+                probe.fixed.magnitudes(words, magnitudes);
+                sums.rows[stripe] += 1;
+                let of_run = &mut sums.sums[stripes[stripe].clone()];
+                add_to_columns(magnitudes, self.factor(offset), of_run);
             }
         }
         (offsets, sums)

@@ -72,7 +72,6 @@ impl Probe {
         let wanted = (rows * columns / PART / width).clamp(1, ROWS);
         let row_step = rows.div_ceil(wanted);
         let mut words = Vec::with_capacity(wanted * width);
-        let mut buffer = [W::default(); GROUP_COLUMNS];
         for index in 0..rows.div_ceil(row_step) {
             let row = (index * row_step + jitter(index, row_step)).min(rows - 1);
             let begin = words.len();
@@ -80,8 +79,9 @@ impl Probe {
                 let start = (group * group_step + jitter(group, group_step)) * GROUP_COLUMNS;
                 let start = start.min(columns.saturating_sub(GROUP_COLUMNS));
                 let run = start..columns.min(start + GROUP_COLUMNS);
-                let count = matrix.load_run(row, &run, &mut buffer);
-                words.extend_from_slice(&buffer[..count]);
+                let bytes = matrix.bytes_of_run::<W>(row, &run);
+                let elements = W::split(bytes).iter().copied();
+                words.extend(elements.map(W::from_bytes));
             }
             if words.len() - begin < width {
                 words.truncate(begin); // the last row may be cut short

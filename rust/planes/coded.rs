@@ -69,13 +69,13 @@ impl PlaneCoder {
         Ok(EscapedValues::new(values))
     }
 
-    /// Starts decoding a plane.
+    /// Starts decoding a plane; `stream` may go on for `beyond` bytes that do not belong to it.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for impossible states.
     pub(crate) fn decoder<'a>(
         states: &[u8],
-        stream: &'a [u8],
+        stream: (&'a [u8], usize),
         escapes: &'a EscapedValues,
     ) -> Result<Decoder<'a>> {
         let states: &[u8; STATES_BYTES] = states

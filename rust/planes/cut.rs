@@ -81,11 +81,6 @@ impl Cut {
         self.constant_bits > 0
     }
 
-    /// Whether the raw plane is one run of bytes or bits through all sub-blocks.
-    pub(crate) fn is_contiguous(&self) -> bool {
-        self.low_bytes() + usize::from(self.packed_bits() > 0) <= 1
-    }
-
     /// Whether values have 16 bits.
     pub(crate) fn is_wide(&self) -> bool {
         self.value_bits() == 16

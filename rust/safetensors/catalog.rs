@@ -207,6 +207,7 @@ impl Catalog {
         in_order(
             threads,
             AHEAD,
+            &mut Vec::new(),
             candidates.into_iter().map(|candidate| Ok((1, candidate))),
             |(place, (wide, path)), (): &mut ()| {
                 let cast = find_cast(&files[wide.0], wide.1, &files[place.0], place.1)?;
@@ -302,6 +303,7 @@ fn hash_all(
     in_order(
         threads,
         AHEAD,
+        &mut Vec::new(),
         alike
             .values()
             .filter(|places| places.len() > 1)

@@ -50,6 +50,7 @@ impl SafetensorsFile {
         in_order(
             options.threads,
             AHEAD,
+            &mut Vec::new(),
             (0..sources.len()).map(|index| Ok((1, index))),
             |index, (): &mut ()| {
                 let Source {

@@ -228,6 +228,7 @@ pub(super) fn decode_all(
     in_order(
         options.threads,
         AHEAD,
+        &mut Vec::new(),
         Groups::new(file, 0..file.header().len()),
         |group, buffer: &mut Vec<u8>| {
             let total = group.iter().map(|part| part.bytes).sum();
@@ -299,6 +300,7 @@ impl SafetensorsFile {
         in_order(
             options.threads,
             AHEAD,
+            &mut Vec::new(),
             groups,
             |mut group, (): &mut ()| {
                 for (part, out) in &mut group {

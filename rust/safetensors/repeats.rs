@@ -57,6 +57,7 @@ pub(super) fn find_repeats(
     in_order(
         threads,
         AHEAD,
+        &mut Vec::new(),
         groups.iter().flatten().map(|&index| Ok((1, index))),
         |index, (): &mut ()| Ok((index, content_hash(sources[index].data))),
         |(index, hash), ()| {

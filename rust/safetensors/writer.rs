@@ -20,13 +20,14 @@ use super::dtype::ElementType;
 use super::embedded::{HEADER_KEY, write_embedded};
 use super::header::{Described, Header, LENGTH_BYTES, MAX_HEADER_BYTES, write_json};
 use super::repeats::{Repeat, find_repeats};
-use crate::codec::write_external;
+use crate::codec::{compress_reusing, write_external};
 use crate::constants::ALIGNMENT;
 use crate::container::external::External;
 use crate::container::pieces::{AHEAD, PIECE_BYTES};
+use crate::container::writer::Spare;
 use crate::error::{Error, Result};
 use crate::parallel::in_order;
-use crate::{CompressOptions, Dtype, Threads, compress_to, write_reference};
+use crate::{CompressOptions, Dtype, Threads, write_reference};
 
 /// What handling a tensor costs, as bytes that are compressed in the same time: a group of tiny
 /// tensors should not take longer than others.
@@ -114,6 +115,8 @@ pub(crate) fn write_compressed<W: Write + Seek>(
         options,
         lengths: Vec::with_capacity(sources.len()),
         done: 0,
+        spare: Spare::default(),
+        small: Vec::new(),
         progress,
     };
     while let Some(next) = sources.get(streams.lengths.len()) {
@@ -178,6 +181,27 @@ impl OuterHeader<'_> {
     }
 }
 
+/// The streams of a group of small tensors, one after the other.
+#[derive(Default)]
+struct SmallBuffer {
+    streams: Vec<u8>,
+    spare: Spare,
+}
+
+impl SmallBuffer {
+    /// Compresses a tensor behind the streams that are there.
+    fn append(&mut self, source: &Source<'_>, options: &CompressOptions) -> Result<()> {
+        let mut out = Cursor::new(&mut self.streams);
+        out.seek(SeekFrom::End(0))?;
+        let Source {
+            dtype, shape, data, ..
+        } = source;
+        let (spare, progress) = (&mut self.spare, &mut |_| Ok(()));
+        compress_reusing(spare, &mut out, data, *dtype, shape, options, progress)?;
+        Ok(())
+    }
+}
+
 /// The streams of a file while they are written.
 struct Streams<'a, W> {
     out: &'a mut W,
@@ -191,6 +215,9 @@ struct Streams<'a, W> {
     lengths: Vec<u64>,
     /// Original bytes of them.
     done: u64,
+    /// Buffers for chunks of large tensors, and for groups of small ones.
+    spare: Spare,
+    small: Vec<SmallBuffer>,
     progress: &'a mut dyn FnMut(u64) -> Result<()>,
 }
 
@@ -199,7 +226,8 @@ impl<W: Write + Seek> Streams<'_, W> {
     fn write_large(&mut self, source: &Source<'_>) -> Result<()> {
         if !self.write_reference()? {
             let (done, progress) = (self.done, &mut self.progress);
-            let length = compress_to(
+            let length = compress_reusing(
+                &mut self.spare,
                 self.out,
                 source.data,
                 source.dtype,
@@ -226,18 +254,20 @@ impl<W: Write + Seek> Streams<'_, W> {
             threads: Threads::new(1),
             ..self.options.clone()
         };
+        let mut small = std::mem::take(&mut self.small);
         in_order(
             self.options.threads,
             AHEAD,
+            &mut small,
             groups(sources, first).map(Ok),
-            |group, buffer: &mut Vec<u8>| {
-                buffer.clear();
+            |group, buffer: &mut SmallBuffer| {
+                buffer.streams.clear();
                 let mut ends = Vec::with_capacity(group.len());
                 for index in group.clone() {
                     if !repeated[index] {
-                        compress_onto(buffer, &sources[index], &options)?;
+                        buffer.append(&sources[index], &options)?;
                     }
-                    ends.push(buffer.len());
+                    ends.push(buffer.streams.len());
                 }
                 Ok((group, ends))
             },
@@ -246,12 +276,12 @@ impl<W: Write + Seek> Streams<'_, W> {
                 let (mut begin, mut written) = (0, 0);
                 for (index, end) in group.zip(ends) {
                     if repeated[index] {
-                        self.out.write_all(&buffer[written..end])?;
+                        self.out.write_all(&buffer.streams[written..end])?;
                         written = end;
                         if !self.write_reference()? {
-                            let mut stream = Vec::new();
-                            compress_onto(&mut stream, &sources[index], &options)?;
-                            self.append(&stream)?;
+                            let mut repeated = SmallBuffer::default();
+                            repeated.append(&sources[index], &options)?;
+                            self.append(&repeated.streams)?;
                         }
                     } else {
                         self.lengths.push((end - begin) as u64);
@@ -259,10 +289,12 @@ impl<W: Write + Seek> Streams<'_, W> {
                     begin = end;
                     self.done += sources[index].data.len() as u64;
                 }
-                self.out.write_all(&buffer[written..])?;
+                self.out.write_all(&buffer.streams[written..])?;
                 (self.progress)(self.done)
             },
-        )
+        )?;
+        self.small = small;
+        Ok(())
     }
 
     fn append(&mut self, stream: &[u8]) -> Result<()> {
@@ -322,19 +354,4 @@ fn groups<'a>(
         begin = end;
         (!group.is_empty()).then_some((weight, group))
     })
-}
-
-/// Compresses a tensor behind what is in `buffer`.
-fn compress_onto(
-    buffer: &mut Vec<u8>,
-    source: &Source<'_>,
-    options: &CompressOptions,
-) -> Result<()> {
-    let mut out = Cursor::new(buffer);
-    out.seek(SeekFrom::End(0))?;
-    let Source {
-        dtype, shape, data, ..
-    } = source;
-    compress_to(&mut out, data, *dtype, shape, options, &mut |_| Ok(()))?;
-    Ok(())
 }

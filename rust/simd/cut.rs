@@ -7,16 +7,19 @@
 )]
 
 use crate::chunk::ChunkHash;
+use crate::constants::SUB_BLOCK;
 use crate::entropy::rans::{Decoder, Spec, ValueMap};
 use crate::planes::cut::MAX_LOW_BYTES;
 
 /// Groups of 64 elements of one chunk.
 pub(crate) struct CutRun<'a, 'd> {
     pub(crate) decoder: &'a mut Decoder<'d>,
-    /// The byte planes, from the run's first element on.
-    pub(crate) low: [&'a [u8]; MAX_LOW_BYTES],
-    /// The packed bits, from the run's first element on.
-    pub(crate) packed: &'a [u8],
+    /// The raw plane of the chunk.
+    pub(crate) raw: &'a [u8],
+    /// Number of the run's first element in the chunk, a multiple of 64.
+    pub(crate) start: usize,
+    /// Elements of each sub-block: as always, or those of the last one, which the run is then in.
+    pub(crate) block_len: usize,
     pub(crate) out: &'a mut [u8],
     pub(crate) hash: &'a mut ChunkHash,
     /// Number of the run's first element in the tensor.
@@ -66,17 +69,46 @@ impl ScaleWords<'_> {
 }
 
 impl CutForm<'_> {
+    /// Bytes of a whole sub-block of the raw plane.
+    pub(super) fn block_bytes(&self) -> usize {
+        self.low_bytes * SUB_BLOCK + SUB_BLOCK / 8 * self.packed_bits as usize
+    }
+
+    /// Where the low bytes of an element are in the raw plane, and where its packed bits are.
+    pub(super) fn places(&self, element: usize, block_len: usize) -> ([usize; 3], usize) {
+        let (block, within) = (element / SUB_BLOCK, element % SUB_BLOCK);
+        let begin = block * self.block_bytes();
+        let packed = begin + self.low_bytes * block_len + within / 8 * self.packed_bits as usize;
+        (
+            std::array::from_fn(|plane| begin + plane * block_len + within),
+            packed,
+        )
+    }
+
+    /// Whether the raw plane has what `groups` groups need.
+    fn covers_raw(&self, run: &CutRun<'_, '_>, groups: usize) -> bool {
+        let Some(last) = (64 * groups).checked_sub(64) else {
+            return true;
+        };
+        let last = run.start + last;
+        let whole = run.block_len == SUB_BLOCK || run.start / SUB_BLOCK == last / SUB_BLOCK;
+        // The packed bits of a sub-block come after its low bytes.
+        let (_, packed) = self.places(last, run.block_len);
+        run.start.is_multiple_of(64)
+            && run.block_len <= SUB_BLOCK
+            && last % SUB_BLOCK + 64 <= run.block_len
+            && whole
+            && run.raw.len() >= packed + 8 * self.packed_bits as usize
+    }
+
     /// Whether every part of the run has what `groups` groups need.
     pub(super) fn covers(&self, run: &CutRun<'_, '_>, groups: usize) -> bool {
         let elements = 64 * groups;
         let scaled = self
             .scale
             .is_none_or(|scale| scale.covers(self.element_bytes));
-        run.decoder.has_groups(groups)
-            && run.low[..self.low_bytes]
-                .iter()
-                .all(|plane| plane.len() >= elements)
-            && run.packed.len() >= elements / 8 * self.packed_bits as usize
+        run.decoder.safe_groups() >= groups
+            && self.covers_raw(run, groups)
             && run.out.len() >= elements * self.element_bytes
             && self.low_bytes + 1 + usize::from(self.wide) == self.element_bytes
             && self.packed_bits < 8

@@ -95,6 +95,24 @@ pub(crate) trait Task {
     fn run(self) -> Self::Output;
 }
 
+/// Asks for memory that will soon be read from places the hardware cannot foresee.
+///
+/// Into the second cache: misses of the first are few at a time, and then loads wait for them.
+#[inline(always)]
+pub(crate) fn fetch(bytes: &[u8]) {
+    const LINE: usize = 64;
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..=bytes.len().div_ceil(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // Bytes that begin within a line end in one more.
+        let place = (line * LINE).min(bytes.len().saturating_sub(1));
+        // SAFETY: every x86-64 CPU has the instruction, and it cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(place).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, LINE);
+}
+
 /// The kernels of a tier that this machine has: having one is the proof that they may be called.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernels {
@@ -194,7 +212,7 @@ impl Kernels {
     ) {
         assert_eq!(decoders.len(), out.len());
         for (decoder, out) in decoders.iter().zip(&*out) {
-            assert!(decoder.has_groups(groups) && out.len() >= 64 * groups);
+            assert!(decoder.safe_groups() >= groups && out.len() >= 64 * groups);
         }
         match self.tier {
             // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.

@@ -116,6 +116,7 @@ pub(crate) fn compress_frames<W: Write>(
     in_order(
         options.threads,
         FRAMES_AHEAD,
+        &mut Vec::new(),
         frames(data, plan).map(|frame| Ok((1, frame))),
         |frame, stream: &mut Vec<u8>| {
             write_stream(stream, frame, options)?;

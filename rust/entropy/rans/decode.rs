@@ -29,8 +29,11 @@ pub(crate) struct Decoder<'a> {
     pub(crate) low: [u8; LANES],
     /// High bytes of the states.
     pub(crate) high: [u8; LANES],
-    /// What is left of the stream.
+    /// What is left of the stream, and the bytes that follow it in memory: kernels may read on, and
+    /// whoever took more than the stream had is found out at the end.
     pub(crate) stream: &'a [u8],
+    /// How many of these bytes follow the stream.
+    pub(crate) beyond: usize,
     pub(crate) escapes: &'a EscapedValues,
     /// Escapes met so far, which may be more than there are values.
     pub(crate) used: usize,
@@ -45,6 +48,7 @@ impl Default for Decoder<'_> {
             low: [0; LANES],
             high: [1; LANES],
             stream: &[],
+            beyond: 0,
             escapes: &NONE,
             used: 0,
             ahead: &[],
@@ -53,11 +57,13 @@ impl Default for Decoder<'_> {
 }
 
 impl<'a> Decoder<'a> {
+    /// `stream` may go on for `beyond` bytes that do not belong to the plane.
+    ///
     /// # Errors
     /// [`Error::Corrupt`] for a state below 256.
     pub(crate) fn new(
         states: &[u8; STATES_BYTES],
-        stream: &'a [u8],
+        (stream, beyond): (&'a [u8], usize),
         escapes: &'a EscapedValues,
     ) -> Result<Self> {
         let part = |start: usize| std::array::from_fn(|lane| states[start + lane]);
@@ -69,14 +75,15 @@ impl<'a> Decoder<'a> {
             low,
             high,
             stream,
+            beyond,
             escapes,
             ..Self::default()
         })
     }
 
-    /// Whether the stream has the bytes that so many groups of 64 values can take.
-    pub(crate) fn has_groups(&self, groups: usize) -> bool {
-        self.stream.len() / LANES >= groups
+    /// How many groups of 64 values can be decoded whatever bytes they take.
+    pub(crate) fn safe_groups(&self) -> usize {
+        self.stream.len() / LANES
     }
 
     /// Decodes the next values of every decoder, at most [`MAX_DECODERS`] of them and as many values
@@ -97,7 +104,7 @@ impl<'a> Decoder<'a> {
             // A group takes at most 64 bytes: so many need no check.
             let safe = decoders
                 .iter()
-                .map(|decoder| decoder.stream.len() / LANES)
+                .map(Self::safe_groups)
                 .min()
                 .map_or(0, |safe| safe.min(groups - done));
             let count = if safe > 0 {
@@ -217,8 +224,8 @@ impl<'a> Decoder<'a> {
         if self.used != self.escapes.count() {
             return Err(Error::corrupt("too few or too many escapes"));
         }
-        if !self.stream.is_empty() {
-            return Err(Error::corrupt("a coded plane has bytes left over"));
+        if self.stream.len() != self.beyond {
+            return Err(Error::corrupt("a coded plane does not use its bytes up"));
         }
         let [first_low, first_high] = STATE_LOW.to_le_bytes();
         if self.low != [first_low; LANES] || self.high != [first_high; LANES] {

@@ -121,7 +121,7 @@ pub(in crate::simd) unsafe fn unpack_bits(packed: &[u8], width: u32, fields: &mu
 /// The CPU has the features of this tier; `packed` has room for all fields; `width` is 1 to 7.
 #[target_feature(enable = "avx2")]
 pub(in crate::simd) unsafe fn pack_bits(fields: &[u8], width: u32, packed: &mut [u8]) -> usize {
-    let mask = _mm256_set1_epi8((1 << width) - 1);
+    let mask = _mm256_set1_epi8(((1_u32 << width) - 1) as i8);
     // Neighbours are joined three times: 2, 4, then 8 fields lie side by side.
     let pairs = _mm256_set1_epi16((1 << width << 8) | 1);
     let quads = _mm256_set1_epi32((1 << (2 * width) << 16) | 1);

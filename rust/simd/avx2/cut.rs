@@ -9,7 +9,7 @@ use super::bits::{STEPS, Steps};
 use super::decode::{MOST, Plane, Tables, decode_planes};
 use super::{load_twice, load_two, sum_of_words};
 use crate::chunk::{ChunkHash, HASH_KEYS, HASH_STEPS};
-use crate::constants::LANES;
+use crate::constants::{LANES, SUB_BLOCK};
 use crate::entropy::rans::Value;
 use crate::simd::cut::{CutForm, CutRun, ScaleWords};
 
@@ -179,14 +179,27 @@ unsafe fn decode<E: Element, V: Value, const MODE: u8, const HASHED: bool>(
                 None => Plane::none(),
             });
             let mut parts = runs.iter_mut();
-            let mut chunks: [Option<Chunk>; MOST] =
-                std::array::from_fn(|_| Some(Chunk::new::<E>(parts.next()?, &shared)));
+            let mut chunks: [Option<Chunk>; MOST] = std::array::from_fn(|_| {
+                let run = parts.next()?;
+                let mut chunk = Chunk::new::<E>(run, &shared);
+                chunk.place(form, run, run.start);
+                Some(chunk)
+            });
             let planes = &mut planes[..runs.len()];
-            for first in (0..groups).step_by(BLOCK) {
-                let count = BLOCK.min(groups - first);
+            let mut element = runs[0].start;
+            let end = element + groups * LANES;
+            while element < end {
+                let left = SUB_BLOCK - element % SUB_BLOCK;
+                let count = BLOCK.min(left.min(end - element) / LANES);
                 decode_planes(&tables, planes, count);
                 for (chunk, tile) in chunks.iter_mut().flatten().zip(&values.0) {
                     chunk.join::<E, V, MODE, HASHED>(&shared, tile.as_ptr(), count);
+                }
+                element += count * LANES;
+                if element < end && element.is_multiple_of(SUB_BLOCK) {
+                    for (chunk, run) in chunks.iter_mut().flatten().zip(&*runs) {
+                        chunk.place(form, run, element);
+                    }
                 }
             }
             for ((run, plane), chunk) in runs.iter_mut().zip(planes).zip(chunks.iter().flatten()) {
@@ -248,7 +261,7 @@ enum Way {
 struct Chunk {
     low: [*const u8; 3],
     packed: *const u8,
-    /// Bytes of packed bits left.
+    /// Bytes of the raw plane from there on.
     packed_left: usize,
     out: *mut u8,
     way: Way,
@@ -285,9 +298,9 @@ impl Chunk {
             (half(0) | half(1) << 32) as i64
         };
         let mut chunk = Self {
-            low: std::array::from_fn(|plane| run.low[plane].as_ptr()),
-            packed: run.packed.as_ptr(),
-            packed_left: run.packed.len(),
+            low: [run.raw.as_ptr(); 3],
+            packed: run.raw.as_ptr(),
+            packed_left: 0,
             out,
             way,
             row: run.first / columns,
@@ -302,6 +315,14 @@ impl Chunk {
             chunk.begin_row::<E>(scale, 0);
         }
         chunk
+    }
+
+    /// Goes on with the raw bits of an element of the run.
+    fn place(&mut self, form: &CutForm<'_>, run: &CutRun<'_, '_>, element: usize) {
+        let (low, packed) = form.places(element, run.block_len);
+        self.low = low.map(|at| run.raw.as_ptr().wrapping_add(at));
+        self.packed = run.raw.as_ptr().wrapping_add(packed);
+        self.packed_left = run.raw.len().saturating_sub(packed);
     }
 
     /// Sets the offset of 64 elements from number `lane` on, below 64, to that of the row.

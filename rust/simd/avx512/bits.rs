@@ -55,7 +55,7 @@ const fn shuffles() -> [Shuffles; 8] {
 pub(in crate::simd) unsafe fn unpack_bits(packed: &[u8], width: u32, fields: &mut [u8]) -> usize {
     let shuffles = &SHUFFLES[width as usize];
     let (spread, shifts) = (load(&shuffles.spread), load(&shuffles.shifts));
-    let mask = _mm512_set1_epi8((1 << width) - 1);
+    let mask = _mm512_set1_epi8(((1_u32 << width) - 1) as i8);
     let (groups, _) = fields.as_chunks_mut::<64>();
     let mut from = packed.as_ptr();
     for group in &mut *groups {
@@ -85,7 +85,7 @@ impl Packer {
     #[inline]
     pub(super) fn new(width: u32) -> Self {
         Self {
-            mask: _mm512_set1_epi8((1 << width) - 1),
+            mask: _mm512_set1_epi8(((1_u32 << width) - 1) as i8),
             // Neighbours are joined three times: 2, 4, then 8 fields lie side by side.
             pairs: _mm512_set1_epi16((1 << width << 8) | 1),
             quads: _mm512_set1_epi32((1 << (2 * width) << 16) | 1),

@@ -8,8 +8,9 @@ use std::arch::x86_64::*;
 use super::bits::{SHUFFLES, Shuffles};
 use super::load;
 use super::rans::{STREAM_AHEAD, State, Tables};
-use super::stream::{Output, Way, joint};
+use super::stream::{Output, Ring, Way};
 use crate::chunk::{HASH_KEYS, HASH_STEPS};
+use crate::constants::{LANES, SUB_BLOCK};
 use crate::simd::cut::{CutForm, CutRun, ScaleWords};
 
 /// How far ahead of their use the raw planes are fetched, in bytes.
@@ -377,18 +378,29 @@ struct Shared<'a> {
     magnitude: __m512i,
     hashed: bool,
     way: Way,
-    joint: __m512i,
 }
 
 /// One chunk.
 struct Chunk {
     state: State,
-    low: [*const u8; 3],
-    packed: *const u8,
+    raw: *const u8,
     place: Place,
     products: __m512i,
     sums: __m512i,
     out: Output,
+}
+
+/// Where the next group is, the same in all chunks.
+#[derive(Clone, Copy)]
+struct Position {
+    /// In the raw plane.
+    low: [usize; 3],
+    packed: usize,
+    /// Bytes of output before it.
+    out: usize,
+    /// How far ahead of their use low bytes and packed bits are fetched.
+    low_ahead: usize,
+    packed_ahead: usize,
 }
 
 /// The offset of a row in every element.
@@ -462,20 +474,60 @@ impl Place {
     }
 }
 
+impl Position {
+    /// Sets what is fetched ahead from group `first` of a sub-block on; returns for how many groups.
+    #[inline(always)]
+    fn aim<E: Element>(&mut self, form: &CutForm<'_>, first: usize) -> usize {
+        const GROUPS: usize = SUB_BLOCK / LANES;
+        const LAST: usize = GROUPS - RAW_AHEAD / LANES;
+        (self.low_ahead, self.packed_ahead) = (RAW_AHEAD, RAW_AHEAD);
+        if first < LAST {
+            return LAST - first;
+        }
+        // Low bytes and packed bits of the next sub-block.
+        self.low_ahead = RAW_AHEAD
+            .wrapping_add(form.block_bytes())
+            .wrapping_sub(SUB_BLOCK);
+        self.packed_ahead += form.low_bytes * SUB_BLOCK;
+        GROUPS - first
+    }
+
+    #[inline(always)]
+    fn step<E: Element>(&mut self, packed_bytes: usize) {
+        for low in &mut self.low[..E::BYTES - 1] {
+            *low += LANES;
+        }
+        self.packed += packed_bytes;
+        self.out += LANES * E::BYTES;
+    }
+
+    /// From the end of a sub-block to the begin of the next.
+    #[inline(always)]
+    fn next_block(&mut self, form: &CutForm<'_>) {
+        for low in &mut self.low {
+            *low = low.wrapping_add(form.block_bytes()).wrapping_sub(SUB_BLOCK);
+        }
+        self.packed += form.low_bytes * SUB_BLOCK;
+    }
+}
+
 impl Chunk {
     #[inline(always)]
-    unsafe fn new<E: Element>(run: &mut CutRun<'_, '_>, shared: &Shared<'_>) -> Self {
+    unsafe fn new<E: Element>(
+        run: &mut CutRun<'_, '_>,
+        shared: &Shared<'_>,
+        ring: &mut Ring,
+    ) -> Self {
         // SAFETY: as the caller's.
         unsafe {
             let zero = _mm512_setzero_si512();
             Self {
                 state: State::new(run.decoder),
-                low: std::array::from_fn(|plane| run.low[plane].as_ptr()),
-                packed: run.packed.as_ptr(),
+                raw: run.raw.as_ptr(),
                 place: Place::new::<E>(shared.scale.as_ref(), run.first),
                 products: zero,
                 sums: zero,
-                out: Output::new(run.out.as_mut_ptr()),
+                out: Output::new(run.out.as_mut_ptr(), ring),
             }
         }
     }
@@ -489,6 +541,7 @@ impl Chunk {
         &mut self,
         shared: &Shared<'_>,
         keys: &[__m512i; 4],
+        position: &Position,
     ) {
         // SAFETY: every part of the run has what a group needs, and is moved on by just that; fetches
         // cannot fault.
@@ -496,9 +549,9 @@ impl Chunk {
             _mm_prefetch::<_MM_HINT_T0>(self.state.stream.wrapping_add(STREAM_AHEAD).cast());
             let [mut value, high_value] = self.state.step::<WIDE>(&shared.tables);
             if shared.packed_bytes > 0 {
-                _mm_prefetch::<_MM_HINT_T0>(self.packed.wrapping_add(RAW_AHEAD).cast());
-                let bytes = _mm512_maskz_loadu_epi8(shared.packed_lanes, self.packed.cast());
-                self.packed = self.packed.wrapping_add(shared.packed_bytes);
+                let packed = self.raw.wrapping_add(position.packed);
+                _mm_prefetch::<_MM_HINT_T0>(packed.wrapping_add(position.packed_ahead).cast());
+                let bytes = _mm512_maskz_loadu_epi8(shared.packed_lanes, packed.cast());
                 let bundles = _mm512_permutexvar_epi8(load(&shared.shuffles.spread), bytes);
                 let fields = _mm512_multishift_epi64_epi8(load(&shared.shuffles.shifts), bundles);
                 // 0xF8: the first operand, or both others together.
@@ -506,10 +559,10 @@ impl Chunk {
             }
             let mut bytes = [_mm512_setzero_si512(); 4];
             let planes = E::BYTES - 1 - usize::from(WIDE);
-            for (bytes, from) in bytes.iter_mut().zip(&mut self.low).take(planes) {
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(RAW_AHEAD).cast());
-                *bytes = _mm512_loadu_si512((*from).cast());
-                *from = from.wrapping_add(64);
+            for (bytes, low) in bytes.iter_mut().zip(position.low).take(planes) {
+                let from = self.raw.wrapping_add(low);
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(position.low_ahead).cast());
+                *bytes = _mm512_loadu_si512(from.cast());
             }
             bytes[planes] = value;
             if WIDE {
@@ -521,6 +574,7 @@ impl Chunk {
             } else {
                 self.place.offsets::<E>(shared.scale.as_ref())
             };
+            let mut elements = [_mm512_setzero_si512(); 4];
             for part in 0..E::BYTES {
                 let (word, offset) = (words[part], offsets[part]);
                 let word = match MODE {
@@ -542,8 +596,10 @@ impl Chunk {
                     self.products = _mm512_add_epi64(self.products, product);
                     self.sums = _mm512_add_epi64(self.sums, keyed);
                 }
-                self.out.push(word, shared.way, shared.joint);
+                elements[part] = word;
             }
+            self.out
+                .push(position.out, &elements[..E::BYTES], shared.way);
         }
     }
 }
@@ -576,31 +632,58 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
             magnitude: E::broadcast((1_u64 << (bits - 1)) - 1),
             hashed: form.hashed,
             way,
-            joint: joint(runs[0].out.as_ptr()),
         }
     };
     let mut keys = keys(runs[0].hash.words);
     let step = pair(|half| HASH_STEPS[half].wrapping_mul(bits));
     let step = _mm512_set1_epi64(step);
 
+    let block_len = runs[0].block_len;
+    let (low, packed) = form.places(runs[0].start, block_len);
+    let mut position = Position {
+        low,
+        packed,
+        out: 0,
+        low_ahead: RAW_AHEAD,
+        packed_ahead: RAW_AHEAD,
+    };
+    let mut rings = [const { Ring::new() }; 3];
+    let mut rings = rings.iter_mut();
+    let mut first = runs[0].start % SUB_BLOCK / LANES;
+    let mut left = groups;
+
     // Written out, so that every chunk's state is in registers of its own.
     let mut runs = runs.iter_mut();
     // SAFETY: passed on; there are `K` runs of `groups` groups.
     unsafe {
-        let mut chunk = || runs.next().map(|run| (Chunk::new::<E>(run, &shared), run));
+        let mut chunk = || {
+            let (run, ring) = (runs.next()?, rings.next()?);
+            Some((Chunk::new::<E>(run, &shared, ring), run))
+        };
         macro_rules! run {
             ($($chunk:ident),*) => {
                 if let ($(Some(mut $chunk),)*) = ($({ let $chunk = chunk(); $chunk },)*) {
-                    if form.hashed {
-                        for _ in 0..groups {
-                            $($chunk.0.group::<E, WIDE, MODE, true>(&shared, &keys);)*
-                            for key in &mut keys[..E::BYTES] {
-                                *key = _mm512_add_epi32(*key, step);
+                    while left > 0 {
+                        let now = left.min(position.aim::<E>(form, first));
+                        if form.hashed {
+                            for _ in 0..now {
+                                $($chunk.0.group::<E, WIDE, MODE, true>(&shared, &keys, &position);)*
+                                for key in &mut keys[..E::BYTES] {
+                                    *key = _mm512_add_epi32(*key, step);
+                                }
+                                position.step::<E>(shared.packed_bytes);
+                            }
+                        } else {
+                            for _ in 0..now {
+                                $($chunk.0.group::<E, WIDE, MODE, false>(&shared, &keys, &position);)*
+                                position.step::<E>(shared.packed_bytes);
                             }
                         }
-                    } else {
-                        for _ in 0..groups {
-                            $($chunk.0.group::<E, WIDE, MODE, false>(&shared, &keys);)*
+                        left -= now;
+                        first += now;
+                        if first == SUB_BLOCK / LANES {
+                            position.next_block(form);
+                            first = 0;
                         }
                     }
                     $($chunk.0.finish::<E>($chunk.1, &shared, groups);)*
@@ -626,7 +709,7 @@ impl Chunk {
     ) {
         // SAFETY: as the caller's.
         unsafe {
-            self.out.finish(shared.way);
+            self.out.finish(64 * E::BYTES * groups, shared.way);
             self.state.write_back(run.decoder);
             if shared.hashed {
                 let words = (groups * 8 * E::BYTES) as u32;

@@ -227,9 +227,10 @@ impl State {
                 _mm512_and_si512(offset, low_bytes),
             );
             let odd = _mm512_add_epi16(
-                _mm512_mullo_epi16(
-                    _mm512_srli_epi16::<8>(frequency),
-                    _mm512_srli_epi16::<8>(high),
+                // High bytes times high bytes: both factors are 256 times too large.
+                _mm512_mulhi_epu16(
+                    _mm512_andnot_si512(low_bytes, frequency),
+                    _mm512_andnot_si512(low_bytes, high),
                 ),
                 _mm512_srli_epi16::<8>(offset),
             );

@@ -40,89 +40,126 @@ pub(super) enum Way {
     Plain,
     /// Streaming stores to aligned lines.
     Aligned,
-    /// Streaming stores to aligned lines, which begin in the middle of a register.
-    Shifted,
+    /// Streaming stores to aligned lines, which begin so many bytes into a register.
+    Shifted(usize),
 }
 
 impl Way {
     pub(super) fn of(to: *const u8, past_cache: bool) -> Self {
         match to.addr() % 64 {
-            shift if !past_cache || !shift.is_multiple_of(4) => Self::Plain,
+            _ if !past_cache => Self::Plain,
             0 => Self::Aligned,
-            _ => Self::Shifted,
+            shift => Self::Shifted(64 - shift),
         }
     }
 }
 
-/// Joins the end of one register with the begin of the next, for [`Way::Shifted`].
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(super) fn joint(to: *const u8) -> __m512i {
-    let first = _mm512_set1_epi32(16 - (to.addr() % 64 / 4) as i32);
-    let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    _mm512_add_epi32(first, lanes)
+/// Bytes of an output that are kept in the first cache until whole lines of them can be stored.
+const KEPT: usize = 2048;
+/// How many bytes a line is stored behind the last one that was pushed: so many that its parts have
+/// left the store queue, from which a load cannot take two of them at once.
+const BEHIND: usize = 1536;
+
+/// What [`Way::Shifted`] keeps: a ring, and its first line again behind it.
+#[repr(align(64))]
+pub(super) struct Ring([u8; KEPT + 64]);
+
+impl Ring {
+    pub(super) const fn new() -> Self {
+        Self([0; KEPT + 64])
+    }
 }
 
 /// An output that is written from front to back.
+#[derive(Clone, Copy)]
 pub(super) struct Output {
-    to: *mut u8,
-    /// The last register pushed, of which the end is still to be stored.
-    pending: __m512i,
     begin: *mut u8,
+    ring: *mut u8,
 }
 
 impl Output {
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    pub(super) fn new(to: *mut u8) -> Self {
-        Self {
-            to,
-            pending: _mm512_setzero_si512(),
-            begin: to,
-        }
+    pub(super) fn new(begin: *mut u8, ring: &mut Ring) -> Self {
+        let ring = ring.0.as_mut_ptr();
+        Self { begin, ring }
     }
 
-    /// Stores the next 64 bytes.
+    /// Stores the registers that follow the first `at` bytes: 1, 2 or 4, always as many.
     ///
     /// # Safety
-    /// The CPU has AVX-512 with BW, there is room for 64 more bytes, `way` and `joint` are those of
-    /// this output or of one of the same alignment.
+    /// The CPU has AVX-512 with BW, there is room for the registers, `way` is that of this output or
+    /// of one of the same alignment, and all bytes before `at` have been pushed.
     #[inline(always)]
-    pub(super) unsafe fn push(&mut self, register: __m512i, way: Way, joint: __m512i) {
+    pub(super) unsafe fn push(self, at: usize, registers: &[__m512i], way: Way) {
         // SAFETY: plain stores go where there is room. A shifted output stores the first part of its
-        // first register by mask, then whole lines of which every byte has been pushed.
+        // first register by mask, then whole lines of which every byte has been pushed. Positions in
+        // the ring are below `KEPT`, a multiple of 1, 2 and 4 registers, and it has 64 bytes more.
         unsafe {
+            let to = self.begin.add(at);
             match way {
-                Way::Plain => _mm512_storeu_si512(self.to.cast(), register),
-                Way::Aligned => _mm512_stream_si512(self.to.cast(), register),
-                Way::Shifted => {
-                    let shift = self.to.addr() % 64;
-                    if self.to == self.begin {
-                        _mm512_mask_storeu_epi8(self.to.cast(), u64::MAX >> shift, register);
-                    } else {
-                        let line = _mm512_permutex2var_epi32(self.pending, joint, register);
-                        _mm512_stream_si512(self.to.sub(shift).cast(), line);
+                Way::Plain => {
+                    for (part, &register) in registers.iter().enumerate() {
+                        _mm512_storeu_si512(to.add(64 * part).cast(), register);
                     }
-                    self.pending = register;
+                }
+                Way::Aligned => {
+                    for (part, &register) in registers.iter().enumerate() {
+                        _mm512_stream_si512(to.add(64 * part).cast(), register);
+                    }
+                }
+                Way::Shifted(shift) => {
+                    let place = at % KEPT;
+                    for (part, &register) in registers.iter().enumerate() {
+                        _mm512_store_si512(self.ring.add(place + 64 * part).cast(), register);
+                    }
+                    if place == 0 {
+                        _mm512_store_si512(self.ring.add(KEPT).cast(), registers[0]);
+                        if at == 0 {
+                            let first = (1 << shift) - 1;
+                            _mm512_mask_storeu_epi8(self.begin.cast(), first, registers[0]);
+                        }
+                    }
+                    if at >= BEHIND {
+                        for part in 0..registers.len() {
+                            self.store_line(at - BEHIND + 64 * part, shift);
+                        }
+                    }
                 }
             }
-            self.to = self.to.add(64);
         }
     }
 
-    /// Stores what a shifted output still holds.
+    /// Stores the line that begins `shift` bytes behind `at`.
     ///
     /// # Safety
-    /// As [`Output::push`].
+    /// As [`Output::push`], with 128 bytes pushed from `at` on.
     #[inline(always)]
-    pub(super) unsafe fn finish(self, way: Way) {
-        if way == Way::Shifted && self.to != self.begin {
-            let shift = self.to.addr() % 64;
-            // SAFETY: the masked bytes are the end of the last register pushed, for which there was room.
-            unsafe {
-                let end = self.to.sub(64).cast();
-                _mm512_mask_storeu_epi8(end, !(u64::MAX >> shift), self.pending);
+    unsafe fn store_line(self, at: usize, shift: usize) {
+        // SAFETY: as the caller's.
+        unsafe {
+            let line = _mm512_loadu_si512(self.ring.add(at % KEPT + shift).cast());
+            _mm512_stream_si512(self.begin.add(at + shift).cast(), line);
+        }
+    }
+
+    /// Stores what a shifted output of `len` bytes still holds.
+    ///
+    /// # Safety
+    /// As [`Output::push`], with `len` bytes pushed.
+    #[inline(always)]
+    pub(super) unsafe fn finish(self, len: usize, way: Way) {
+        let Way::Shifted(shift) = way else { return };
+        if len == 0 {
+            return;
+        }
+        // SAFETY: all bytes have been pushed; those that are masked out are not touched.
+        unsafe {
+            for at in (len.saturating_sub(BEHIND)..len - 64).step_by(64) {
+                self.store_line(at, shift);
             }
+            let last = len - 64;
+            let rest = _mm512_load_si512(self.ring.add(last % KEPT).cast());
+            let mask = u64::MAX << shift;
+            _mm512_mask_storeu_epi8(self.begin.add(last).cast(), mask, rest);
         }
     }
 }

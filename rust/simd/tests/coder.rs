@@ -88,6 +88,7 @@ pub(super) fn check_decode<V: Value + PartialEq + std::fmt::Debug>(
                 stream: &streams[i],
                 escapes: &escapes[i],
                 used: before[i],
+                beyond: 0,
                 ahead: &ahead,
             }
         })

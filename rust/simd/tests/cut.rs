@@ -13,7 +13,7 @@ use super::guard_page::{Edge, Guarded};
 use super::naive::{self, Entries};
 use super::{CANARY, Random};
 use crate::chunk::ChunkHash;
-use crate::constants::{LANES, MAX_SYMBOLS};
+use crate::constants::{LANES, MAX_SYMBOLS, SUB_BLOCK};
 use crate::entropy::rans::{Decoder, EscapedValues, ValueMap};
 use crate::planes::words::low_mask;
 use crate::simd::Kernels;
@@ -33,6 +33,8 @@ pub(super) struct CutCase {
     past_cache: bool,
     runs: usize,
     groups: usize,
+    /// Groups of the chunk before the run.
+    before: usize,
     seed: u64,
 }
 
@@ -54,12 +56,17 @@ pub(super) fn cut_case() -> impl Strategy<Value = CutCase> {
         (2..=MAX_SYMBOLS, 0_usize..3, 0_u32..8, any::<u32>()),
         prop::option::of(scale),
         any::<[bool; 6]>(),
-        (1_usize..=5, 0_usize..20, any::<u64>()),
+        (
+            1_usize..=5,
+            prop_oneof![0_usize..20, 60..150_usize],
+            0_usize..130,
+            any::<u64>(),
+        ),
     )
         .prop_map(|((count, width, packed_bits, sign), scale, flags, size)| {
             let element_bytes = 1 << width;
             let [skewed, escape, wide, hashed, past_cache, rotated] = flags;
-            let (runs, groups, seed) = size;
+            let (runs, groups, before, seed) = size;
             CutCase {
                 entries: Random::new(seed).entries(count, skewed, escape),
                 escape,
@@ -72,6 +79,7 @@ pub(super) fn cut_case() -> impl Strategy<Value = CutCase> {
                 past_cache,
                 runs,
                 groups,
+                before,
                 seed,
             }
         })
@@ -83,9 +91,38 @@ struct Chunk {
     stream: Guarded,
     escaped: Vec<u16>,
     escapes: EscapedValues,
-    low: Vec<Guarded>,
-    packed: Guarded,
+    low: Vec<Vec<u8>>,
+    packed: Vec<u8>,
+    raw: Guarded,
     first: usize,
+}
+
+/// Elements of the sub-blocks of a run.
+fn block_len(case: &CutCase) -> usize {
+    let end = LANES * (case.before + case.groups);
+    let begin = LANES * case.before / SUB_BLOCK * SUB_BLOCK;
+    SUB_BLOCK.min(end - begin)
+}
+
+/// The raw plane by docs/format.md, up to the end of the run; what comes before it is noise.
+fn raw_plane(case: &CutCase, low: &[Vec<u8>], packed: &[u8], random: &mut Random) -> Vec<u8> {
+    let block_len = block_len(case);
+    let width = case.packed_bits as usize;
+    let block_bytes = low.len() * SUB_BLOCK + SUB_BLOCK / 8 * width;
+    let mut raw = Vec::new();
+    for group in 0..case.groups {
+        let element = LANES * (case.before + group);
+        let (begin, within) = (element / SUB_BLOCK * block_bytes, element % SUB_BLOCK);
+        let bits = begin + low.len() * block_len + within / 8 * width;
+        let end = bits + LANES / 8 * width;
+        raw.extend(random.bytes(end.saturating_sub(raw.len())));
+        for (number, plane) in low.iter().enumerate() {
+            let to = begin + number * block_len + within;
+            raw[to..to + LANES].copy_from_slice(&plane[LANES * group..][..LANES]);
+        }
+        raw[bits..end].copy_from_slice(&packed[LANES / 8 * width * group..][..LANES / 8 * width]);
+    }
+    raw
 }
 
 impl Chunk {
@@ -94,11 +131,15 @@ impl Chunk {
         let escaped: Vec<u16> = (0..random.below(100))
             .map(|_| random.next() as u16)
             .collect();
-        let mut bytes = |len: usize| Guarded::copy_of(&random.bytes(len), random.edge());
+        let low: Vec<Vec<u8>> = (0..low_bytes).map(|_| random.bytes(count)).collect();
+        let packed = random.bytes(count / 8 * case.packed_bits as usize);
+        let raw = raw_plane(case, &low, &packed, random);
+        let stream = random.bytes(count);
         Self {
-            stream: bytes(count),
-            low: (0..low_bytes).map(|_| bytes(count)).collect(),
-            packed: bytes(count / 8 * case.packed_bits as usize),
+            stream: Guarded::copy_of(&stream, random.edge()),
+            raw: Guarded::copy_of(&raw, random.edge()),
+            low,
+            packed,
             escapes: EscapedValues::new(escaped.iter().copied()),
             escaped,
             states: random.states(),
@@ -225,8 +266,9 @@ pub(super) fn check_cut(kernels: Kernels, case: &CutCase) {
     let mut runs: Vec<CutRun<'_, '_>> = parts
         .map(|(((chunk, decoder), out), hash)| CutRun {
             decoder,
-            low: std::array::from_fn(|byte| chunk.low.get(byte).map_or(&[][..], |low| &low[..])),
-            packed: &chunk.packed,
+            raw: &chunk.raw,
+            start: LANES * case.before,
+            block_len: block_len(case),
             out: &mut out[skip..],
             hash,
             first: chunk.first,
