@@ -9,6 +9,7 @@ use std::io::{Seek, Write};
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::container::external::External;
 use crate::container::memory::Memory;
 use crate::container::prelude::{Body, TensorType, write_prelude};
 use crate::container::writer::{Spare, StreamWriter, constant_element};
@@ -186,6 +187,19 @@ pub fn write_reference(
         name: name.to_owned(),
     };
     Ok(write_prelude(&tensor, &body, &[]))
+}
+
+/// A stream that stands for bytes of a tensor in another file.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a shape that is too large.
+pub(crate) fn write_external(dtype: Dtype, shape: &[u64], external: External) -> Result<Vec<u8>> {
+    let tensor = TensorType::new(dtype, shape)?;
+    Ok(write_prelude(
+        &tensor,
+        &Body::External(Box::new(external)),
+        &[],
+    ))
 }
 
 /// The hash that identifies a tensor's bytes wherever one tensor refers to another: XXH3-128.

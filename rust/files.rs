@@ -10,18 +10,22 @@
 //!
 //! Place in docs/format-files.md: "Telling files apart".
 
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 
 pub use crate::container::file::{StreamCompressor, StreamDecompressor};
 pub use crate::container::kind::{ContentKind, content_kind};
 
 use crate::container::atomic::write_atomically;
-use crate::container::file::{compress_frames, decode_frames, scan_frames};
+use crate::container::file::{compress_frames, decode_frames, frame_references, scan_frames};
 use crate::container::mapped::Mapped;
 use crate::container::pieces::decode_streams;
 use crate::error::{Error, Result};
-use crate::safetensors::{BaseChoice, Header, SafetensorsFile, compress_map};
+use crate::safetensors::catalog::RangePlan;
+use crate::safetensors::siblings::Siblings;
+use crate::safetensors::{BaseChoice, Catalog, Header, SafetensorsFile, compress_map};
 use crate::{CompressOptions, DecompressOptions, Stream};
 
 /// Told the original bytes that are done, and how many there are; an error from it stops the work and
@@ -40,7 +44,7 @@ pub fn compress_file(
     overwrite: bool,
     progress: &mut Progress<'_>,
 ) -> Result<(u64, u64)> {
-    compress_file_with_base(src, dst, None, options, overwrite, progress)
+    compress_inner(src, dst, (None, None), options, overwrite, progress)
 }
 
 /// As [`compress_file`]; tensors of a `.safetensors` file become deltas where that is smaller. Other
@@ -52,6 +56,68 @@ pub fn compress_file_with_base(
     src: &Path,
     dst: &Path,
     base: Option<BaseChoice<'_>>,
+    options: &CompressOptions,
+    overwrite: bool,
+    progress: &mut Progress<'_>,
+) -> Result<(u64, u64)> {
+    compress_inner(src, dst, (base, None), options, overwrite, progress)
+}
+
+/// As [`compress_file`] for a `.safetensors` file that `catalog` knows as `name`: tensors of files before
+/// it in the catalog are not stored again.
+///
+/// # Errors
+/// As [`compress_file`].
+pub fn compress_shard(
+    src: &Path,
+    dst: &Path,
+    (catalog, name): (&Catalog, &str),
+    options: &CompressOptions,
+    overwrite: bool,
+    progress: &mut Progress<'_>,
+) -> Result<(u64, u64)> {
+    compress_inner(
+        src,
+        dst,
+        (None, Some((catalog, name))),
+        options,
+        overwrite,
+        progress,
+    )
+}
+
+/// Compresses a file of any kind that is called `name` beside those of `catalog`, if `ranges` of it that are
+/// tensors of the catalog make up at least half of it; `None` if they do not.
+///
+/// # Errors
+/// As [`compress_file`].
+pub fn compress_ranges(
+    src: &Path,
+    dst: &Path,
+    (catalog, name): (&Catalog, &str),
+    ranges: Vec<Range<usize>>,
+    options: &CompressOptions,
+    progress: &mut Progress<'_>,
+) -> Result<Option<(u64, u64)>> {
+    let map = Mapped::open(src)?;
+    let (data, original) = (map.bytes(), map.bytes().len() as u64);
+    let plan = RangePlan::new(catalog, name, data, ranges, &mut || progress(0, original))?;
+    if plan.bytes() == 0 || plan.bytes() < data.len() / 2 {
+        return Ok(None);
+    }
+    write_atomically(dst, true, |out| {
+        let compressed = compress_frames(out, data, &plan, options, &mut |done| {
+            progress(done, original)
+        })?;
+        map.unchanged()?;
+        Ok(Some((original, compressed)))
+    })
+}
+
+fn compress_inner(
+    src: &Path,
+    dst: &Path,
+    (base, catalog): (Option<BaseChoice<'_>>, Option<(&Catalog, &str)>),
     options: &CompressOptions,
     overwrite: bool,
     progress: &mut Progress<'_>,
@@ -68,13 +134,19 @@ pub fn compress_file_with_base(
     write_atomically(dst, overwrite, |out| {
         progress(0, original)?;
         let compressed = if kind == ContentKind::Safetensors {
-            compress_map(out, &map, base, options, progress)?
+            compress_map(out, &map, (base, catalog), options, progress)?
         } else {
             let mut sweep = map.sweep();
-            compress_frames(out, map.bytes(), options, &mut |done| {
-                sweep.passed(done as usize);
-                progress(done, original)
-            })?
+            compress_frames(
+                out,
+                map.bytes(),
+                &RangePlan::default(),
+                options,
+                &mut |done| {
+                    sweep.passed(done as usize);
+                    progress(done, original)
+                },
+            )?
         };
         map.unchanged()?;
         Ok((original, compressed))
@@ -121,6 +193,7 @@ pub fn decompress_file_with_base(
 ) -> Result<(u64, u64)> {
     let source = CompressedFile::open(src, base)?;
     let original = source.original_bytes()?;
+    source.references(true)?;
     if let Some(limit) = max_output_bytes.filter(|&limit| original > limit) {
         return Err(Error::OutputTooLarge {
             needed: original,
@@ -132,6 +205,16 @@ pub fn decompress_file_with_base(
             Ok(out.write_all(piece)?)
         })
     })
+}
+
+/// The files that a compressed file refers to, by names relative to its folder; with `check` each tensor
+/// referred to is looked for.
+///
+/// # Errors
+/// [`Error::Corrupt`] if `src` is damaged or not compressed, [`Error::BaseMismatch`] if it refers to what
+/// is not there.
+pub fn references(src: &Path, check: bool) -> Result<BTreeSet<String>> {
+    CompressedFile::open(src, None)?.references(check)
 }
 
 /// Decodes all of `src` and writes nothing; returns the compressed and the original length.
@@ -193,6 +276,19 @@ impl CompressedFile {
         error.within(&self.map().path().display().to_string())
     }
 
+    /// The other files it refers to; with `check` each tensor referred to is looked for.
+    fn references(&self, check: bool) -> Result<BTreeSet<String>> {
+        let files = match self {
+            Self::Safetensors(file) => file.references(check),
+            Self::Frames(map) => {
+                let siblings = check.then(|| Siblings::of(map.path()));
+                frame_references(map.bytes(), siblings.as_ref())
+            }
+            Self::Tensor(_) => Ok(BTreeSet::new()),
+        };
+        files.map_err(|error| self.named(error))
+    }
+
     /// Checks the structure and says how long the original is.
     fn original_bytes(&self) -> Result<u64> {
         let bytes = match self {
@@ -221,10 +317,15 @@ impl CompressedFile {
             Self::Safetensors(file) => file.decode_file(options, &mut sink),
             Self::Frames(map) => {
                 let mut sweep = map.sweep();
-                decode_frames(map.bytes(), options, &mut |piece, read| {
-                    sweep.passed(read);
-                    sink(piece)
-                })
+                decode_frames(
+                    map.bytes(),
+                    &Siblings::of(map.path()),
+                    options,
+                    &mut |piece, read| {
+                        sweep.passed(read);
+                        sink(piece)
+                    },
+                )
             }
             Self::Tensor(map) => decode_tensor(map.bytes(), options, &mut sink),
         };

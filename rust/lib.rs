@@ -33,6 +33,8 @@ mod simd;
 mod varint;
 
 pub use codec::{compress, compress_delta, compress_to, content_hash, write_reference};
+pub use container::explain::{Alternative, Explanation, FieldUse, ScaleUse, estimate};
+pub use container::external::{Derivation, External};
 pub use container::info::StreamInfo;
 pub use container::stream::{Reference, Stream};
 pub use dtype::{Dtype, FloatFields};

@@ -1,19 +1,25 @@
 //! The plan of a tensor: chunk size, models, and which chunk uses which.
 
 use crate::codec::content_hash;
-use crate::constants::{CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_LEVEL_CHUNK_LOG2, MAX_MODELS};
+use crate::constants::{
+    ALIGNMENT, CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_LEVEL_CHUNK_LOG2, MAX_MODELS,
+};
 use crate::container::prelude::{Chunked, Delta, TensorType};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::delta_fit::select_delta;
+use crate::model::records::Records;
 use crate::model::select::{Input, select_float};
-use crate::model::select_bytes::{Known, select_generic};
+use crate::model::select_bytes::{Chosen, Known, select_generic, select_one};
+use crate::model::select_records::RecordsPlan;
 use crate::options::{CompressOptions, Level};
 use crate::parallel;
 use crate::simd::Kernels;
 
 /// Below this size a tensor is stored raw: a table and 64 states cost more than they save.
 const MIN_MODEL_BYTES: usize = 2048;
+/// Below this size so are wide integers, whose upper bytes are constant as a rule.
+const MIN_INTEGER_BYTES: usize = 256;
 /// Original bytes that share a model where the data may change its nature on the way.
 const SEGMENT_BYTES: usize = 1 << 17;
 /// Segments whose models are searched for together.
@@ -25,10 +31,17 @@ pub(crate) struct Plan {
     pub(crate) chunked: Chunked,
     /// Chunks that share an entry of `assignment`.
     segment_chunks: usize,
-    /// The model of each segment, `None` for raw.
-    assignment: Vec<Option<usize>>,
-    /// About what the stream takes, in bytes.
+    /// How each segment is stored, `None` for raw.
+    assignment: Vec<Option<Assigned>>,
+    /// About what the stream takes, in bytes, or a little more.
     pub(crate) bytes: u64,
+}
+
+/// Models and records, each counted from 0.
+#[derive(Clone, Copy, Debug)]
+enum Assigned {
+    Model(usize),
+    Records(usize),
 }
 
 impl Plan {
@@ -51,18 +64,20 @@ impl Plan {
         };
         let chunks = data.len().div_ceil(chunk_bytes);
         let whole = |models: Vec<Model>, scale| Self {
-            assignment: vec![if models.is_empty() { None } else { Some(0) }],
+            assignment: vec![(!models.is_empty()).then_some(Assigned::Model(0))],
             segment_chunks: chunks.max(1),
             chunked: Chunked {
                 chunk_log2,
                 models,
+                records: Vec::new(),
                 scale,
                 delta: None,
             },
             bytes: data.len() as u64,
         };
         if data.len() < MIN_MODEL_BYTES {
-            return Ok(whole(Vec::new(), None));
+            let models = small_integers(&input, tensor);
+            return Ok(whole(models.into_iter().collect(), None));
         }
         if let Some(fields) = tensor.dtype.float_fields() {
             // Complex tensors are floats side by side.
@@ -92,14 +107,22 @@ impl Plan {
             hint: options.hint,
         };
         let models = parallel::map(options.threads, groups.len(), |group| {
-            let segments = groups[group].chunks(segment_bytes);
-            select_generic(segments.map(|bytes| Input { bytes, ..input }), known)
+            let first = group * GROUP_SEGMENTS * segment_bytes;
+            let segments = groups[group].chunks(segment_bytes).enumerate();
+            let segments = segments
+                .map(|(number, bytes)| (Input { bytes, ..input }, first + number * segment_bytes));
+            select_generic(segments, known)
         })?;
         plan.bytes = 0;
         for (best, segment) in models.into_iter().flatten().zip(data.chunks(segment_bytes)) {
-            let (model, bytes) = best.map(|best| (best.model, best.bytes)).unzip();
+            let (chosen, bytes) = best.unzip();
             plan.bytes += bytes.unwrap_or(segment.len() as u64);
-            plan.assign(model);
+            let storage = match chosen {
+                None => None,
+                Some(Chosen::Model(model)) => Some(Assigned::Model(plan.number_of(model))),
+                Some(Chosen::Records(records)) => plan.add_records(*records).map(Assigned::Records),
+            };
+            plan.assignment.push(storage);
         }
         Ok(plan)
     }
@@ -134,6 +157,7 @@ impl Plan {
                 chunked: Chunked {
                     chunk_log2,
                     models: Vec::new(),
+                    records: Vec::new(),
                     scale: None,
                     delta: Some(Delta {
                         content_hash: content_hash(base),
@@ -141,33 +165,63 @@ impl Plan {
                     }),
                 },
                 segment_chunks: data.len().div_ceil(1 << chunk_log2),
-                assignment: vec![Some(0)],
+                assignment: vec![Some(Assigned::Model(0))],
                 bytes: best.bytes,
             }))
     }
 
-    /// Gives the next segment a model, an earlier one if it is the same.
-    fn assign(&mut self, model: Option<Model>) {
+    /// The number of a model, an earlier one if it is the same.
+    fn number_of(&mut self, model: Model) -> usize {
         let models = &mut self.chunked.models;
-        let number = model.map(|model| {
-            models
-                .iter()
-                .rposition(|known| *known == model)
-                .unwrap_or_else(|| {
-                    models.push(model);
-                    models.len() - 1
-                })
-        });
-        self.assignment.push(number);
+        let known = models.iter().rposition(|known| *known == model);
+        known.unwrap_or_else(|| {
+            models.push(model);
+            models.len() - 1
+        })
+    }
+
+    /// The number of records; `None` if there are too many models already.
+    fn add_records(&mut self, plan: RecordsPlan) -> Option<usize> {
+        if self.chunked.models.len() + plan.models.len() > MAX_MODELS / 2 {
+            return None;
+        }
+        let models = plan.models.into_iter();
+        let models = models.map(|model| model.map(|model| self.number_of(model)));
+        let records = Records {
+            class_of: plan.class_of,
+            models: models.collect(),
+        };
+        let all = &mut self.chunked.records;
+        all.push(records);
+        Some(all.len() - 1)
     }
 
     /// The model of a chunk, `None` for raw.
     pub(crate) fn model_of(&self, chunk: usize) -> Option<usize> {
-        self.assignment
-            .get(chunk / self.segment_chunks)
-            .copied()
-            .flatten()
+        match self.assignment.get(chunk / self.segment_chunks)? {
+            Some(Assigned::Model(number)) => Some(*number),
+            Some(Assigned::Records(number)) => Some(self.chunked.models.len() + number),
+            None => None,
+        }
     }
+}
+
+/// A model for a small tensor of wide integers, most of whose bytes are constant as a rule.
+fn small_integers(input: &Input<'_>, tensor: &TensorType) -> Option<Model> {
+    let width = tensor.dtype.itemsize();
+    if input.bytes.len() < MIN_INTEGER_BYTES || width == 1 || tensor.dtype.float_fields().is_some()
+    {
+        return None;
+    }
+    let known = Known {
+        width: Some(width),
+        hint: None,
+    };
+    let best = select_one(input, known)?;
+    // What a larger tensor hardly notices: the model itself, and padding.
+    let mut wire = Vec::new();
+    best.model.write_to(&mut wire);
+    (best.bytes as usize + wire.len() + 2 * ALIGNMENT < input.bytes.len()).then_some(best.model)
 }
 
 /// log2 of the chunk size for `len` bytes.

@@ -4,6 +4,7 @@
 
     c = nz.compress(tensor)         # torch, numpy, cupy, DLPack, bytes
     same = nz.decompress(c)         # every bit of it
+    nz.explain(c).reasons           # where the bits go, and why
 
 Importing neuzip_rs imports no array framework; `nz.safetensors`, `nz.save` and `nz.load` are
 loaded when they are first used.
@@ -24,6 +25,7 @@ from neuzip_rs._tensor import compress, decompress
 
 if TYPE_CHECKING:
     import neuzip_rs.safetensors as safetensors
+    from neuzip_rs._explain import estimate, explain
     from neuzip_rs.state import load, save
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "__version__",
     "compress",
     "decompress",
+    "estimate",
+    "explain",
     "load",
     "safetensors",
     "save",
@@ -44,6 +48,8 @@ __all__ = [
 
 # Name -> (module, attribute of it; None for the module itself).
 _LAZY: Final[dict[str, tuple[str, str | None]]] = {
+    "estimate": ("neuzip_rs._explain", "estimate"),
+    "explain": ("neuzip_rs._explain", "explain"),
     "load": ("neuzip_rs.state", "load"),
     "safetensors": ("neuzip_rs.safetensors", None),
     "save": ("neuzip_rs.state", "save"),

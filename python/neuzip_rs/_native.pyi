@@ -6,6 +6,7 @@ from typing import Any, Final, Self, SupportsIndex, TypeAlias, final
 from typing_extensions import Buffer
 
 __all__ = [
+    "Catalog",
     "CompressedTensor",
     "SafetensorsFile",
     "StreamCompressor",
@@ -16,6 +17,8 @@ __all__ = [
     "content_kind",
     "decompress_file",
     "decompress_into",
+    "estimate",
+    "references",
     "simd_tier",
     "stream_header",
     "verify_file",
@@ -49,6 +52,7 @@ class CompressedTensor(_Buffer):
     @staticmethod
     def from_bytes(data: Buffer, /, *, framework: str | None = None) -> CompressedTensor: ...
     def info(self) -> dict[str, Any]: ...
+    def explain(self, *, measure: bool = False) -> dict[str, Any]: ...
     def __bytes__(self) -> bytes: ...
     def __getitem__(self, key: _Any, /) -> _Any: ...
     def __eq__(self, other: object, /) -> bool: ...
@@ -70,6 +74,15 @@ def compress(
     hint: str | None = None,
     base: Buffer | None = None,
 ) -> CompressedTensor: ...
+def estimate(
+    data: Buffer,
+    dtype: str,
+    shape: Sequence[SupportsIndex],
+    *,
+    level: str = "default",
+    threads: int | None = None,
+    hint: str | None = None,
+) -> dict[str, Any]: ...
 def decompress_into(
     source: Buffer | CompressedTensor,
     out: Buffer,
@@ -105,6 +118,7 @@ def decompress_file(
     progress: Callable[[int, int], object] | None = None,
     base: str | None = None,
 ) -> tuple[int, int]: ...
+def references(src: str, *, check: bool = False) -> list[str]: ...
 def verify_file(
     src: str,
     *,
@@ -127,9 +141,42 @@ class StreamDecompressor:
         threads: int | None = None,
         verify: bool = True,
         max_output_size: int | None = None,
+        beside: str | None = None,
     ) -> Self: ...
     def feed(self, data: Buffer) -> bytes: ...
     def finish(self) -> None: ...
+
+@final
+class Catalog:
+    def __new__(
+        cls,
+        root: str,
+        names: Sequence[str],
+        *,
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Self: ...
+    def compress_file(
+        self,
+        name: str,
+        src: str,
+        dst: str,
+        *,
+        level: str = "default",
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> tuple[int, int]: ...
+    def compress_ranges(
+        self,
+        name: str,
+        src: str,
+        dst: str,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        level: str = "default",
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> tuple[int, int] | None: ...
 
 @final
 class SafetensorsFile:
@@ -147,6 +194,15 @@ class SafetensorsFile:
     def nbytes(self, name: str) -> int: ...
     def stored_nbytes(self, name: str) -> int: ...
     def info(self, name: str) -> dict[str, Any] | None: ...
+    def explain(self, name: str, *, measure: bool = False) -> dict[str, Any]: ...
+    def estimate(
+        self,
+        *,
+        catalog: tuple[Catalog, str] | None = None,
+        level: str = "default",
+        threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> list[dict[str, Any]]: ...
     def read_into(
         self,
         name: str,

@@ -182,6 +182,40 @@ impl ChunkShape<'_> {
     }
 }
 
+/// Bytes of one plane in a payload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlaneBytes {
+    /// Raw bits, or the stream and its escapes.
+    pub(crate) content: usize,
+    /// Head and states of a coded plane.
+    pub(crate) overhead: usize,
+}
+
+/// What each plane of `model` takes in the payload of a chunk.
+///
+/// # Errors
+/// [`Error::Corrupt`] when the payload is not one of the model.
+pub(crate) fn plane_bytes(
+    model: &Model,
+    chunk_len: usize,
+    payload: &[u8],
+) -> Result<Vec<PlaneBytes>> {
+    let layout = ChunkShape { model, chunk_len }.layout(payload)?;
+    let (mut coded, mut raw) = (layout.coded.iter(), layout.raw.iter());
+    let planes = model.planes.iter().map(|plane| {
+        let (content, overhead) = match plane.mode {
+            PlaneMode::Constant(_) => (0, 0),
+            PlaneMode::Raw => (raw.next().map_or(0, Range::len), 0),
+            PlaneMode::Coded(_) | PlaneMode::Contexts(_) => coded.next().map_or((0, 0), |part| {
+                let escapes: usize = part.escapes.iter().map(Range::len).sum();
+                (part.stream.len() + escapes, HEAD_BYTES + STATES_BYTES)
+            }),
+        };
+        PlaneBytes { content, overhead }
+    });
+    Ok(planes.collect())
+}
+
 struct Cursor<'a> {
     payload: &'a [u8],
     position: usize,

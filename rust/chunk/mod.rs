@@ -11,10 +11,13 @@ mod hash;
 mod layout;
 mod payload;
 mod planes;
+mod records;
 
 pub(crate) use delta::DeltaCoder;
 pub(crate) use hash::{ChunkHash, HASH_KEYS, HASH_STEPS, chunk_hash};
+pub(crate) use layout::plane_bytes;
 pub(crate) use payload::Payload;
+pub(crate) use records::{decode_records, encode_records, records_layout};
 
 use std::sync::OnceLock;
 

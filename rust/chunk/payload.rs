@@ -30,7 +30,7 @@ impl Payload {
         &self.memory[..self.len]
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[..self.len]
     }
 

@@ -10,7 +10,7 @@ use crate::model::{Model, PlaneMode};
 /// Facts about a stream, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamInfo {
-    /// `chunked`, `constant`, `reference`, `delta` or `base`.
+    /// `chunked`, `constant`, `reference`, `delta`, `base` or `external`.
     pub body: &'static str,
     /// Number of chunks.
     pub chunks: usize,
@@ -55,6 +55,10 @@ impl Stream<'_> {
                 info.body = "base";
                 info.modes.push("base".to_owned());
             }
+            Body::External(_) => {
+                info.body = "external";
+                info.modes.push("external".to_owned());
+            }
             Body::Chunked(chunked) => {
                 if chunked.delta.is_some() {
                     info.body = "delta";
@@ -67,9 +71,10 @@ impl Stream<'_> {
                     let mode = match self.index.storage(chunk) {
                         Storage::Raw => "raw".to_owned(),
                         Storage::Constant => "constant".to_owned(),
-                        Storage::Model(model) => match &chunked.delta {
-                            Some(delta) => describe_delta(&delta.model),
-                            None => describe(&chunked.models[model]),
+                        Storage::Model(model) => match (&chunked.delta, chunked.records(model)) {
+                            (Some(delta), _) => describe_delta(&delta.model),
+                            (_, Some(records)) => format!("records of {}", records.record_bytes()),
+                            _ => describe(&chunked.models[model]),
                         },
                     };
                     if !info.modes.contains(&mode) {

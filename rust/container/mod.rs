@@ -1,6 +1,8 @@
 //! Streams and files: headers, indexes, checksums, readers and writers.
 
 pub(crate) mod atomic;
+pub(crate) mod explain;
+pub(crate) mod external;
 pub(crate) mod file;
 pub(crate) mod index;
 pub(crate) mod info;

@@ -5,7 +5,7 @@
 //! [varint]  length of the prelude, from the magic to the checksum
 //! [varint]  required features
 //! [8 bits]  dtype   [8 bits] dimensions   [varint] each dimension
-//! [8 bits]  body: 0 chunked, 1 constant, 2 reference, 3 delta, 4 base
+//! [8 bits]  body: 0 chunked, 1 constant, 2 reference, 3 delta, 4 base, 5 external
 //! ...       what the body needs
 //! [32 bits] checksum: low half of XXH3-64 of everything before it
 //! ```
@@ -14,6 +14,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::external::External;
 use super::index::{ChunkEntry, index_len, write_index};
 use crate::constants::{
     CHECKSUM_BYTES, CHUNK_LOG2, FORMAT_VERSION, MAX_DIMS, MAX_MODELS, STREAM_MAGIC,
@@ -21,6 +22,7 @@ use crate::constants::{
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::delta::DeltaModel;
+use crate::model::records::Records;
 use crate::model::{Model, PlaneMode};
 use crate::planes::scale::ScaleOffsets;
 use crate::varint::{read_varint, varint_len, write_varint};
@@ -41,8 +43,12 @@ pub(crate) mod feature {
     pub(crate) const CONTEXTS: u64 = 1 << 5;
     /// Rows or columns whose signs are turned.
     pub(crate) const SIGN_FLIPS: u64 = 1 << 6;
+    /// The body refers to a tensor of another file.
+    pub(crate) const EXTERNAL: u64 = 1 << 7;
+    /// Chunks of records.
+    pub(crate) const RECORDS: u64 = 1 << 8;
     /// Names, in the order of the bits.
-    pub(crate) const NAMES: [&str; 7] = [
+    pub(crate) const NAMES: [&str; 9] = [
         "scale-offsets",
         "wide-symbols",
         "trailing-zeros",
@@ -50,6 +56,8 @@ pub(crate) mod feature {
         "base",
         "contexts",
         "sign-flips",
+        "external",
+        "records",
     ];
     /// Every feature this release has.
     pub(crate) const KNOWN: u64 = (1 << NAMES.len()) - 1;
@@ -107,6 +115,8 @@ pub(crate) enum Body {
     Reference { content_hash: u128, name: String },
     /// The tensor is the same as its base.
     Base { content_hash: u128 },
+    /// The bytes stand in a tensor of another file.
+    External(Box<External>),
 }
 
 /// How a chunked body is cut and which models its chunks use.
@@ -114,6 +124,8 @@ pub(crate) enum Body {
 pub(crate) struct Chunked {
     pub(crate) chunk_log2: u32,
     pub(crate) models: Vec<Model>,
+    /// Their numbers follow those of the models.
+    pub(crate) records: Vec<Records>,
     pub(crate) scale: Option<ScaleOffsets>,
     /// Set in streams that are deltas, which have no other model.
     pub(crate) delta: Option<Delta>,
@@ -127,16 +139,24 @@ pub(crate) struct Delta {
 }
 
 impl Chunked {
-    /// Models that chunks may name.
-    pub(crate) fn model_count(&self) -> usize {
-        self.models.len() + usize::from(self.delta.is_some())
+    /// Models and records: what a chunk may be stored with.
+    pub(crate) fn storages(&self) -> usize {
+        self.models.len() + self.records.len() + usize::from(self.delta.is_some())
     }
 
-    /// Bytes of the elements that a model takes apart.
+    /// The records with this number, if it is not one of a model.
+    pub(crate) fn records(&self, number: usize) -> Option<&Records> {
+        self.records.get(number.checked_sub(self.models.len())?)
+    }
+
+    /// Bytes of the elements that a model takes apart; records are counted in bytes.
     pub(crate) fn element_bytes(&self, model: usize) -> usize {
         match &self.delta {
             Some(delta) => delta.model.element_bytes,
-            None => self.models[model].element_bytes,
+            None => self
+                .models
+                .get(model)
+                .map_or(1, |model| model.element_bytes),
         }
     }
 
@@ -151,6 +171,7 @@ const CONSTANT: u8 = 1;
 const REFERENCE: u8 = 2;
 const DELTA: u8 = 3;
 const BASE: u8 = 4;
+const EXTERNAL: u8 = 5;
 /// Bytes of a content hash.
 const CONTENT_HASH_BYTES: usize = 16;
 
@@ -215,6 +236,7 @@ impl Chunked {
         Ok(Self {
             chunk_log2,
             models: Vec::new(),
+            records: Vec::new(),
             scale: None,
             delta: Some(Delta {
                 content_hash,
@@ -223,7 +245,12 @@ impl Chunked {
         })
     }
 
-    fn read_from(bytes: &[u8], position: &mut usize, tensor: &TensorType) -> Result<Self> {
+    fn read_from(
+        bytes: &[u8],
+        position: &mut usize,
+        tensor: &TensorType,
+        features: u64,
+    ) -> Result<Self> {
         let chunk_log2 = Self::read_chunk_log2(bytes, position)?;
         let models = read_varint(bytes, position)?;
         if models > MAX_MODELS as u64 {
@@ -232,6 +259,16 @@ impl Chunked {
         let models: Vec<Model> = (0..models)
             .map(|_| Model::read_from(bytes, position))
             .collect::<Result<_>>()?;
+        let mut records = Vec::new();
+        if features & feature::RECORDS != 0 {
+            let count = read_varint(bytes, position)?;
+            if !(1..=MAX_MODELS as u64).contains(&count) {
+                return Err(Error::corrupt("too many records, or none"));
+            }
+            for _ in 0..count {
+                records.push(Records::read_from(bytes, position, &models)?);
+            }
+        }
         let elements = |model: &Model| tensor.byte_len() / model.element_bytes as u64;
         let scaled = models.iter().find(|model| model.scaled);
         let scale = scaled
@@ -256,6 +293,7 @@ impl Chunked {
         Ok(Self {
             chunk_log2,
             models,
+            records,
             scale,
             delta: None,
         })
@@ -269,6 +307,12 @@ impl Chunked {
         }
         write_varint(out, self.models.len() as u64);
         self.models.iter().for_each(|model| model.write_to(out));
+        if !self.records.is_empty() {
+            write_varint(out, self.records.len() as u64);
+            self.records
+                .iter()
+                .for_each(|records| records.write_to(out));
+        }
         if let Some(scale) = &self.scale {
             scale.write_to(out);
         }
@@ -281,6 +325,7 @@ impl Body {
             Self::Constant(_) => 0,
             Self::Reference { .. } => feature::REFERENCE,
             Self::Base { .. } => feature::BASE,
+            Self::External(_) => feature::EXTERNAL,
             Self::Chunked(chunked) if chunked.delta.is_some() => feature::BASE,
             Self::Chunked(chunked) => {
                 let wide = |model: &Model| model.coded_planes().any(|plane| plane.bits > 8);
@@ -294,6 +339,7 @@ impl Body {
                         chunked.scale.as_ref().is_some_and(ScaleOffsets::has_flips),
                         feature::SIGN_FLIPS,
                     )
+                    | when(!chunked.records.is_empty(), feature::RECORDS)
                     | when(chunked.models.iter().any(wide), feature::WIDE_SYMBOLS)
                     | when(chunked.models.iter().any(in_contexts), feature::CONTEXTS)
                     | when(
@@ -310,7 +356,7 @@ pub(crate) fn prelude_len(tensor: &TensorType, body: &Body, chunks: usize) -> Re
     let mut head = Vec::new();
     write_head(tensor, body, &mut head);
     let models = if let Body::Chunked(chunked) = body {
-        chunked.model_count()
+        chunked.storages()
     } else {
         0
     };
@@ -356,6 +402,10 @@ fn write_head(tensor: &TensorType, body: &Body, out: &mut Vec<u8>) {
             write_varint(out, name.len() as u64);
             out.extend_from_slice(name.as_bytes());
         }
+        Body::External(external) => {
+            out.push(EXTERNAL);
+            external.write_to(out);
+        }
     }
 }
 
@@ -364,7 +414,7 @@ pub(crate) fn write_prelude(tensor: &TensorType, body: &Body, entries: &[ChunkEn
     let mut inner = Vec::new();
     write_head(tensor, body, &mut inner);
     if let Body::Chunked(chunked) = body {
-        write_index(entries, chunked.model_count(), &mut inner);
+        write_index(entries, chunked.storages(), &mut inner);
     }
     let total = total_len(inner.len());
     let mut out = Vec::with_capacity(total);
@@ -421,7 +471,7 @@ impl<'a> Prelude<'a> {
             )));
         }
         let tensor = TensorType::read_from(inner, &mut position)?;
-        let body = Self::read_body(inner, &mut position, &tensor)?;
+        let body = Self::read_body(inner, &mut position, &tensor, features)?;
         if features != body.features() {
             return Err(Error::corrupt(
                 "the features named are not the features used",
@@ -431,7 +481,7 @@ impl<'a> Prelude<'a> {
         let expected = match &body {
             Body::Chunked(chunked) => usize::try_from(chunked.chunks(tensor.byte_len()))
                 .ok()
-                .and_then(|chunks| index_len(chunks, chunked.model_count())),
+                .and_then(|chunks| index_len(chunks, chunked.storages())),
             _ => Some(0),
         };
         if expected != Some(index.len()) {
@@ -447,7 +497,12 @@ impl<'a> Prelude<'a> {
         })
     }
 
-    fn read_body(inner: &[u8], position: &mut usize, tensor: &TensorType) -> Result<Body> {
+    fn read_body(
+        inner: &[u8],
+        position: &mut usize,
+        tensor: &TensorType,
+        features: u64,
+    ) -> Result<Body> {
         let cut = || Error::corrupt("the header is cut off");
         let take = |position: &mut usize, len: usize| {
             let bytes = position
@@ -468,7 +523,7 @@ impl<'a> Prelude<'a> {
             BASE => Ok(Body::Base {
                 content_hash: content_hash(position)?,
             }),
-            CHUNKED => Chunked::read_from(inner, position, tensor).map(Body::Chunked),
+            CHUNKED => Chunked::read_from(inner, position, tensor, features).map(Body::Chunked),
             CONSTANT => Ok(Body::Constant(
                 take(position, tensor.dtype.itemsize())?.to_vec(),
             )),
@@ -479,6 +534,8 @@ impl<'a> Prelude<'a> {
                     .map_err(|_| Error::corrupt("a name is not UTF-8"))?;
                 Ok(Body::Reference { content_hash, name })
             }
+            EXTERNAL => External::read_from(inner, position, tensor)
+                .map(|external| Body::External(Box::new(external))),
             other => Err(Error::UnsupportedVersion(format!("body {other}"))),
         }
     }

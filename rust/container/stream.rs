@@ -8,10 +8,12 @@
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
+use super::external::External;
 use super::index::{Index, Storage, is_packed};
 use super::prelude::{Body, Chunked, Prelude};
 use crate::chunk::{
-    DecodeJob, DeltaCoder, ModelCoder, chunk_hash, decode_constant, decode_raw, fill_pattern,
+    DecodeJob, DeltaCoder, ModelCoder, chunk_hash, decode_constant, decode_raw, decode_records,
+    fill_pattern,
 };
 use crate::codec::content_hash;
 use crate::constants::{ALIGNMENT, PAST_CACHE_BYTES};
@@ -41,6 +43,8 @@ pub struct Stream<'a> {
     payloads: &'a [u8],
     /// The bytes of the base tensor, where the stream needs one and has been given it.
     base: Option<Arc<Cow<'a, [u8]>>>,
+    /// Bytes of the stream.
+    pub(super) len: usize,
 }
 
 impl<'a> Stream<'a> {
@@ -55,7 +59,7 @@ impl<'a> Stream<'a> {
         let (index, payloads) = match &prelude.body {
             Body::Chunked(chunked) => {
                 let chunks = chunked.chunks(prelude.tensor.byte_len()) as usize;
-                let models = chunked.model_count();
+                let models = chunked.storages();
                 let packed = chunks == 0
                     || chunks == 1
                         && (chunked.delta.is_some()
@@ -81,6 +85,7 @@ impl<'a> Stream<'a> {
             index,
             payloads,
             base: None,
+            len: bytes.len(),
         })
     }
 
@@ -174,6 +179,20 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// The payload of a chunk.
+    pub(super) fn payload(&self, chunk: usize) -> &'a [u8] {
+        &self.payloads[self.index.payload(chunk)]
+    }
+
+    /// What the stream refers to in another file, if it does.
+    #[must_use]
+    pub fn external(&self) -> Option<&External> {
+        match &self.prelude.body {
+            Body::External(external) => Some(external),
+            _ => None,
+        }
+    }
+
     /// Decodes the original bytes from `start` on until `out` is full.
     ///
     /// Only the chunks that the range touches are decoded.
@@ -202,6 +221,10 @@ impl<'a> Stream<'a> {
         match &self.prelude.body {
             Body::Reference { name, .. } => Err(Error::BaseMismatch(format!(
                 "this stream stands for the tensor {name:?} of its file and has no data of its own"
+            ))),
+            Body::External(external) => Err(Error::BaseMismatch(format!(
+                "this stream needs the tensor {:?} of the file {:?}, beside the one it came from",
+                external.name, external.file
             ))),
             Body::Constant(element) => {
                 fill_element(element, (start % element.len() as u64) as usize, out);
@@ -308,7 +331,9 @@ impl<'s> ChunkDecoder<'s> {
         for piece in pieces {
             let storage = index.storage(piece.number);
             let most = match storage {
-                Storage::Model(model) if self.delta.is_none() => {
+                Storage::Model(model)
+                    if self.delta.is_none() && self.chunked.records(model).is_none() =>
+                {
                     self.coder(model).decode_interleave()
                 }
                 _ => 1,
@@ -385,8 +410,12 @@ impl<'s> ChunkDecoder<'s> {
             Storage::Raw => decode_raw(payload, out)?,
             Storage::Constant => decode_constant(payload, out)?,
             Storage::Model(model) => {
+                let start = number * self.stream.chunk_bytes();
+                if let Some(records) = self.chunked.records(model) {
+                    decode_records(records, |it| self.coder(it), start, payload, out)?;
+                    return self.check(number, out);
+                }
                 if let Some((delta, base)) = &self.delta {
-                    let start = number * self.stream.chunk_bytes();
                     delta.decode(payload, &base[start..start + out.len()], out)?;
                     return self.check(number, out);
                 }

@@ -6,8 +6,10 @@ use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
 
 use super::index::{ChunkEntry, Storage, is_packed};
-use super::prelude::{Body, Chunked, TensorType, prelude_len, write_prelude};
-use crate::chunk::{DeltaCoder, EncodeJob, ModelEncoder, Payload, chunk_hash, constant_pattern};
+use super::prelude::{Body, Chunked, Delta, TensorType, prelude_len, write_prelude};
+use crate::chunk::{
+    DeltaCoder, EncodeJob, ModelEncoder, Payload, chunk_hash, constant_pattern, encode_records,
+};
 use crate::constants::{ALIGNMENT, UNIT_BYTES};
 use crate::error::Result;
 use crate::options::Threads;
@@ -60,9 +62,20 @@ struct Unit {
     payloads: Vec<Payload>,
 }
 
-impl StreamWriter<'_> {
+impl<'a> StreamWriter<'a> {
     fn chunk_bytes(&self) -> usize {
         1 << self.plan.chunked.chunk_log2
+    }
+
+    fn encoders(&self) -> Encoders<'a> {
+        let chunked = &self.plan.chunked;
+        let several = self.data.len() > self.chunk_bytes();
+        let encoder = |model| ModelEncoder::new(self.kernels, model, chunked.scale.as_ref());
+        let delta = |delta: &'a Delta| DeltaCoder::new(self.kernels, &delta.model, several);
+        Encoders {
+            models: chunked.models.iter().map(encoder).collect(),
+            delta: chunked.delta.as_ref().map(delta),
+        }
     }
 
     /// Writes the stream at the current position of `out` and returns its length.
@@ -74,13 +87,8 @@ impl StreamWriter<'_> {
     ) -> Result<u64> {
         let chunked = &self.plan.chunked;
         let body = Body::Chunked(chunked.clone());
-        let encoder = |model| ModelEncoder::new(self.kernels, model, chunked.scale.as_ref());
-        let delta = chunked.delta.as_ref();
+        let coders = &self.encoders();
         let chunks = self.data.len().div_ceil(self.chunk_bytes());
-        let coders = &Encoders {
-            models: chunked.models.iter().map(encoder).collect(),
-            delta: delta.map(|delta| DeltaCoder::new(self.kernels, &delta.model, chunks > 1)),
-        };
         if chunks <= 1 {
             return self.write_single(out, spare, &body, coders, progress);
         }
@@ -146,6 +154,7 @@ impl StreamWriter<'_> {
         let unused = Body::Chunked(Chunked {
             chunk_log2: self.plan.chunked.chunk_log2,
             models: Vec::new(),
+            records: Vec::new(),
             scale: None,
             delta: None,
         });
@@ -215,6 +224,15 @@ impl StreamWriter<'_> {
         unit: &mut Unit,
     ) {
         match model {
+            Some(model) if self.plan.chunked.records(model).is_some() => {
+                for job in &mut *jobs {
+                    if let Some(records) = self.plan.chunked.records(model) {
+                        // What is counted are bytes.
+                        let start = job.first;
+                        encode_records(self.kernels, records, &coders.models, start, job);
+                    }
+                }
+            }
             Some(model) if coders.delta.is_none() => coders.models[model].encode(jobs),
             _ => {
                 for job in &mut *jobs {
@@ -260,5 +278,29 @@ impl StreamWriter<'_> {
             out.write_all(payload.bytes())?;
         }
         Ok(())
+    }
+}
+
+/// Encodes single chunks of a tensor, to see what they would take.
+pub(super) struct ChunkSizer<'a> {
+    coders: Encoders<'a>,
+    writer: StreamWriter<'a>,
+    unit: Unit,
+}
+
+impl<'a> ChunkSizer<'a> {
+    pub(super) fn new(writer: StreamWriter<'a>) -> Self {
+        Self {
+            coders: writer.encoders(),
+            writer,
+            unit: Unit::default(),
+        }
+    }
+
+    /// How a chunk would be stored, and its payload unless that is the chunk itself.
+    pub(super) fn encode(&mut self, chunk: usize) -> (Storage, &[u8]) {
+        let Self { writer, unit, .. } = self;
+        writer.encode_unit(&self.coders, chunk..chunk + 1, unit);
+        (unit.entries[0].storage, unit.payloads[0].bytes())
     }
 }

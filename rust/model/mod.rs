@@ -31,6 +31,7 @@ mod line_runs;
 mod lines;
 mod log2;
 mod normalize;
+pub(crate) mod records;
 mod refine;
 mod sample;
 mod scale_fit;
@@ -38,6 +39,7 @@ mod scale_probe;
 mod second;
 pub(crate) mod select;
 pub(crate) mod select_bytes;
+pub(crate) mod select_records;
 mod thorough;
 
 use crate::constants::{MAX_CONTEXT_PLANES, MAX_PLANES};

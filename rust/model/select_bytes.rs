@@ -8,6 +8,7 @@ use super::float_cut::{FloatLayout, plane};
 use super::histogram::byte_histograms;
 use super::normalize::{ONE_BIT, estimate, fit};
 use super::select::{Candidate, Input, float_candidate};
+use super::select_records::{Period, RecordsPlan};
 use super::{Model, Plane, PlaneMode};
 use crate::dtype::Dtype;
 use crate::options::Level;
@@ -17,6 +18,9 @@ const SEARCH_ELEMENTS: usize = 1 << 12;
 const CHECK_ELEMENTS: usize = 1 << 11;
 /// A kind is kept while its estimate stays within a 64th.
 const KEPT_WITHIN_LOG2: u32 = 6;
+
+/// Halves are coded if that saves a 512th: two planes are slower to decode than one.
+const HALVES_LOG2: u32 = 9;
 
 /// Types that the generic mode looks for in raw bytes and in integers of the same width.
 const GENERIC_FLOATS: [Dtype; 6] = [
@@ -45,26 +49,51 @@ pub(crate) struct Known {
     pub(crate) hint: Option<Dtype>,
 }
 
+/// How the chunks of a segment are stored.
+#[derive(Clone, Debug)]
+pub(crate) enum Chosen {
+    Model(Model),
+    Records(Box<RecordsPlan>),
+}
+
 /// The best model of each segment of integers, or of bytes that may hold anything; `None` where raw
-/// is no larger.
+/// is no larger. Segments come with the place in the tensor where they begin.
 pub(crate) fn select_generic<'a>(
-    segments: impl Iterator<Item = Input<'a>>,
+    segments: impl Iterator<Item = (Input<'a>, usize)>,
     known: Known,
-) -> Vec<Option<Candidate>> {
+) -> Vec<Option<(Chosen, u64)>> {
     let mut before: Option<(Kind, u64)> = None;
-    let select = |input: Input<'a>| {
+    let mut period = Period::Unknown;
+    let select = |(input, start): (Input<'a>, usize)| {
         let kept = before.filter(|&(kind, share)| {
             let now = kind.share(&input);
             now.abs_diff(share) <= share >> KEPT_WITHIN_LOG2
         });
+        if kept.is_none() {
+            period = Period::Unknown;
+        }
         let (kind, _) = kept.unwrap_or_else(|| {
             let kind = known.search(&input);
             *before.insert((kind, kind.share(&input)))
         });
-        let best = kind.candidate(&input, usize::MAX)?;
-        input.is_worthwhile(best.bytes).then_some(best)
+        let best = kind.candidate(&input, usize::MAX);
+        let best = best.filter(|best| input.is_worthwhile(best.bytes));
+        let size = best
+            .as_ref()
+            .map_or(input.bytes.len() as u64, |best| best.bytes);
+        // Floats that were found have no blocks.
+        let is_float = matches!(kind, Kind::Float(_)) && size * 8 < input.bytes.len() as u64 * 7;
+        if !is_float && let Some(found) = period.records(&input, start, size) {
+            return Some((Chosen::Records(Box::new(found)), size));
+        }
+        best.map(|best| (Chosen::Model(best.model), best.bytes))
     };
     segments.map(select).collect()
+}
+
+/// The best model of bytes that are looked at alone.
+pub(crate) fn select_one(input: &Input<'_>, known: Known) -> Option<Candidate> {
+    known.search(input).candidate(input, usize::MAX)
 }
 
 impl Known {
@@ -81,7 +110,7 @@ impl Known {
     fn byte_kinds(self) -> impl Iterator<Item = Kind> {
         let widths = [1, 2, 4, 8].into_iter();
         widths
-            .filter(move |&width| self.width.is_none_or(|known| known == width))
+            .filter(move |&width| self.width.is_none_or(|known| known >= width))
             .map(Kind::Bytes)
     }
 
@@ -132,10 +161,20 @@ impl Kind {
     }
 }
 
-/// The bytes of elements, each of them raw or coded in its top bits.
+/// What is done with one byte of the elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ByteCut {
+    Raw,
+    /// So many bits are coded, the others raw.
+    Top(u32),
+    /// Both halves are coded, as is best for two numbers of 4 bits.
+    Halves,
+}
+
+/// The bytes of elements, each of them raw or coded in its top bits or both halves.
 struct ByteCuts {
-    /// Counts of each byte, from the top, and how many of its bits are coded.
-    planes: Vec<(Vec<u32>, Option<u32>)>,
+    /// Counts of each byte, from the top, and how it is cut.
+    planes: Vec<(Vec<u32>, ByteCut)>,
     exact: bool,
     /// What all of them are estimated to take.
     bytes: u64,
@@ -150,15 +189,26 @@ impl ByteCuts {
         let raw = counted * 8 * ONE_BIT;
         let mut total = 0;
         let planes = byte_histograms(&sample).into_iter().map(|counts| {
-            let mut best = (raw, None);
+            let mut best = (raw, ByteCut::Raw);
             let mut leading = counts.clone();
+            let size = |counts: &[u32], bits| {
+                let (cost, symbols) = estimate(counts, bits, exact)?;
+                Some(cost + if symbols > 1 { overhead } else { 0 })
+            };
             for bits in (4..=8).rev() {
-                if let Some((cost, symbols)) = estimate(&leading, bits, exact) {
-                    let states = if symbols > 1 { overhead } else { 0 };
-                    let size = cost + counted * u64::from(8 - bits) * ONE_BIT + states;
+                let coded = size(&leading, bits);
+                if let Some(coded) = coded {
+                    let size = coded + counted * u64::from(8 - bits) * ONE_BIT;
                     if size < best.0 {
-                        best = (size, Some(bits));
+                        best = (size, ByteCut::Top(bits));
                     }
+                }
+                if bits == 4
+                    && let Some(upper) = coded
+                    && let Some(lower) = size(&lower_half(&counts), 4)
+                    && upper + lower + ((upper + lower) >> HALVES_LOG2) < best.0
+                {
+                    best = (upper + lower, ByteCut::Halves);
                 }
                 leading = leading
                     .as_chunks::<2>()
@@ -179,21 +229,51 @@ impl ByteCuts {
     }
 }
 
+/// Counts of the lower four bits.
+fn lower_half(counts: &[u32]) -> Vec<u32> {
+    let halves = counts.as_chunks::<16>().0;
+    (0..16)
+        .map(|low| halves.iter().map(|half| half[low]).sum())
+        .collect()
+}
+
+/// The best model for bytes that are all of one kind.
+pub(super) fn best_of_bytes(input: &Input<'_>) -> Option<Candidate> {
+    let floats = [Dtype::Float16, Dtype::Bfloat16, Dtype::Float32].into_iter();
+    let floats = floats
+        .filter_map(Dtype::float_fields)
+        .map(|fields| FloatLayout { fields, phase: 0 });
+    let kinds = [1, 2]
+        .map(Kind::Bytes)
+        .into_iter()
+        .chain(floats.map(Kind::Float));
+    let sizes = kinds.map(|kind| (kind.size(input, SEARCH_ELEMENTS), kind));
+    let (_, kind) = sizes.min_by_key(|&(size, _)| size)?;
+    kind.candidate(input, usize::MAX)
+        .filter(|best| input.is_worthwhile(best.bytes))
+}
+
 /// Cuts elements into bytes, each of them raw, constant, or coded in its top bits.
 fn byte_candidate(input: &Input<'_>, width: usize, limit: usize) -> Option<Candidate> {
     let cuts = ByteCuts::new(input, width, limit);
     let mut planes = Vec::new();
-    for (counts, bits) in &cuts.planes {
-        let Some(bits) = *bits else {
-            planes.push(Plane::raw(8));
-            continue;
+    for (counts, cut) in &cuts.planes {
+        let bits = match *cut {
+            ByteCut::Raw => {
+                planes.push(Plane::raw(8));
+                continue;
+            }
+            ByteCut::Top(bits) => bits,
+            ByteCut::Halves => 4,
         };
         let leading: Vec<u32> = counts
             .chunks_exact(1 << (8 - bits))
             .map(|group| group.iter().sum())
             .collect();
         planes.push(plane(fit(&leading, bits, cuts.exact)?, bits));
-        if bits < 8 {
+        if *cut == ByteCut::Halves {
+            planes.push(plane(fit(&lower_half(counts), 4, cuts.exact)?, 4));
+        } else if bits < 8 {
             planes.push(Plane::raw(8 - bits));
         }
     }

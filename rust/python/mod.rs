@@ -11,6 +11,7 @@
 
 mod buffers;
 mod errors;
+mod explain;
 mod files;
 mod report;
 mod tensor;
@@ -28,5 +29,6 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add_function(wrap_pyfunction!(simd_tier, m)?)?;
     tensor::register(m)?;
+    explain::register(m)?;
     files::register(m)
 }

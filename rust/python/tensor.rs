@@ -11,6 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use super::buffers::{Bytes, overlap};
 use super::errors::to_py;
+use super::explain::explanation_dict;
 use super::report::run;
 use crate::codec::compress_with;
 use crate::container::stream::Stream;
@@ -117,6 +118,15 @@ impl CompressedTensor {
 
     fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         info_dict(py, &Stream::parse(self.as_slice(py)).map_err(to_py)?)
+    }
+
+    /// Where the bits go; with `measure`, some chunks are decoded.
+    #[pyo3(signature = (*, measure = false))]
+    fn explain<'py>(&self, py: Python<'py>, measure: bool) -> PyResult<Bound<'py, PyDict>> {
+        let options = DecompressOptions::default();
+        let stream = Stream::parse(self.as_slice(py)).map_err(to_py)?;
+        let explanation = stream.explain(measure.then_some(&options)).map_err(to_py)?;
+        explanation_dict(py, &explanation)
     }
 
     fn __bytes__<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {

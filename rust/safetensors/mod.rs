@@ -12,8 +12,11 @@
 //! Place in docs/format-files.md: the first half.
 
 mod base;
+mod casts;
+pub(crate) mod catalog;
 mod dtype;
 pub(crate) mod embedded;
+mod estimate;
 mod header;
 mod json;
 mod memory_file;
@@ -22,12 +25,14 @@ mod parts;
 mod plain;
 mod reader;
 mod repeats;
+pub(crate) mod siblings;
 mod writer;
 
 use std::io::{Seek, Write};
 use std::path::Path;
 
 pub use base::{BaseChoice, BaseModel};
+pub use catalog::Catalog;
 pub use dtype::ElementType;
 pub use header::Header;
 pub use plain::MemoryTensor;
@@ -41,13 +46,14 @@ use crate::files::Progress;
 use memory_file::MemoryFile;
 use parse::json_of_file;
 use plain::PlainFile;
-use writer::{Source, write_compressed};
+use writer::{Plain, Source, write_compressed};
 
-/// Compresses the plain file in `map` to `out`; returns the bytes written.
+/// Compresses the plain file in `map` to `out`; returns the bytes written. `catalog` has the file under
+/// the name that comes with it.
 pub(crate) fn compress_map<W: Write + Seek>(
     out: &mut W,
     map: &Mapped,
-    base: Option<BaseChoice<'_>>,
+    (base, catalog): (Option<BaseChoice<'_>>, Option<(&Catalog, &str)>),
     options: &CompressOptions,
     progress: &mut Progress<'_>,
 ) -> Result<u64> {
@@ -65,7 +71,16 @@ pub(crate) fn compress_map<W: Write + Seek>(
         .collect();
     let total = file.len() as u64;
     let mut sweep = map.sweep();
-    write_compressed(out, json, &header, &sources, base, options, &mut |done| {
+    let plain = Plain {
+        json,
+        header: &header,
+        sources: &sources,
+        base,
+        externals: catalog.map_or_else(Vec::new, |(catalog, name)| {
+            catalog.externals(name, sources.len())
+        }),
+    };
+    write_compressed(out, &plain, options, &mut |done| {
         let read = data_at + done as usize;
         sweep.passed(read);
         progress(read as u64, total)
@@ -135,7 +150,12 @@ fn write_plain<W: Write + Seek>(
         sources,
     } = plain;
     let total = header.data_bytes();
-    write_compressed(out, json, header, sources, base, options, &mut |done| {
-        progress(done, total)
-    })
+    let plain = Plain {
+        json,
+        header,
+        sources,
+        base,
+        externals: Vec::new(),
+    };
+    write_compressed(out, &plain, options, &mut |done| progress(done, total))
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::reader::SafetensorsFile;
+use super::siblings::Elsewhere;
 use crate::container::pieces::{AHEAD, PIECE_BYTES, on_this_thread, piece_end, room, trim};
 use crate::error::{Error, Result};
 use crate::parallel::in_order;
@@ -28,6 +29,8 @@ pub(super) enum Content<'a> {
     Plain(&'a [u8]),
     /// They are a stream's; the hash is there if that is another tensor's.
     Stream(Box<Stream<'a>>, Option<u128>),
+    /// They come from a tensor of another file.
+    Elsewhere(Box<Elsewhere>),
 }
 
 impl Content<'_> {
@@ -35,6 +38,7 @@ impl Content<'_> {
         match self {
             Self::Plain(bytes) => (position + PIECE_BYTES as u64).min(bytes.len() as u64),
             Self::Stream(stream, _) => piece_end(stream, position),
+            Self::Elsewhere(found) => found.piece_end(position),
         }
     }
 
@@ -43,6 +47,7 @@ impl Content<'_> {
         match self {
             Self::Plain(_) => None,
             Self::Stream(_, hash) => *hash,
+            Self::Elsewhere(found) => Some(found.content_hash()),
         }
     }
 
@@ -60,6 +65,7 @@ impl Content<'_> {
                 Ok(())
             }
             Self::Stream(stream, _) => stream.decode_into(start, out, options),
+            Self::Elsewhere(found) => found.read(start, out, options),
         }
     }
 }

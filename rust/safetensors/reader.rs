@@ -8,6 +8,7 @@
 //!
 //! Place in docs/format-files.md: "Compressed .safetensors" and "Repeated tensors".
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::base::{BASE_KEY, FileBase};
@@ -16,10 +17,11 @@ use super::embedded::{HEADER_KEY, is_compressed, read_embedded};
 use super::header::{Header, LENGTH_BYTES};
 use super::parse::json_of_file;
 use super::parts::{Content, decode_all, other_content};
+use super::siblings::Siblings;
 use super::writer::stream_form;
 use crate::container::mapped::Mapped;
 use crate::error::{Error, Result};
-use crate::{DecompressOptions, Dtype, Stream, StreamInfo, content_hash};
+use crate::{DecompressOptions, Dtype, Explanation, Stream, StreamInfo, content_hash};
 
 /// Bytes decoded between two reports: a multiple of every chunk length, and a moment's work.
 const STEP_BYTES: u64 = 1 << 27;
@@ -33,6 +35,8 @@ pub struct SafetensorsFile {
     header: Header,
     /// What a compressed file has besides.
     compressed: Option<Compressed>,
+    /// The files that streams may refer to.
+    siblings: Siblings,
 }
 
 struct Compressed {
@@ -71,12 +75,14 @@ impl SafetensorsFile {
         descendants: &[PathBuf],
     ) -> Result<Self> {
         let (outer, data_at) = Header::of_file(map.bytes())?;
+        let siblings = Siblings::of(map.path());
         if !is_compressed(&outer) {
             return Ok(Self {
                 map,
                 data_at,
                 header: outer,
                 compressed: None,
+                siblings,
             });
         }
         let embedded = outer
@@ -92,6 +98,7 @@ impl SafetensorsFile {
             data_at,
             header,
             compressed: Some(Compressed { outer, json, base }),
+            siblings,
         })
     }
 
@@ -153,6 +160,11 @@ impl SafetensorsFile {
             .ok_or_else(|| Error::corrupt("a tensor lies outside the file"))
     }
 
+    /// The bytes of tensor `index` of a plain file.
+    pub(super) fn plain(&self, index: usize) -> Result<&[u8]> {
+        self.stored(index)
+    }
+
     /// The stream of tensor `index` of a compressed file, checked against the original header.
     pub(crate) fn stream(&self, index: usize) -> Result<Stream<'_>> {
         let place = || format!("tensor {:?}", self.header.name(index));
@@ -190,6 +202,11 @@ impl SafetensorsFile {
         };
         let attach = |index, stream| compressed.base.attach(self, index, stream, options);
         let stream = self.stream(index)?;
+        if let Some(external) = stream.external() {
+            let found = self.siblings.find(&stream, external);
+            let found = found.map_err(|error| self.named(index, error))?;
+            return Ok(Content::Elsewhere(Box::new(found)));
+        }
         let Some(reference) = stream.reference() else {
             return Ok(Content::Stream(Box::new(attach(index, stream)?), None));
         };
@@ -202,7 +219,7 @@ impl SafetensorsFile {
             .find(reference.name)
             .ok_or_else(|| mismatch("which is not in the file"))?;
         let target = self.stream(first)?;
-        if target.reference().is_some() {
+        if target.reference().is_some() || target.external().is_some() {
             return Err(mismatch("which is a repeat itself"));
         }
         if target.dtype() != stream.dtype() || target.shape() != stream.shape() {
@@ -214,6 +231,54 @@ impl SafetensorsFile {
         ))
     }
 
+    /// Whether tensor `index` has its bytes in this file and under its own name.
+    pub(super) fn holds(&self, index: usize) -> Result<bool> {
+        if !self.is_compressed() {
+            return Ok(true);
+        }
+        let stream = self.stream(index)?;
+        let is_elsewhere = stream.reference().is_some() || stream.external().is_some();
+        Ok(!is_elsewhere && stream.base_hash().is_none())
+    }
+
+    /// Reads original bytes of a tensor that [`SafetensorsFile::holds`] is true of.
+    pub(super) fn read_held(
+        &self,
+        index: usize,
+        start: u64,
+        out: &mut [u8],
+        options: &DecompressOptions,
+    ) -> Result<()> {
+        let content = if self.is_compressed() {
+            Content::Stream(Box::new(self.stream(index)?), None)
+        } else {
+            Content::Plain(self.stored(index)?)
+        };
+        let read = content.read(start, out, options);
+        read.map_err(|error| self.named(index, error))
+    }
+
+    /// The other files that tensors refer to, in the order of their names; with `check` each tensor
+    /// referred to is looked for.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if a stream is damaged, [`Error::BaseMismatch`] if one refers to nothing.
+    pub fn references(&self, check: bool) -> Result<BTreeSet<String>> {
+        let mut files = BTreeSet::new();
+        if self.is_compressed() {
+            for index in 0..self.header.len() {
+                let stream = self.stream(index)?;
+                if let Some(external) = stream.external() {
+                    if check {
+                        self.content(index, &DecompressOptions::default())?;
+                    }
+                    files.insert(external.file.clone());
+                }
+            }
+        }
+        Ok(files)
+    }
+
     /// What is known about the stream of tensor `index`; `None` for a plain file.
     ///
     /// # Errors
@@ -223,6 +288,23 @@ impl SafetensorsFile {
             return Ok(None);
         }
         self.stream(index).map(|stream| Some(stream.info()))
+    }
+
+    /// Where the bits of tensor `index` of a compressed file go.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a plain file, [`Error::Corrupt`] if the stream is damaged.
+    pub fn explain(
+        &self,
+        index: usize,
+        measure: Option<&DecompressOptions>,
+    ) -> Result<Explanation> {
+        if !self.is_compressed() {
+            return Err(Error::InvalidArgument("it is not compressed".to_owned()));
+        }
+        self.stream(index)?
+            .explain(measure)
+            .map_err(|error| self.named(index, error))
     }
 
     /// The name of the tensor that tensor `index` is stored as a repeat of.

@@ -84,7 +84,8 @@ pub(super) fn find_repeats(
     Ok(repeats)
 }
 
-fn sample(data: &[u8]) -> u128 {
+/// The hash of the beginning, the middle and the end.
+pub(super) fn sample(data: &[u8]) -> u128 {
     if data.len() <= 3 * SAMPLE_BYTES {
         return content_hash(data);
     }

@@ -22,8 +22,9 @@ use super::dtype::ElementType;
 use super::embedded::{HEADER_KEY, write_embedded};
 use super::header::{Described, Header, LENGTH_BYTES, MAX_HEADER_BYTES, write_json};
 use super::repeats::{Repeat, find_repeats};
-use crate::codec::Tensor;
+use crate::codec::{Tensor, write_external};
 use crate::constants::ALIGNMENT;
+use crate::container::external::External;
 use crate::container::pieces::{AHEAD, PIECE_BYTES};
 use crate::container::writer::Spare;
 use crate::error::{Error, Result};
@@ -75,8 +76,21 @@ pub(super) fn stream_form(element: ElementType, shape: &[u64], bytes: u64) -> (D
     }
 }
 
-/// Writes the compressed form of a plain file at the beginning of `out`: `json` is its header with
-/// the padding, `header` the same parsed, `sources` its tensors in the order of their data.
+/// A plain file that is to be compressed.
+pub(crate) struct Plain<'a> {
+    /// Its header with the padding.
+    pub(crate) json: &'a [u8],
+    /// The same parsed.
+    pub(crate) header: &'a Header,
+    /// Its tensors in the order of their data.
+    pub(crate) sources: &'a [Source<'a>],
+    /// What deltas are taken from.
+    pub(crate) base: Option<BaseChoice<'a>>,
+    /// What some of them are stored as; empty if none.
+    pub(crate) externals: Vec<Option<External>>,
+}
+
+/// Writes the compressed form of a plain file at the beginning of `out`.
 ///
 /// `progress` is told the original bytes that are done. Returns the length of the file.
 ///
@@ -85,13 +99,17 @@ pub(super) fn stream_form(element: ElementType, shape: &[u64], bytes: u64) -> (D
 /// whatever `out` and `progress` return.
 pub(crate) fn write_compressed<W: Write + Seek>(
     out: &mut W,
-    json: &[u8],
-    header: &Header,
-    sources: &[Source<'_>],
-    base: Option<BaseChoice<'_>>,
+    plain: &Plain<'_>,
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
+    let Plain {
+        json,
+        header,
+        sources,
+        base,
+        ..
+    } = *plain;
     let base_options = DecompressOptions {
         threads: options.threads,
         ..DecompressOptions::default()
@@ -110,7 +128,11 @@ pub(crate) fn write_compressed<W: Write + Seek>(
     let data_at = (LENGTH_BYTES + reserved) as u64;
     out.seek(SeekFrom::Start(data_at))?;
     let repeats = find_repeats(sources, options.threads, &mut || progress(0))?;
+    let externals = (0..sources.len()).map(|index| plain.externals.get(index).cloned().flatten());
+    let externals: Vec<Option<External>> = externals.collect();
     let mut streams = Streams {
+        is_external: externals.iter().map(Option::is_some).collect(),
+        externals,
         out,
         header,
         sources,
@@ -219,6 +241,8 @@ struct Streams<'a, W> {
     sources: &'a [Source<'a>],
     base: Option<BaseChoice<'a>>,
     repeats: Vec<Option<Repeat>>,
+    externals: Vec<Option<External>>,
+    is_external: Vec<bool>,
     options: &'a CompressOptions,
     /// Of the streams that were written.
     lengths: Vec<u64>,
@@ -254,7 +278,10 @@ impl<W: Write + Seek> Streams<'_, W> {
         let first = self.lengths.len();
         let (sources, header, base) = (self.sources, self.header, self.base);
         // Repeats are left to the calling thread, which knows what they would refer to.
-        let repeated: Vec<bool> = self.repeats.iter().map(Option::is_some).collect();
+        let stored = self.repeats.iter().zip(&self.externals);
+        let repeated: Vec<bool> = stored
+            .map(|(repeat, external)| repeat.is_some() || external.is_some())
+            .collect();
         let options = CompressOptions {
             threads: Threads::new(1),
             ..self.options.clone()
@@ -313,6 +340,11 @@ impl<W: Write + Seek> Streams<'_, W> {
     /// Writes the next tensor as a reference, if it repeats one and that is shorter than it.
     fn write_reference(&mut self) -> Result<bool> {
         let index = self.lengths.len();
+        if let Some(external) = self.externals[index].take() {
+            let Source { dtype, shape, .. } = &self.sources[index];
+            self.append(&write_external(*dtype, shape, external)?)?;
+            return Ok(true);
+        }
         let Some(Repeat {
             first,
             content_hash,
@@ -320,6 +352,9 @@ impl<W: Write + Seek> Streams<'_, W> {
         else {
             return Ok(false);
         };
+        if self.is_external[first] {
+            return Ok(false);
+        }
         let source = &self.sources[index];
         let name = self.header.name(first);
         let stream = write_reference(source.dtype, &source.shape, name, content_hash)?;

@@ -11,12 +11,13 @@ from typing import Final
 import xxhash
 
 MAGIC, VERSION = b"\x89NZ", 1
-SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE, BASE, CONTEXTS, SIGN_FLIPS = (
-    1 << bit for bit in range(7)
-)  # features
+# Features:
+SCALE_OFFSETS, WIDE_SYMBOLS, TRAILING_ZEROS, REFERENCE = (1 << bit for bit in range(4))
+BASE, CONTEXTS, SIGN_FLIPS, EXTERNAL, RECORDS = (1 << bit for bit in range(4, 9))
 # Bytes per element, by dtype code: bool and integers, floats, what has one byte, bcomplex32.
 ITEMSIZE: Final = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 4, 8, 16, *(1,) * 18, 4)
-CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY, DELTA_BODY, BASE_BODY = range(5)
+CHUNKED_BODY, CONSTANT_BODY, REFERENCE_BODY, DELTA_BODY, BASE_BODY, EXTERNAL_BODY = range(6)
+SAME, ROUNDED, CUT_OFF = range(3)  # derivations
 RAW_CHUNK, CONSTANT_CHUNK, FIRST_MODEL = range(3)  # storages
 RAW, CONSTANT, CODED, IN_CONTEXTS = range(4)  # plane modes
 CLASSES = 0  # source of contexts
@@ -148,6 +149,14 @@ class Model:
 
 
 @dataclass
+class Records:
+    """The class of each byte of a record, and the model of each class, if it has one."""
+
+    classes: list[int]
+    models: list[int | None]
+
+
+@dataclass
 class OffsetList:
     """Offsets, flips or classes: the lowest one, and by how much each exceeds it."""
 
@@ -203,8 +212,13 @@ class Stream:
     element: bytes = b""
     original_hash: int = 0
     name: str = ""
+    file: str = ""
+    derivation: int = 0
+    start: int = 0
+    exceptions: dict[int, bytes] = field(default_factory=dict)
     chunk_bytes: int = 0
     models: list[Model] = field(default_factory=list)
+    records: list[Records] = field(default_factory=list)
     delta: object = None
     offsets: ScaleOffsets | None = None
     storages: list[int] = field(default_factory=list)
@@ -303,6 +317,23 @@ def read_scale_offsets(reader: Reader, elements: int) -> ScaleOffsets:
     return ScaleOffsets(columns, axes, shift, *lists)
 
 
+def read_records(reader: Reader, models: list[Model]) -> Records:
+    length, count = reader.varint(), reader.varint()
+    require(2 <= length <= 4096, "records have 2 to 4096 bytes")
+    require(1 <= count <= 16, "there are 1 to 16 classes")
+    numbers = [reader.varint() for _ in range(count)]
+    usable = [i for i, model in enumerate(models, 1) if not model.scaled]
+    require({*numbers} <= {0, *usable}, "classes have models that are not scaled, or none")
+    classes: list[int] = []
+    while len(classes) < length:
+        run, of = reader.varint(), reader.varint()
+        require(1 <= run <= length - len(classes), "runs fill the record")
+        require(of < count, "classes exist")
+        classes += [of] * run
+    require({*classes} == {*range(count)}, "each class has a byte")
+    return Records(classes, [number - 1 if number else None for number in numbers])
+
+
 def read_chunked_body(reader: Reader, stream: Stream) -> list[int]:
     """Returns the payload lengths, none if there is one chunk."""
     log2_chunk, count = reader.number(1), reader.varint()
@@ -310,6 +341,11 @@ def read_chunked_body(reader: Reader, stream: Stream) -> list[int]:
     stream.chunk_bytes = 1 << log2_chunk
     require(count <= 4096, "there are at most 4096 models")
     stream.models = [read_model(reader) for _ in range(count)]
+    if stream.features & RECORDS:
+        found = reader.varint()
+        require(1 <= found <= 4096, "there are 1 to 4096 record layouts")
+        stream.records = [read_records(reader, stream.models) for _ in range(found)]
+        count += found
     scaled = {model.size for model in stream.models if model.scaled}
     require(len(scaled) <= 1, "all scaled models have the same element size")
     for size in scaled:
@@ -327,6 +363,34 @@ def read_chunked_body(reader: Reader, stream: Stream) -> list[int]:
     return lengths
 
 
+def read_name(reader: Reader) -> str:
+    name = reader.take(reader.varint())
+    require(name.decode(errors="replace").encode() == name, "the name is UTF-8")
+    return name.decode()
+
+
+def read_external_body(reader: Reader, stream: Stream) -> None:
+    stream.derivation = reader.number(1)
+    require(stream.derivation <= CUT_OFF, "the derivation is known", UnsupportedError)
+    stream.original_hash, stream.start = reader.number(16), reader.varint()
+    stream.name, stream.file = read_name(reader), read_name(reader)
+    parts, control = stream.file.split("/"), [*range(32), *range(127, 160)]
+    inside = not {"", ".", ".."} & {*parts} and not {":", "\\"} & {*stream.file}
+    inside &= len(stream.file.encode()) <= 4096 and not {*control} & {*map(ord, stream.file)}
+    require(inside, "the file is in the folder or below")
+    require(stream.start + stream.nbytes < 1 << 64, "the range ends below 2^64")
+    if stream.derivation == SAME:
+        return
+    narrow = stream.dtype in ((9, 10) if stream.derivation == ROUNDED else (10,))
+    require(narrow and stream.start == 0, "float16 or bfloat16 is derived, from the first byte on")
+    at = 0
+    for _ in range(reader.varint()):
+        at += reader.varint()
+        require(at < stream.nbytes // 2, "exceptions are inside the tensor")
+        stream.exceptions[at] = reader.take(2)
+        at += 1
+
+
 def parse(data: bytes) -> Stream:
     """Takes a stream apart without decoding its chunks."""
     whole = Reader(data)
@@ -342,12 +406,12 @@ def parse(data: bytes) -> Stream:
 
     reader.at, whole.at = whole.at, length
     features, dtype = reader.varint(), reader.number(1)
-    require(features < 128, "features are known", UnsupportedError)
+    require(features < 2 * RECORDS, "features are known", UnsupportedError)
     require(dtype < len(ITEMSIZE), "the dtype is known", UnsupportedError)
     shape = [reader.varint() for _ in range(reader.number(1))]
     stream = Stream(features, dtype, shape, reader.number(1))
     require(stream.nbytes < 1 << 63, "the tensor has less than 2^63 bytes")
-    require(stream.body <= BASE_BODY, "the body is known", UnsupportedError)
+    require(stream.body <= EXTERNAL_BODY, "the body is known", UnsupportedError)
     lengths = read_chunked_body(reader, stream) if stream.body == CHUNKED_BODY else []
     if stream.body == CONSTANT_BODY:
         stream.element = reader.take(ITEMSIZE[dtype])
@@ -358,9 +422,9 @@ def parse(data: bytes) -> Stream:
         lengths = read_delta_body(reader, stream) if stream.body == DELTA_BODY else []
     elif stream.body == REFERENCE_BODY:
         stream.original_hash = reader.number(16)
-        name = reader.take(reader.varint())
-        stream.name = name.decode(errors="replace")
-        require(stream.name.encode() == name, "the name is UTF-8")
+        stream.name = read_name(reader)
+    elif stream.body == EXTERNAL_BODY:
+        read_external_body(reader, stream)
     reader.finish()
 
     wide = any(p.mode >= CODED and p.width > 8 for m in stream.models for p in m.planes)
@@ -371,6 +435,7 @@ def parse(data: bytes) -> Stream:
     used += CONTEXTS * any(model.of_mode(IN_CONTEXTS) for model in stream.models)
     used += SIGN_FLIPS * bool(flips)
     used += BASE * (stream.body in (DELTA_BODY, BASE_BODY))
+    used += RECORDS * bool(stream.records) + EXTERNAL * (stream.body == EXTERNAL_BODY)
     require(features == used, "the features are those of what the stream uses")
     modelled = any(s >= FIRST_MODEL for s in stream.storages) and stream.body == CHUNKED_BODY
     if len(stream.storages) > 1 or modelled:
@@ -427,11 +492,47 @@ def contexts_of(
     return [plane.contexts.of_symbol(x, width) for x in columns[source]]
 
 
+def decode_records_chunk(stream: Stream, records: Records, chunk: int, length: int) -> bytes:
+    reader, size = Reader(stream.payloads[chunk]), len(records.classes)
+    lengths = [reader.number(4) for _ in records.models]
+    storages = [reader.number(1) for _ in records.models]
+    first = min(length, -chunk * stream.chunk_bytes % size)
+    n = (length - first) // size
+    before, after = reader.take(first), reader.take(length - first - n * size)
+    reader.align()
+    body = bytearray(n * size)
+    for of, (model, stored, storage) in enumerate(
+        zip(records.models, lengths, storages, strict=True)
+    ):
+        places = [k for k, other in enumerate(records.classes) if other == of]
+        at = [record * size + k for record in range(n) for k in places]
+        require(stored % 16 == 0, "payload lengths of classes are multiples of 16")
+        require(storage <= (model is not None), "a class is raw or has a model")
+        part = reader.take(stored)
+        if storage and model is not None:
+            original = decode_model_payload(stream, stream.models[model], 0, part, len(at))
+        else:
+            raw = Reader(part)
+            original = raw.take(len(at))
+            raw.align()
+            raw.finish()
+        for place, byte in zip(at, original, strict=True):
+            body[place] = byte
+    reader.finish()
+    return before + bytes(body) + after
+
+
 def decode_model_chunk(stream: Stream, model: Model, chunk: int, length: int) -> bytes:
-    reader = Reader(stream.payloads[chunk])
+    first = chunk * stream.chunk_bytes // model.size
+    return decode_model_payload(stream, model, first, stream.payloads[chunk], length)
+
+
+def decode_model_payload(
+    stream: Stream, model: Model, first: int, payload: bytes, length: int
+) -> bytes:
+    reader = Reader(payload)
     n = max(0, length - model.phase) // model.size
     counts = [min(SUB_BLOCK, n - at) for at in range(0, n, SUB_BLOCK)]
-    first = chunk * stream.chunk_bytes // model.size
     offsets = stream.offsets if model.scaled else None
     classes = [offsets.class_of(first + i) if offsets else 0 for i in range(n)]
     coded, last = model.coded(), len(model.planes) - 1
@@ -484,6 +585,9 @@ def decode_chunk(stream: Stream, chunk: int) -> bytes:
     """The original bytes of a chunk, their hash not yet looked at."""
     storage = stream.storages[chunk]
     length = min(stream.chunk_bytes, stream.nbytes - chunk * stream.chunk_bytes)
+    if storage >= FIRST_MODEL + len(stream.models):
+        records = stream.records[storage - FIRST_MODEL - len(stream.models)]
+        return decode_records_chunk(stream, records, chunk, length)
     if storage >= FIRST_MODEL:
         return decode_model_chunk(stream, stream.models[storage - FIRST_MODEL], chunk, length)
     return decode_plain_chunk(stream, chunk)
@@ -515,7 +619,8 @@ def chunk_hash(original: bytes) -> int:
 def decode(data: bytes, *, verify: bool = True) -> bytes:
     """The original bytes of a stream that needs no other tensor."""
     stream = parse(data)
-    require(stream.body < REFERENCE_BODY, "the original bytes are in the stream")
+    is_whole = stream.body in (CHUNKED_BODY, CONSTANT_BODY)
+    require(is_whole, "the original bytes are in the stream")
     if stream.body == CONSTANT_BODY:
         return stream.element * (stream.nbytes // len(stream.element))
     chunks = [decode_chunk(stream, i) for i in range(len(stream.storages))]

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from random import Random
 from typing import Final, TypeAlias
 
@@ -14,6 +15,7 @@ from tests.python.second_decoder import (
     Model,
     OffsetList,
     Plane,
+    Records,
     ScaleOffsets,
     Table,
 )
@@ -22,11 +24,15 @@ Change: TypeAlias = bytes | Callable[[bytes], bytes]
 """The bytes of a field, or what makes them of those it would have had."""
 Changes: TypeAlias = Mapping[str, Change]
 NO_CHANGES: Final[Changes] = {}
+NO_EXCEPTIONS: Final[Mapping[int, bytes]] = {}
 
 
 @dataclass
 class Plan:
-    """What `encode` is to write; a storage is raw, constant, or 2 + the number of a model."""
+    """What `encode` is to write.
+
+    A storage is raw, constant, 2 + the number of a model, or that of records, which follow.
+    """
 
     data: bytes = b""
     dtype: int = 1
@@ -36,6 +42,7 @@ class Plan:
     offsets: ScaleOffsets | None = None
     log2_chunk: int = 12
     most_zeros: int = 64
+    records: Sequence[Records] = ()
 
 
 @dataclass
@@ -261,6 +268,29 @@ def model_payload(plan: Plan, model: Model, chunk: int, out: Fields) -> None:
             out.align(f"{where} plane {i} high")
 
 
+def records_payload(plan: Plan, records: Records, chunk: int, original: bytes, out: Fields) -> None:
+    size, where = len(records.classes), f"chunk {chunk}"
+    first = min(len(original), -(chunk << plan.log2_chunk) % size)
+    last = len(original) - (len(original) - first) % size
+    parts = []
+    for of, model in enumerate(records.models):
+        places = [k for k in range(size) if records.classes[k] == of]
+        whole = range(first, last, size)
+        data = bytes(original[at + k] for at in whole for k in places)
+        storage = page.RAW_CHUNK if model is None else page.FIRST_MODEL + model
+        inner = Plan(data, models=plan.models, storages=[storage], log2_chunk=26)
+        part = payload(inner, 0, {})
+        parts.append(part + bytes(-len(part) % 16))
+    for of, part in enumerate(parts):
+        out.number(f"{where} class {of} length", len(part), 4)
+    for of, model in enumerate(records.models):
+        out.number(f"{where} class {of} storage", model is not None)
+    out.put(f"{where} edges", original[:first] + original[last:])
+    out.align(f"{where} head")
+    for of, part in enumerate(parts):
+        out.put(f"{where} class {of}", part)
+
+
 def payload(plan: Plan, chunk: int, changes: dict[str, Change]) -> bytes:
     out = Fields(changes)
     where, storage = f"chunk {chunk}", plan.storages[chunk]
@@ -272,8 +302,11 @@ def payload(plan: Plan, chunk: int, changes: dict[str, Change]) -> bytes:
     elif storage == page.CONSTANT_CHUNK:
         assert original == (original[:16] * len(original))[: len(original)]
         out.put(f"{where} constant", original[:16].ljust(16, b"\0"))
-    else:
+    elif storage < page.FIRST_MODEL + len(plan.models):
         model_payload(plan, plan.models[storage - page.FIRST_MODEL], chunk, out)
+    else:
+        records = plan.records[storage - page.FIRST_MODEL - len(plan.models)]
+        records_payload(plan, records, chunk, original, out)
     out.put(f"{where} end", b"")
     return bytes(out.written)
 
@@ -310,11 +343,24 @@ def put_offset_list(out: Fields, offsets: OffsetList, name: str) -> None:
     out.put(f"{name} list", sub_block(offsets.excess, offsets.width))
 
 
+def put_records(out: Fields, records: Records, name: str) -> None:
+    out.put(f"{name} length", varint(len(records.classes)))
+    out.put(f"{name} classes", varint(len(records.models)))
+    numbers = [0 if model is None else model + 1 for model in records.models]
+    out.put(f"{name} models", b"".join(map(varint, numbers)))
+    runs = [(of, len([*run])) for of, run in groupby(records.classes)]
+    out.put(f"{name} runs", b"".join(varint(length) + varint(of) for of, length in runs))
+
+
 def put_chunked_body(out: Fields, plan: Plan, payloads: Sequence[bytes]) -> None:
     out.number("log2 chunk", plan.log2_chunk)
     out.put("models", varint(len(plan.models)))
     for i, model in enumerate(plan.models):
         put_model(out, model, f"model {i}")
+    if plan.records:
+        out.put("record layouts", varint(len(plan.records)))
+    for i, records in enumerate(plan.records):
+        put_records(out, records, f"records {i}")
     if plan.offsets:
         out.put("columns", varint(plan.offsets.columns))
         out.number("axes", plan.offsets.axes)
@@ -334,7 +380,9 @@ def put_chunked_body(out: Fields, plan: Plan, payloads: Sequence[bytes]) -> None
         for i, stored in enumerate(payloads):
             out.number(f"chunk {i} length", len(stored), 4)
     for i, storage in enumerate(plan.storages):
-        out.number(f"chunk {i} storage", storage, 2 if len(plan.models) > 254 else 1)
+        out.number(
+            f"chunk {i} storage", storage, 2 if len(plan.models) + len(plan.records) > 254 else 1
+        )
     chunk_bytes = 1 << plan.log2_chunk
     for i in range(len(payloads)):
         original = plan.data[i * chunk_bytes : (i + 1) * chunk_bytes]
@@ -352,6 +400,7 @@ def features_of(plan: Plan) -> int:
         | (page.TRAILING_ZEROS if zeros else 0)
         | (page.CONTEXTS if any(plane.contexts for plane in planes) else 0)
         | (page.SIGN_FLIPS if plan.offsets and plan.offsets.axes & flips else 0)
+        | (page.RECORDS if plan.records else 0)
     )
 
 
@@ -417,6 +466,29 @@ def encode_body(
 def reference_fields(original: bytes, name: bytes) -> bytes:
     """The fields of a reference body."""
     return xxhash.xxh3_128_intdigest(original).to_bytes(16, "little") + varint(len(name)) + name
+
+
+def external_fields(
+    original: bytes,
+    name: str,
+    file: str,
+    *,
+    derivation: int = page.SAME,
+    start: int = 0,
+    exceptions: Mapping[int, bytes] = NO_EXCEPTIONS,
+) -> bytes:
+    """The fields of an external body."""
+    fields = bytes([derivation]) + xxhash.xxh3_128_intdigest(original).to_bytes(16, "little")
+    fields += varint(start)
+    for text in (name.encode(), file.encode()):
+        fields += varint(len(text)) + text
+    if derivation != page.SAME:
+        fields += varint(len(exceptions))
+        at = 0
+        for index in sorted(exceptions):
+            fields += varint(index - at) + exceptions[index]
+            at = index + 1
+    return fields
 
 
 def invent_field(plane: Plane, rng: Random) -> int:

@@ -8,7 +8,9 @@ import base64
 import json
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final, NoReturn
 
 import xxhash
@@ -21,6 +23,7 @@ NZ_MAGIC: Final = bytes.fromhex("894E5A460D0A1A")
 KEY: Final = "neuzip.header"
 BASE_KEY: Final = "neuzip.base"
 BASE_ENTRY: Final = re.compile(r"[0-9a-f]{32}( .+)?", re.DOTALL)
+NOTHING: Final[Mapping[str, bytes]] = {}
 MOST_HEADER: Final = 100_000_000
 # Element types of .safetensors files: bits, and the dtype code of the stream; none: as bytes.
 _TYPES: Final = """
@@ -237,14 +240,80 @@ def decoded(tensor: Tensor, stream: bytes, base: Base) -> bytes:
     return decode_delta(stream, data)
 
 
-def original_of(tensor: Tensor, streams: dict[str, bytes], base: Base, original: Header) -> bytes:
+def narrow(wide: int, exponent_bits: int) -> int:
+    """A float32 rounded to 16 bits."""
+    mantissa_bits, bias = 15 - exponent_bits, 2 ** (exponent_bits - 1) - 1
+    sign, exponent, mantissa = wide >> 31 << 15, wide >> 23 & 255, wide % (1 << 23)
+    infinity = (1 << exponent_bits) - 1 << mantissa_bits
+    if exponent == 255 and mantissa:
+        return sign | infinity | 1 << mantissa_bits - 1 | mantissa >> 23 - mantissa_bits
+    if exponent == 255:
+        return sign | infinity
+    # The value is whole * 2^(power - 23), and the unit of the result 2^(scale - mantissa_bits).
+    whole, power = mantissa + (1 << 23 if exponent else 0), max(exponent, 1) - 127
+    scale = max(power, 1 - bias)
+    quotient = round(Fraction(whole * 2**mantissa_bits, 2 ** (23 + scale - power)))
+    return sign | min(infinity, (scale + bias - 1 << mantissa_bits) + quotient)
+
+
+def derived(stream: Stream, original: bytes) -> bytes:
+    """The elements that an external body makes of the other tensor's original bytes."""
+    if stream.derivation == page.SAME:
+        inside = stream.start + stream.nbytes <= len(original)
+        require(inside, "the range is inside the other tensor", MismatchError)
+        return original[stream.start : stream.start + stream.nbytes]
+    require(len(original) == 2 * stream.nbytes, "the lengths fit", MismatchError)
+    elements = []
+    for i in range(stream.nbytes // 2):
+        wide = int.from_bytes(original[4 * i : 4 * i + 4], "little")
+        rounded = narrow(wide, 5 if stream.dtype == 9 else 8)
+        element = rounded if stream.derivation == page.ROUNDED else wide >> 16
+        elements.append(stream.exceptions.get(i, element.to_bytes(2, "little")))
+    return b"".join(elements)
+
+
+def tensor_of(file: bytes, name: str) -> tuple[str, bytes]:
+    """The element type and the original bytes of a tensor that its file holds itself."""
+    header, data = read_plain(file)
+    places = {tensor.name: tensor for tensor in header.tensors}
+    require(name in places, "the tensor is in the file", MismatchError)
+    stored = data[places[name].begin : places[name].end]
+    if kind(file) == "safetensors":
+        return places[name].dtype, stored
+    (original,) = [t for t in read_embedded(header.metadata[KEY]).tensors if t.name == name]
+    is_whole = page.parse(stored).body in (page.CHUNKED_BODY, page.CONSTANT_BODY)
+    require(is_whole, "the tensor is stored itself", MismatchError)
+    return original.dtype, page.decode(stored)
+
+
+def external(stream: Stream, beside: Mapping[str, bytes]) -> bytes:
+    """The original bytes of a stream with an external body."""
+    require(stream.file in beside, "the file is there", MismatchError)
+    dtype, other = tensor_of(beside[stream.file], stream.name)
+    is_wide = stream.derivation == page.SAME or dtype == "F32"
+    require(is_wide, "float32 is what is rounded", MismatchError)
+    original = derived(stream, other)
+    digest = xxhash.xxh3_128_intdigest(original)
+    require(digest == stream.original_hash, "the hash of a reference is right", MismatchError)
+    return original
+
+
+def original_of(
+    tensor: Tensor,
+    streams: dict[str, bytes],
+    base: Base,
+    original: Header,
+    beside: Mapping[str, bytes] = NOTHING,
+) -> bytes:
     """The original bytes of a tensor, looking a reference up."""
     stream = page.parse(streams[tensor.name])
+    if stream.body == page.EXTERNAL_BODY:
+        return external(stream, beside)
     if stream.body != page.REFERENCE_BODY:
         return decoded(tensor, streams[tensor.name], base)
     require(stream.name in streams, "the tensor named is in the file", MismatchError)
     target = page.parse(streams[stream.name])
-    direct = target.body != page.REFERENCE_BODY
+    direct = target.body not in (page.REFERENCE_BODY, page.EXTERNAL_BODY)
     require(direct, "a reference is not to a reference", MismatchError)
     same = (target.dtype, target.shape) == (stream.dtype, stream.shape)
     require(same, "dtype and shape of a reference are the same", MismatchError)
@@ -284,7 +353,9 @@ def base_entry(file: bytes) -> str | None:
     return None if own else outer.metadata.get(BASE_KEY)
 
 
-def restore_safetensors(file: bytes, base: bytes = b"") -> bytes:
+def restore_safetensors(
+    file: bytes, base: bytes = b"", beside: Mapping[str, bytes] = NOTHING
+) -> bytes:
     """The file that a compressed .safetensors file was made from; its base is a plain file."""
     outer, data = read_plain(file)
     metadata = dict(outer.metadata)
@@ -303,7 +374,7 @@ def restore_safetensors(file: bytes, base: bytes = b"") -> bytes:
         check_form(tensor, page.parse(streams[tensor.name]))
     restored = len(original.text).to_bytes(8, "little") + original.text
     tensors = model(base) if base else {}
-    originals = [original_of(t, streams, tensors, original) for t in original.tensors]
+    originals = [original_of(t, streams, tensors, original, beside) for t in original.tensors]
     return restored + b"".join(originals)
 
 
@@ -319,7 +390,8 @@ def frames_of(file: bytes) -> list[bytes]:
         stream = page.parse(frame)
         form = stream.dtype == 1 and len(stream.shape) == 1 and 1 <= stream.nbytes <= 1 << 24
         require(form, "a frame holds 1 to 2^24 bytes")
-        require(stream.body < page.REFERENCE_BODY, "a frame is not a reference")
+        bodies = (page.CHUNKED_BODY, page.CONSTANT_BODY, page.EXTERNAL_BODY)
+        require(stream.body in bodies, "a frame is not a reference")
         prelude = Reader(frame[4:]).varint()
         checksums += frame[prelude - 4 : prelude]
         total += stream.nbytes
@@ -330,12 +402,16 @@ def frames_of(file: bytes) -> list[bytes]:
     return frames
 
 
-def restore(file: bytes) -> bytes:
-    """The original of a compressed file of any kind."""
+def restore(file: bytes, beside: Mapping[str, bytes] = NOTHING) -> bytes:
+    """The original of a compressed file of any kind; `beside` are the files in its folder."""
     found = kind(file)
     if found == "neuzip-file":
-        return b"".join(map(page.decode, frames_of(file)))
+        streams = [(page.parse(frame), frame) for frame in frames_of(file)]
+        return b"".join(
+            external(stream, beside) if stream.body == page.EXTERNAL_BODY else page.decode(frame)
+            for stream, frame in streams
+        )
     if found == "neuzip-tensor":
         return page.decode(file)
     require(found == "neuzip-safetensors", "the file is compressed")
-    return restore_safetensors(file)
+    return restore_safetensors(file, beside=beside)

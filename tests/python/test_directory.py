@@ -527,8 +527,10 @@ def interrupt_after(count: int) -> Any:  # noqa: ANN401
 def test_next_run_goes_on_with_finished_files(tmp_path: Path, model: Path) -> None:
     target = tmp_path / "model-nz"
     shard_bytes = (model / SHARDS[0]).stat().st_size
+    # Files in deeper folders come first.
+    before = (model / "nested/deep/extra").stat().st_size
     with pytest.raises(KeyboardInterrupt):
-        compress_directory(model, target, progress=interrupt_after(shard_bytes + 10_000))
+        compress_directory(model, target, progress=interrupt_after(before + shard_bytes + 10_000))
     assert not target.exists()
     finished = tmp_path / "model-nz.partial/content" / SHARDS[0]
     inode = finished.stat().st_ino
@@ -549,11 +551,12 @@ def test_next_run_goes_on_with_finished_files(tmp_path: Path, model: Path) -> No
 
 def test_nothing_stale_is_taken_over(tmp_path: Path, model: Path) -> None:
     target = tmp_path / "model-nz"
-    shard_bytes = (model / SHARDS[0]).stat().st_size
+    first = (model / "nested/deep/extra", model / SHARDS[0])
+    done = sum(path.stat().st_size for path in first)
 
     def interrupted() -> Path:
         with pytest.raises(KeyboardInterrupt):
-            compress_directory(model, target, progress=interrupt_after(shard_bytes + 10_000))
+            compress_directory(model, target, progress=interrupt_after(done + 10_000))
         return tmp_path / "model-nz.partial/content"
 
     # A damaged file, one that the source has no more, a torn journal, other content.

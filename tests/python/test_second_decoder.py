@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,15 @@ from neuzip_rs import _native
 from tests.python import second_decoder as page
 from tests.python import second_encoder as writer
 from tests.python.samples import Sample, contents, numpy_dtype
-from tests.python.second_decoder import Model, OffsetList, Plane, ScaleOffsets, Stream, Table
+from tests.python.second_decoder import (
+    Model,
+    OffsetList,
+    Plane,
+    Records,
+    ScaleOffsets,
+    Stream,
+    Table,
+)
 from tests.python.second_encoder import Change, Plan, encode, encode_body, invent, varint
 from tests.python.second_plans import (
     coded,
@@ -357,10 +365,11 @@ def traits(stream: Stream) -> set[str]:
     found |= {f"feature {bit}" for bit in range(7) if stream.features >> bit & 1}
     found |= {f"storage {('raw', 'constant', 'model')[min(2, s)]}" for s in stream.storages}
     found |= {"storages of 16 bits"} if len(stream.models) > 254 else set()
+    found |= {"records"} if stream.records else set()
     if stream.offsets:
         found |= {f"list {bit}" for bit in range(6) if stream.offsets.axes >> bit & 1}
     for storage, payload in zip(stream.storages, stream.payloads, strict=True):
-        if storage >= page.FIRST_MODEL:
+        if page.FIRST_MODEL <= storage < page.FIRST_MODEL + len(stream.models):
             model = stream.models[storage - page.FIRST_MODEL]
             found |= model_traits(model)
             for i, plane in enumerate(model.coded()):
@@ -382,7 +391,7 @@ OF_THE_PACKAGE = {
     *("table with escape", "table without escape"),
     *("wide table with escape", "wide table without escape"),
     *("escapes of 1 bytes", "escapes of 2 bytes", "trailing zeros", "no trailing zeros"),
-    *("phase 0", "phase 1"),
+    *("phase 0", "phase 1", "records"),
 }
 EVERYTHING = OF_THE_PACKAGE | {
     *("storages of 16 bits", "wide constant plane", "wide in contexts plane"),
@@ -399,11 +408,25 @@ def test_the_package_uses_nearly_everything() -> None:
 
 def test_the_legal_streams_use_everything() -> None:
     element = encode_body(page.CONSTANT_BODY, b"a", (1,))
-    streams = [element, file_streams()["té"], *map(encoded, plans())]
+    streams = [element, file_streams()["té"], *map(encoded, plans()), encode(bases()["records"])]
     assert set().union(*(traits(page.parse(stream)) for stream in streams)) == EVERYTHING
 
 
 # --- illegal streams --------------------------------------------------------------------------
+
+
+def records_plan(data: bytes, classes: Sequence[int], models: Sequence[int | None]) -> Plan:
+    """Chunks of records; model 0 is coded, 1 raw."""
+    table = writer.fit_table([byte >> 4 for byte in data] + [*range(16)], 4)
+    half = Model(0, [Plane(page.CODED, 4, table=table), raw(4)], 7)
+    plain = Model(1, [raw(16)], 0)
+    chunks = -(-len(data) // 4096)
+    return Plan(
+        data,
+        models=[half, plain],
+        storages=[4] * chunks,
+        records=[Records([*classes], [*models])],
+    )
 
 
 @cache
@@ -453,6 +476,8 @@ def bases() -> dict[str, Plan]:
             *(bytes(65537), 1, None, [scaled(0, [raw(8)])], [1]),
             *(ScaleOffsets(1, 1, 0, OffsetList()), 17),
         ),
+        "records": records_plan(rng.randbytes(9000), [0, 0, *[1] * 7, 2, 1, 2], [1, 0, None]),
+        "records of raw bytes": records_plan(rng.randbytes(300), [0, 1], [None, None]),
         "255 models": Plan(b"abc", models=[Model(0, [one(8)], 0)] * 255, storages=[0]),
     }
 
@@ -477,6 +502,21 @@ def with_end(end: bytes) -> Change:
 
 def without_end(count: int) -> Change:
     return lambda value: value[:-count]
+
+
+def named(file: bytes) -> Change:
+    """The fields of an external body with another name of the file."""
+    return lambda fields: fields[:20] + varint(len(file)) + file
+
+
+def starting(start: bytes) -> Change:
+    """The fields of an external body that begins at another byte."""
+    return lambda fields: fields[:17] + start + fields[18:]
+
+
+def excepted(exceptions: bytes) -> Change:
+    """The fields of an external body with other exceptions, which come last."""
+    return lambda fields: fields[:-1] + exceptions
 
 
 def with_top_bit(value: bytes) -> bytes:
@@ -578,16 +618,16 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
             *(("constant body", "fields"), ("reference", "fields")),
         )
     ],
-    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (7, 8, 63)],
+    *[("features are known", "raw", Broken({"features": varint(1 << i)})) for i in (9, 10, 63)],
     *[
         (
             "the features are those of what the stream uses",
             base,
-            Broken({"features": bytes([features])}),
+            Broken({"features": varint(features)}),
         )
         for base, wrong in (
             *(
-                ("raw", (1, 2, 4, 8)),
+                ("raw", (1, 2, 4, 8, 16, 32, 64, 128)),
                 ("coded", (0, 3, 6, 10)),
                 ("zeros", (0, 5)),
                 ("scaled", (0, 9)),
@@ -601,13 +641,102 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
         ("the tensor has less than 2^63 bytes", base, Broken({"shape": varint(1 << bits)}))
         for base, bits in (("raw", 63), ("constant body", 61), ("constant body", 63))
     ],
-    *[("the body is known", "raw", Broken({"body": bytes([body])})) for body in (5, 255)],
+    *[("the body is known", "raw", Broken({"body": bytes([body])})) for body in (6, 255)],
     *[
         ("the name is UTF-8", "reference", Broken({"fields": bytes(16) + b"\2" + name}))
         for name in (b"\xff\xfe", b"a\x80", b"\xc0\x80")
     ],
     ("the name is UTF-8", "reference", {"fields": bytes(16) + b"\3\xed\xa0\x80"}),
     ("the input does not end early", "reference", {"fields": bytes(16) + b"\4abc"}),
+    # Records.
+    *[
+        ("records have 2 to 4096 bytes", "records", Broken({"records 0 length": varint(length)}))
+        for length in (0, 1, 4097, (1 << 64) - 1)
+    ],
+    *[
+        ("there are 1 to 16 classes", "records", Broken({"records 0 classes": varint(count)}))
+        for count in (0, 17)
+    ],
+    *[
+        (
+            "classes have models that are not scaled, or none",
+            "records",
+            Broken({"records 0 models": bytes([2, number, 0])}),
+        )
+        for number in (3, 9)
+    ],
+    (
+        "classes have models that are not scaled, or none",
+        "scaled",
+        {
+            "features": lambda value: varint(value[0] | page.RECORDS),
+            "columns": lambda value: b"\1\2\1\1\2\0" + value,
+        },
+    ),
+    *[
+        ("runs fill the record", "records", Broken({"records 0 runs": runs}))
+        for runs in (b"\0\0", b"\x0d\0", b"\2\0\x0b\1")
+    ],
+    ("classes exist", "records", {"records 0 runs": b"\x0c\3"}),
+    ("each class has a byte", "records", {"records 0 runs": b"\2\0\x0a\1"}),
+    *[
+        ("there are 1 to 4096 record layouts", "records", Broken({"record layouts": varint(n)}))
+        for n in (0, 4097)
+    ],
+    *[
+        (
+            "payload lengths of classes are multiples of 16",
+            "records",
+            Broken({f"chunk 0 class {of} length": plus(8)}),
+        )
+        for of in (0, 2)
+    ],
+    *[
+        (
+            "a class is raw or has a model",
+            "records",
+            Broken({f"chunk 0 class {of} storage": bytes([storage])}),
+        )
+        for of, storage in ((0, 2), (1, 255), (2, 1))
+    ],
+    ("padding is zero", "records", {"chunk 0 head padding": dirty}),
+    ("padding is zero", "records", {"chunk 0 class 2": dirty}),
+    ("no bytes are left over", "records", {"chunk 0 class 1 length": plus(16)}),
+    ("the input does not end early", "records", {"chunk 0 class 2 length": plus(1 << 16)}),
+    # The external body.
+    *[
+        ("the derivation is known", "external", Broken({"fields": at(0, code)}))
+        for code in (3, 255)
+    ],
+    *[
+        ("the file is in the folder or below", "external", Broken({"fields": named(name)}))
+        for name in (
+            *(b"", b"..", b"../x", b"/x", b"x/", b"a//x", b"./x", b"a/..", b"c:x", b"a\\x"),
+            *(b"a\0x", b"a\x7fx", "a\x85x".encode(), b"x" * 4097),
+        )
+    ],
+    ("the range ends below 2^64", "external", {"fields": starting(varint((1 << 64) - 3))}),
+    *[
+        (
+            "float16 or bfloat16 is derived, from the first byte on",
+            base,
+            Broken({"fields": starting(b"\1")}),
+        )
+        for base in ("rounded", "cut off")
+    ],
+    *[
+        (
+            "float16 or bfloat16 is derived, from the first byte on",
+            base,
+            Broken({"dtype": bytes([code])}),
+        )
+        for base, code in (("rounded", 3), ("rounded", 34), ("cut off", 9))
+    ],
+    ("exceptions are inside the tensor", "rounded", {"fields": excepted(b"\1\3ab")}),
+    ("exceptions are inside the tensor", "cut off", {"fields": excepted(b"\2\1ab\1cd")}),
+    ("the input does not end early", "rounded", {"fields": excepted(b"\1\0a")}),
+    ("the name is UTF-8", "external", {"fields": named(b"\xff")}),
+    ("no bytes are left over", "external", {"fields": with_end(b"\0")}),
     # The chunked body.
     *[
         ("the chunk size is 2^12 to 2^26", "raw", Broken({"log2 chunk": bytes([log2])}))
@@ -829,17 +958,25 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
     ("escaped values are below 2^width", "coded", {"chunk 0 plane 1 high": at(0, 2)}),
     ("escaped values are below 2^width", "narrow", {"chunk 0 plane 0 low": at(0, 16)}),
 ]
+DERIVATIONS = {"external": page.SAME, "rounded": page.ROUNDED, "cut off": page.CUT_OFF}
 UNSUPPORTED = {
     "the version is known",
     "features are known",
     "the dtype is known",
     "the body is known",
+    "the derivation is known",
     "plane modes are known",
 }
 
 
 def broken(base: str, changes: Broken) -> bytes:
     """The base with fields changed, and the checksum of what it then is."""
+    if base in DERIVATIONS:
+        fields = writer.external_fields(b"abc", "n", "f", derivation=DERIVATIONS[base])
+        dtype = 1 if base == "external" else 10
+        return encode_body(
+            page.EXTERNAL_BODY, fields, (3,), dtype=dtype, features=page.EXTERNAL, changes=changes
+        )
     if base == "constant body":
         return encode_body(page.CONSTANT_BODY, b"abcd", (5, 7), dtype=11, changes=changes)
     if base == "reference":

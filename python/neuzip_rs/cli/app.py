@@ -8,6 +8,7 @@ from neuzip_rs import __version__
 from neuzip_rs.cli.bench import bench
 from neuzip_rs.cli.compress import compress
 from neuzip_rs.cli.decompress import decompress
+from neuzip_rs.cli.estimate import estimate
 from neuzip_rs.cli.info import info
 from neuzip_rs.cli.verify import verify
 
@@ -41,5 +42,5 @@ def _options(
     """Lossless compression of neural network weights."""
 
 
-for _command in (compress, decompress, verify, info, bench):
+for _command in (compress, decompress, verify, info, estimate, bench):
     app.command()(_command)

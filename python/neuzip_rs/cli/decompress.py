@@ -10,7 +10,7 @@ from neuzip_rs._errors import CorruptDataError
 from neuzip_rs.cli import options
 from neuzip_rs.cli.outcome import report
 from neuzip_rs.cli.places import Places, SourceKind, is_device, located, original_name, source_kind
-from neuzip_rs.cli.removal import check_restorable, remove_source
+from neuzip_rs.cli.removal import check_not_needed, check_restorable, remove_source
 from neuzip_rs.cli.session import Session, UsageError
 from neuzip_rs.cli.streams import decompress_stream, decompress_to_stream, open_source, open_target
 from neuzip_rs.directory.content import COMPRESSED_KINDS
@@ -112,6 +112,8 @@ class _Decompression:
         if content not in COMPRESSED_KINDS:
             message = f"{path}: this is no file that neuzip compressed"
             raise CorruptDataError(message)
+        if self.remove:
+            check_not_needed(source)
         name = self._name(source, SourceKind.FILE)
         target = self.places.target(path, name)
         started = perf_counter()

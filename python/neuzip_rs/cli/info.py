@@ -1,10 +1,13 @@
 """`neuzip info`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from neuzip_rs.cli import options
 from neuzip_rs.cli.contents import describe_directory, describe_file
+from neuzip_rs.cli.fields import print_fields, print_reasons
 from neuzip_rs.cli.places import SourceKind, located, source_kind
 from neuzip_rs.cli.report import percent, print_table, printable, size
 from neuzip_rs.cli.session import Session
@@ -17,65 +20,96 @@ _HEADINGS = (
 _NUMBERS = (3, 4, 5, 7, 8)
 _FOLDED = (0, 6)
 
+Measure = Annotated[
+    bool,
+    typer.Option("--measure", help="Decode some chunks of each tensor to measure all entropies."),
+]
+
 
 def info(
     paths: options.Paths,
+    verbose: options.Verbose = False,
+    measure: Measure = False,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
     no_progress: options.NoProgress = False,
 ) -> None:
-    """Show what is in files and directories, compressed or not.
+    """Show what is in files and directories, compressed or not, and where the bits go.
 
-    The table has one line per tensor: entropy is in bits per value of the planes that are coded.
+    The first table adds up the fields of all tensors: what they had, what they take, and their
+    entropy next to what is stored, in bits per value; without --measure only tables of coded fields
+    know an entropy. The second table has one line per tensor; -v says of each why.
 
     --json prints: path, kind (safetensors, neuzip-safetensors, neuzip-file, neuzip-tensor, other
     or directory), original_bytes, compressed_bytes and ratio (null if it is not compressed), and
     tensors, each with name, dtype, shape, original_bytes, compressed_bytes, ratio, body, modes,
-    features, entropy_bits, chunks and chunk_bytes (null where there is nothing to say); for
+    features, entropy_bits, chunks and chunk_bytes, repeats, fields (each with name, mode, bits,
+    elements, stored_bytes, overhead_bytes, table_bits, entropy_bits), other_bytes, scale_offsets
+    (columns, row_offsets, column_offsets, stored_bytes), alternatives (none here) and why (null
+    where there is nothing to say); for
     .safetensors also metadata and base (identity and path of the model that it holds differences
     from, or null), for a neuzip-file also frames. A directory has files instead: the
     same objects, their path relative to it. After an error: path and error.
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
-    session.run(paths, lambda path: _show(session, path))
+    session.run(paths, lambda path: _show(session, path, verbose=verbose, measure=measure))
 
 
-def _show(session: Session, path: str) -> None:
+def _show(session: Session, path: str, *, verbose: bool, measure: bool) -> None:
     kind = source_kind(path)
     if kind is SourceKind.FOLDER:
-        facts = {"path": path, **describe_directory(located(path))}
+        facts = {"path": path, **describe_directory(located(path), measure=measure)}
     elif kind is SourceKind.FILE:
-        facts = {"path": path, **describe_file(Path(path))}
+        facts = {"path": path, **describe_file(Path(path), measure=measure)}
     else:
         with (
             session.progress("reading", path) as progress,
             spooled_source(path, progress) as copy,
         ):
-            facts = {"path": path, **describe_file(copy)}
+            facts = {"path": path, **describe_file(copy, measure=measure)}
     if not session.as_json:
-        for part in facts.get("files", [facts]):
-            _print_file(part)
-        if "files" in facts:
-            print(_totals(facts))
+        print_facts(facts, verbose=verbose)
     session.result(facts)
 
 
-def _print_file(facts: dict[str, Any]) -> None:
-    print(_totals(facts))
-    if not facts["tensors"]:
+def print_facts(facts: dict[str, Any], *, verbose: bool, verb: str = "compressed") -> None:
+    """Prints what is known of a file or directory.
+
+    Args:
+        facts: The JSON object.
+        verbose: Say why each tensor is stored as it is.
+        verb: What comes before the compressed size.
+    """
+    for part in facts.get("files", [facts]):
+        print(_totals(part, verb))
+        _print_tensors(part, verbose=verbose)
+    if "files" in facts:
+        print(_totals(facts, verb))
+        tensors = [tensor for part in facts["files"] for tensor in part["tensors"]]
+        if verbose and facts["compressed_bytes"] is not None and tensors:
+            print_fields(tensors, facts["original_bytes"], facts["compressed_bytes"])
+
+
+def _print_tensors(facts: dict[str, Any], *, verbose: bool) -> None:
+    tensors = facts["tensors"]
+    if not tensors:
         return
-    print_table(
-        _HEADINGS, [_row(tensor) for tensor in facts["tensors"]], right=_NUMBERS, folded=_FOLDED
-    )
+    if facts["compressed_bytes"] is not None:
+        print_fields(tensors, facts["original_bytes"], facts["compressed_bytes"])
+        print()
+    print_table(_HEADINGS, [_row(tensor) for tensor in tensors], right=_NUMBERS, folded=_FOLDED)
     print()
+    if verbose:
+        print_reasons(tensors)
+        print()
 
 
-def _totals(facts: dict[str, Any]) -> str:
+def _totals(facts: dict[str, Any], verb: str) -> str:
     original, compressed = facts["original_bytes"], facts["compressed_bytes"]
     line = f"{facts['path']}: {facts['kind']}, {size(original)}"
     if compressed is None:
         return printable(f"{line}, not compressed")
-    line += f", compressed {size(compressed)} ({percent(compressed, original)})"
+    line += f", {verb} {size(compressed)} ({percent(compressed, original)})"
     base = facts.get("base")
     if base is not None:
         line += f", differences from {base['path'] or 'a base'} ({base['identity']})"

@@ -26,6 +26,9 @@ Output = Annotated[
     typer.Option("-o", "--output", metavar="OUT", help="Where to write; - is standard output."),
 ]
 Force = Annotated[bool, typer.Option("-f", "--force", help="Replace an existing output.")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Say of each tensor why it is stored as it is.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 Threads = Annotated[
     int,

@@ -2,10 +2,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-from neuzip_rs._errors import CorruptDataError
-from neuzip_rs.directory.content import Progress, matches_file, original_pieces
+from neuzip_rs import _native
+from neuzip_rs._errors import CorruptDataError, NeuzipError
+from neuzip_rs.directory.content import (
+    COMPRESSED_KINDS,
+    Progress,
+    matches_file,
+    original_pieces,
+)
+from neuzip_rs.directory.manifest import MANIFEST_NAME
 from neuzip_rs.directory.workspace import remove_tree
+
+_FOLDERS_ABOVE: Final = 16
 
 
 def check_restorable(
@@ -31,6 +41,29 @@ def check_restorable(
     if not matches_file(_counted(pieces, original.stat().st_size, progress), original):
         message = f"{compressed} does not give back {original}: nothing was removed"
         raise CorruptDataError(message)
+
+
+def check_not_needed(path: Path) -> None:
+    """Refuses to remove a compressed file that another one refers to.
+
+    References lead from a folder into itself and below, so that only files beside this one and in
+    the folders above it, up to the top of a compressed directory, can have any.
+
+    Raises:
+        NeuzipError: A file needs this one.
+    """
+    place = path.absolute()
+    folders = list(place.parents)[:_FOLDERS_ABOVE]
+    top = next((n for n, it in enumerate(folders) if (it / MANIFEST_NAME).is_file()), 0)
+    for folder in folders[: top + 1]:
+        inner = place.relative_to(folder).as_posix()
+        for other in sorted(folder.iterdir()):
+            if other == place or not other.is_file():
+                continue
+            compressed = _native.content_kind(str(other)) in COMPRESSED_KINDS
+            if compressed and inner in _native.references(str(other)):
+                message = f"{path}: nothing done, because {other} refers to it"
+                raise NeuzipError(message)
 
 
 def remove_source(path: Path) -> None:

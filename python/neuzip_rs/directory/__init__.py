@@ -7,6 +7,7 @@ A compressed directory is a directory that loaders understand: shards, index and
 the names they had. What a file is, is decided by its content, links are followed, and
 
 - .safetensors files are stored as compressed .safetensors files;
+- what several files have in common is stored once (`neuzip_rs.directory.doubles`);
 - `config.json` says that the weights are compressed (`neuzip_rs.directory.config`);
 - all other files, and everything in a git repository's own folder, are copied;
 - `neuzip_manifest.json` says what everything was (`neuzip_rs.directory.manifest`).

@@ -12,7 +12,7 @@ from neuzip_rs.directory.content import (
     original_pieces,
     sha256,
 )
-from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Kind, Manifest
+from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Manifest
 from neuzip_rs.directory.pack import result_of
 from neuzip_rs.directory.transfer import DirectoryResult, Meter, Note, listed
 from neuzip_rs.directory.tree import Tree, scan
@@ -69,7 +69,7 @@ def verify_directory(
 def _problem_with(stored: Path, entry: Entry, threads: int | None, base: str | None) -> str | None:
     if not stored.is_file():
         return "missing"
-    if entry.kind is Kind.SAFETENSORS:
+    if entry.kind.is_compressed:
         try:
             digest, _ = sha256(original_pieces(stored, threads=threads, base=base))
         except NeuzipError as error:

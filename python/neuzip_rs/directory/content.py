@@ -58,6 +58,9 @@ def original_pieces(
         OutputTooLargeError: There are more bytes than `max_output_size`.
     """
     kind = _native.content_kind(str(path))
+    if kind in COMPRESSED_KINDS:
+        # Before the first piece: a file that this one needs may not be there.
+        _native.references(str(path), check=True)
     if kind == "neuzip-safetensors":
         yield from _safetensors_pieces(path, threads, max_output_size, base)
     elif kind == "neuzip-file":
@@ -175,7 +178,9 @@ def read_varint(data: bytes | memoryview, start: int) -> tuple[int, int]:
 def _frame_pieces(
     path: Path, threads: int | None, max_output_size: int | None
 ) -> Iterator[memoryview]:
-    decompressor = _native.StreamDecompressor(threads=threads, max_output_size=max_output_size)
+    decompressor = _native.StreamDecompressor(
+        threads=threads, max_output_size=max_output_size, beside=str(path)
+    )
     for piece in file_pieces(path):
         decoded = memoryview(decompressor.feed(piece))
         for start in range(0, len(decoded), PIECE_BYTES):

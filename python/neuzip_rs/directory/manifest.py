@@ -7,6 +7,7 @@
     folders      the empty folders, by path
     files        path -> {
       kind           "safetensors": stored compressed;  "copy": stored as it was;
+                     "nz": stored as a .nz file, because parts of it are tensors of other files;
                      "config" and "index": stored for loaders, restored from `original`
       size, sha256   of the original file
       stored_size    of the file in the compressed directory
@@ -44,9 +45,15 @@ class Kind(StrEnum):
     """How a file of the directory is stored."""
 
     SAFETENSORS = "safetensors"
+    NZ = "nz"
     COPY = "copy"
     CONFIG = "config"
     INDEX = "index"
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the stored file is one that neuzip compressed."""
+        return self in (Kind.SAFETENSORS, Kind.NZ)
 
 
 _IN_MANIFEST: Final = frozenset({Kind.CONFIG, Kind.INDEX})

@@ -10,6 +10,7 @@ from neuzip_rs._bases import Base, BaseArguments, base_arguments, chains
 from neuzip_rs._errors import NeuzipError
 from neuzip_rs.directory.config import loader_kind, mark_config
 from neuzip_rs.directory.content import Progress, file_pieces, sha256
+from neuzip_rs.directory.doubles import catalog_of, in_order, is_zip, stored_members
 from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Kind, Manifest
 from neuzip_rs.directory.places import check_places
 from neuzip_rs.directory.transfer import (
@@ -78,8 +79,18 @@ def compress_directory(
         models = [name for name, kind in kinds.items() if kind is Kind.SAFETENSORS]
         bases.chains = chains(models, keyframe_every)
     with Workspace(destination, settings) as work:
-        packer = _Packer(work, level, threads, Meter(progress, _total(tree)), note, bases)
-        entries = {file.name: packer.pack(file, kinds[file.name]) for file in tree.files}
+        # Files with a base are stored as differences, which no other file may refer to.
+        alone = [
+            file
+            for file in tree.files
+            if kinds[file.name] is Kind.SAFETENSORS and not bases.arguments(file.name)
+        ]
+        files = in_order(tree.files, alone)
+        others = [file for file in tree.files if kinds[file.name] is Kind.COPY]
+        catalog = catalog_of(source, files[: len(alone)], others, threads, progress)
+        meter = Meter(progress, _total(tree))
+        packer = _Packer(work, level, threads, meter, note, bases, catalog)
+        entries = {file.name: packer.pack(file, kinds[file.name]) for file in files}
         packer.name_large_copies(entries)
         manifest = Manifest(entries, tuple(tree.empty_folders())).to_bytes()
         write_file(work.target(MANIFEST_NAME), manifest)
@@ -94,7 +105,7 @@ def result_of(entries: Mapping[str, Entry], manifest_bytes: int) -> DirectoryRes
     """The result for these files."""
     return DirectoryResult(
         files=len(entries),
-        compressed_files=sum(entry.kind is Kind.SAFETENSORS for entry in entries.values()),
+        compressed_files=sum(entry.kind.is_compressed for entry in entries.values()),
         original_bytes=sum(entry.size for entry in entries.values()),
         stored_bytes=sum(entry.stored_size for entry in entries.values()) + manifest_bytes,
     )
@@ -161,6 +172,7 @@ class _Packer:
         meter: Meter,
         note: Note | None,
         bases: _Bases,
+        catalog: _native.Catalog | None,
     ) -> None:
         self._work = work
         self._level = level
@@ -168,6 +180,7 @@ class _Packer:
         self._meter = meter
         self._note = note or (lambda _: None)
         self._bases = bases
+        self._catalog = catalog
 
     def pack(self, file: TreeFile, kind: Kind) -> Entry:
         """Writes one file into the workspace, or finds it finished there."""
@@ -176,8 +189,7 @@ class _Packer:
             if kind is Kind.SAFETENSORS:
                 entry = self._compress(file)
             elif kind is Kind.COPY:
-                digest, size = copy_file(file.path, self._work.target(file.name), self._meter)
-                entry = Entry(Kind.COPY, size, digest, size)
+                entry = self._refer(file) or self._copy(file)
             else:
                 entry = self._write_for_loaders(file, kind)
             if stamp_of(file.path) != file.stamp:
@@ -206,16 +218,52 @@ class _Packer:
             hash_meanwhile(file.path, self._threads) as digest,
             self._meter.part(file.size) as progress,
         ):
-            size, stored_size = _native.compress_file(
-                str(file.path),
-                str(target),
-                level=self._level,
-                threads=self._threads,
-                overwrite=True,
-                progress=progress,
-                **self._bases.arguments(file.name),
-            )
+            arguments = self._bases.arguments(file.name)
+            if self._catalog is None or arguments:
+                size, stored_size = _native.compress_file(
+                    str(file.path),
+                    str(target),
+                    level=self._level,
+                    threads=self._threads,
+                    overwrite=True,
+                    progress=progress,
+                    **arguments,
+                )
+            else:
+                size, stored_size = self._catalog.compress_file(
+                    file.name,
+                    str(file.path),
+                    str(target),
+                    level=self._level,
+                    threads=self._threads,
+                    progress=progress,
+                )
             return Entry(Kind.SAFETENSORS, size, digest(), stored_size)
+
+    def _refer(self, file: TreeFile) -> Entry | None:
+        """Stores a checkpoint as what it shares with .safetensors files and the rest."""
+        if self._catalog is None or _in_repository(file.name) or not is_zip(file.path):
+            return None
+        target = self._work.target(file.name)
+        # No progress: how many bytes are done is told by who takes the file in the end.
+        sizes = self._catalog.compress_ranges(
+            file.name,
+            str(file.path),
+            str(target),
+            stored_members(file.path),
+            level=self._level,
+            threads=self._threads,
+            progress=lambda *_: None,
+        )
+        if sizes is None:
+            return None
+        digest, size = sha256(file_pieces(file.path))
+        self._meter.add(size)
+        return Entry(Kind.NZ, size, digest, sizes[1])
+
+    def _copy(self, file: TreeFile) -> Entry:
+        digest, size = copy_file(file.path, self._work.target(file.name), self._meter)
+        return Entry(Kind.COPY, size, digest, size)
 
     def _write_for_loaders(self, file: TreeFile, kind: Kind) -> Entry:
         original = file.path.read_bytes()
@@ -236,9 +284,10 @@ class _Packer:
         if facts["stamp"] != list(file.stamp) or not target.is_file():
             return None
         entry = Entry.from_json(file.name, facts["entry"])
-        if entry.kind is not kind or target.stat().st_size != entry.stored_size:
+        fits = entry.kind is kind or (kind is Kind.COPY and entry.kind is Kind.NZ)
+        if not fits or target.stat().st_size != entry.stored_size:
             return None
-        if kind is Kind.COPY:
+        if entry.kind is Kind.COPY:
             sound = sha256(file_pieces(target))[0] == entry.sha256
         else:
             sound = self._is_sound(target)

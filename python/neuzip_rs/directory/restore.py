@@ -6,7 +6,7 @@ from neuzip_rs import _native
 from neuzip_rs._bases import base_in
 from neuzip_rs._errors import CorruptDataError, OutputTooLargeError
 from neuzip_rs.directory.content import Progress, file_pieces, sha256
-from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Kind, Manifest
+from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Manifest
 from neuzip_rs.directory.places import check_places
 from neuzip_rs.directory.transfer import (
     DirectoryResult,
@@ -88,7 +88,7 @@ def decompress_directory(
     )
     return DirectoryResult(
         files=len(manifest.files) + len(added),
-        compressed_files=sum(entry.kind is Kind.SAFETENSORS for entry in manifest.files.values()),
+        compressed_files=sum(entry.kind.is_compressed for entry in manifest.files.values()),
         original_bytes=total,
         stored_bytes=sum(sizes),
         changed=tuple(restorer.changed),
@@ -147,7 +147,7 @@ class _Restorer:
         return sha256(file_pieces(target)) == (entry.sha256, entry.size)
 
     def _write(self, name: str, entry: Entry, stored: Path, target: Path) -> None:
-        if entry.kind is Kind.SAFETENSORS:
+        if entry.kind.is_compressed:
             with self._meter.part(entry.size) as progress:
                 _native.decompress_file(
                     str(stored),

@@ -16,7 +16,7 @@ mod reader;
 mod writer;
 
 pub use reader::StreamDecompressor;
-pub(crate) use reader::{decode_frames, scan_frames};
+pub(crate) use reader::{decode_frames, frame_references, scan_frames};
 pub use writer::StreamCompressor;
 pub(crate) use writer::compress_frames;
 

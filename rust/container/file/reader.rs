@@ -5,12 +5,16 @@
 //!
 //! Place in docs/format-files.md: ".nz files".
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use super::{
     END_BYTES, FILE_MAGIC, FRAME_BYTES, MAX_STREAM_BYTES, MAX_VARINT_BYTES, Totals, append,
     has_file_magic,
 };
 use crate::container::pieces::decode_streams;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_zeroed};
+use crate::safetensors::siblings::Siblings;
 use crate::varint::read_varint;
 use crate::{DecompressOptions, Dtype, Stream};
 
@@ -176,21 +180,59 @@ pub(crate) fn scan_frames(file: &[u8]) -> Result<u64> {
     Ok(frames.reader.totals.original)
 }
 
+/// The other files that frames refer to; each tensor referred to is looked for if `siblings` are given.
+///
+/// # Errors
+/// [`Error::Corrupt`] for a damaged file, [`Error::BaseMismatch`] if a frame refers to nothing.
+pub(crate) fn frame_references(
+    file: &[u8],
+    siblings: Option<&Siblings>,
+) -> Result<BTreeSet<String>> {
+    let mut files = BTreeSet::new();
+    for frame in Frames::new(file) {
+        let (stream, place) = frame?;
+        if let Some(external) = stream.external() {
+            if let Some(siblings) = siblings {
+                let found = siblings.find(&stream, external);
+                found.map_err(|error| place.named(error))?;
+            }
+            files.insert(external.file.clone());
+        }
+    }
+    Ok(files)
+}
+
 /// Decodes a whole file; gives `sink` its bytes in order, and where in the file their frame ends.
 pub(crate) fn decode_frames(
     file: &[u8],
+    siblings: &Siblings,
     options: &DecompressOptions,
     sink: &mut dyn FnMut(&[u8], usize) -> Result<()>,
 ) -> Result<()> {
-    decode_streams(Frames::new(file), options, Place::named, |bytes, place| {
-        sink(bytes, place.end)
-    })
+    let mut frames = Frames::new(file).peekable();
+    let is_external = |frame: &Result<(Stream<'_>, Place)>| matches!(frame, Ok((stream, _)) if stream.external().is_some());
+    while frames.peek().is_some() {
+        let own = std::iter::from_fn(|| frames.next_if(|frame| !is_external(frame)));
+        decode_streams(own, options, Place::named, |bytes, place| {
+            sink(bytes, place.end)
+        })?;
+        if let Some(frame) = frames.next_if(is_external) {
+            let (stream, place) = frame?;
+            // At most FRAME_BYTES.
+            let mut bytes = try_zeroed(stream.original_len() as usize)?;
+            let decoded = siblings.decode(&stream, &mut bytes, options);
+            decoded.map_err(|error| place.named(error))?;
+            sink(&bytes, place.end)?;
+        }
+    }
+    Ok(())
 }
 
 /// Restores the original from a `.nz` file that arrives piece by piece.
 pub struct StreamDecompressor {
     options: DecompressOptions,
     limit: Option<u64>,
+    siblings: Option<Siblings>,
     reader: ItemReader,
     /// Bytes that do not make an item yet.
     waiting: Vec<u8>,
@@ -205,16 +247,25 @@ impl StreamDecompressor {
         Self {
             options,
             limit,
+            siblings: None,
             reader,
             waiting: Vec::new(),
             failed: false,
         }
     }
 
+    /// Says which file the bytes come from, beside which are the files that it may refer to.
+    #[must_use]
+    pub fn beside(mut self, path: &Path) -> Self {
+        self.siblings = Some(Siblings::of(path));
+        self
+    }
+
     /// Takes the next bytes of the file; returns the next bytes of the original, if any are ready.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] for damage, [`Error::OutputTooLarge`] at the frame that exceeds the limit.
+    /// [`Error::Corrupt`] for damage, [`Error::BaseMismatch`] for what stands in another file and is not
+    /// found, [`Error::OutputTooLarge`] at the frame that exceeds the limit.
     pub fn feed(&mut self, data: &[u8]) -> Result<Vec<u8>> {
         if self.failed {
             return Err(Error::InvalidArgument(
@@ -253,9 +304,11 @@ impl StreamDecompressor {
                 bytes: length as u64,
             })?;
         out.resize(start + length, 0);
-        stream
-            .decode_into(0, &mut out[start..], &self.options)
-            .map_err(|error| error.within(&format!("frame {}", self.reader.frames - 1)))
+        let decoded = match &self.siblings {
+            Some(siblings) => siblings.decode(stream, &mut out[start..], &self.options),
+            None => stream.decode_into(0, &mut out[start..], &self.options),
+        };
+        decoded.map_err(|error| error.within(&format!("frame {}", self.reader.frames - 1)))
     }
 
     /// Says that the file ends here.

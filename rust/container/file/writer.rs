@@ -1,17 +1,21 @@
 //! Writing `.nz` files.
 //!
 //! Invariants: how the original arrives, whole or in pieces of any length, makes no difference to the
-//! file; all frames but the last are full.
+//! file; all frames are full but the last one, and those that end where a range that stands in another
+//! file begins or ends.
 //!
 //! Place in docs/format-files.md: ".nz files".
 
 use std::io::{Cursor, Write};
 
 use super::{FILE_MAGIC, FRAME_BYTES, MAX_VARINT_BYTES, Totals, append};
+use crate::codec::write_external;
+use crate::container::external::{Derivation, External};
 use crate::error::{Error, Result};
 use crate::parallel::{Ahead, in_order};
+use crate::safetensors::catalog::RangePlan;
 use crate::varint::write_varint;
-use crate::{CompressOptions, Dtype, Stream, compress_to};
+use crate::{CompressOptions, Dtype, Stream, compress_to, content_hash};
 
 /// Two frames at once, whatever the number of threads, which share the chunks of both: while one is
 /// written they work on the other.
@@ -54,11 +58,50 @@ fn write_end(totals: &Totals, mut write: impl FnMut(&[u8]) -> Result<()>) -> Res
     write(&totals.end_record())
 }
 
-/// Compresses `data` to `out`; `progress` is told the original bytes that are done. Returns the bytes
-/// written.
+/// The bytes of one frame, and the tensor that they are a part of.
+type Frame<'a> = (&'a [u8], Option<(&'a str, &'a str, u64)>);
+
+/// Cuts `data` into frames, also where ranges of `plan` begin and end.
+fn frames<'a>(data: &'a [u8], plan: &'a RangePlan) -> impl Iterator<Item = Frame<'a>> {
+    let mut parts = Vec::new();
+    let mut end = 0;
+    for (range, tensor, file) in &plan.ranges {
+        parts.push((end..range.start, None));
+        parts.push((range.clone(), Some((tensor.as_str(), file.as_str()))));
+        end = range.end;
+    }
+    parts.push((end..data.len(), None));
+    parts.into_iter().flat_map(move |(range, place)| {
+        let frames = data[range]
+            .chunks(FRAME_BYTES)
+            .zip((0..).step_by(FRAME_BYTES));
+        frames.map(move |(frame, start)| (frame, place.map(|(tensor, file)| (tensor, file, start))))
+    })
+}
+
+/// Makes the stream of a frame.
+fn write_stream(out: &mut Vec<u8>, frame: Frame<'_>, options: &CompressOptions) -> Result<()> {
+    let (data, Some((tensor, file, start))) = frame else {
+        return compress_frame(out, frame.0, options);
+    };
+    let external = External {
+        derivation: Derivation::Same,
+        content_hash: content_hash(data),
+        start,
+        name: tensor.to_owned(),
+        file: file.to_owned(),
+        exceptions: Vec::new(),
+    };
+    *out = write_external(Dtype::Uint8, &[data.len() as u64], external)?;
+    Ok(())
+}
+
+/// Compresses `data` to `out`, but for what `plan` finds in other files; `progress` is told the original
+/// bytes that are done. Returns the bytes written.
 pub(crate) fn compress_frames<W: Write>(
     out: &mut W,
     data: &[u8],
+    plan: &RangePlan,
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
@@ -74,10 +117,10 @@ pub(crate) fn compress_frames<W: Write>(
         options.threads,
         FRAMES_AHEAD,
         &mut Vec::new(),
-        data.chunks(FRAME_BYTES).map(|frame| Ok((1, frame))),
+        frames(data, plan).map(|frame| Ok((1, frame))),
         |frame, stream: &mut Vec<u8>| {
-            compress_frame(stream, frame, options)?;
-            Ok(frame.len())
+            write_stream(stream, frame, options)?;
+            Ok(frame.0.len())
         },
         |frame_bytes, stream| {
             write_frame(stream, &mut totals, &mut write)?;

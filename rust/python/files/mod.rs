@@ -1,5 +1,6 @@
 //! Whole files: `compress_file` and its like, and the stream classes.
 
+mod catalog;
 mod safetensors;
 
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use self::catalog::Catalog;
 use self::safetensors::SafetensorsFile;
 use super::buffers::Bytes;
 use super::errors::to_py;
@@ -122,6 +124,16 @@ fn verify_file(
     })
 }
 
+/// The files that a compressed file refers to; with `check` what it refers to is looked for.
+#[pyfunction]
+#[pyo3(signature = (src, *, check = false))]
+fn references(py: Python<'_>, src: PathBuf, check: bool) -> PyResult<Vec<String>> {
+    let files = py
+        .detach(|| files::references(&src, check))
+        .map_err(raise)?;
+    Ok(files.into_iter().collect())
+}
+
 /// Makes a `.nz` file of bytes that arrive piece by piece.
 #[pyclass(module = "neuzip_rs._native")]
 struct StreamCompressor(files::StreamCompressor);
@@ -157,10 +169,19 @@ struct StreamDecompressor(files::StreamDecompressor);
 #[pymethods]
 impl StreamDecompressor {
     #[new]
-    #[pyo3(signature = (*, threads = None, verify = true, max_output_size = None))]
-    fn new(threads: Option<usize>, verify: bool, max_output_size: Option<u64>) -> Self {
+    #[pyo3(signature = (*, threads = None, verify = true, max_output_size = None, beside = None))]
+    fn new(
+        threads: Option<usize>,
+        verify: bool,
+        max_output_size: Option<u64>,
+        beside: Option<PathBuf>,
+    ) -> Self {
         let options = decompress_options(verify, threads);
-        Self(files::StreamDecompressor::new(options, max_output_size))
+        let decompressor = files::StreamDecompressor::new(options, max_output_size);
+        Self(match beside {
+            Some(path) => decompressor.beside(&path),
+            None => decompressor,
+        })
     }
 
     /// Takes the next bytes of the file; returns the next bytes of the original, if any are ready.
@@ -180,6 +201,8 @@ pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<StreamCompressor>()?;
     m.add_class::<StreamDecompressor>()?;
     m.add_class::<SafetensorsFile>()?;
+    m.add_class::<Catalog>()?;
+    m.add_function(wrap_pyfunction!(references, m)?)?;
     m.add_function(wrap_pyfunction!(content_kind, m)?)?;
     m.add_function(wrap_pyfunction!(compress_file, m)?)?;
     m.add_function(wrap_pyfunction!(decompress_file, m)?)?;

@@ -8,9 +8,11 @@ use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
+use super::catalog::Catalog;
 use super::{choose, compress_options, decompress_options, open_base};
 use crate::python::buffers::Bytes;
 use crate::python::errors::to_py;
+use crate::python::explain::explanation_dict;
 use crate::python::report::{raise, run};
 use crate::python::tensor::info_dict;
 use crate::safetensors::{self, ElementType, MemoryTensor};
@@ -139,6 +141,48 @@ impl SafetensorsFile {
         }
         let stream = file.stream(index).map_err(raise_in(&self.path))?;
         info_dict(py, &stream).map(Some)
+    }
+
+    /// Where the bits of a tensor of a compressed file go; with `measure`, some chunks are decoded.
+    #[pyo3(signature = (name, *, measure = false))]
+    fn explain<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        measure: bool,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let (file, index) = self.tensor(name)?;
+        let options = decompress_options(true, None);
+        let explanation = file
+            .explain(index, measure.then_some(&options))
+            .map_err(raise_in(&self.path))?;
+        explanation_dict(py, &explanation)
+    }
+
+    /// What compressing each tensor of a plain file would give, in the order of the data.
+    #[pyo3(signature = (*, catalog = None, level = "default", threads = None, progress = None))]
+    fn estimate<'py>(
+        &self,
+        py: Python<'py>,
+        catalog: Option<(Py<Catalog>, String)>,
+        level: &str,
+        threads: Option<usize>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let file = self.file()?;
+        let options = compress_options(level, threads)?;
+        let explanations = run(py, progress, |progress| {
+            let total = file.header().data_bytes();
+            let progress = &mut |done| progress(done, total);
+            let catalog = catalog.as_ref();
+            let catalog = catalog.map(|(catalog, name)| (&catalog.get().0, name.as_str()));
+            file.estimate(catalog, &options, progress)
+                .map_err(|error| error.within(&self.path.display().to_string()))
+        })?;
+        explanations
+            .iter()
+            .map(|explanation| explanation_dict(py, explanation))
+            .collect()
     }
 
     /// Name, element type, shape and original bytes of every tensor, in the order of the data.
