@@ -27,6 +27,8 @@ const REPEAT_BYTES: usize = 1 << 14;
 const MAX_DISTANCE: usize = 1 << 12;
 /// The most frequent distances that are tried.
 const DISTANCES: usize = 4;
+/// Below this size the coder states of some classes take what records save.
+const MIN_BYTES: usize = 1 << 13;
 /// Records pay if they save a 256th, which is more than estimates are off.
 const SAVED_LOG2: u32 = 8;
 /// Rounds in which places change to the class that suits them best.
@@ -66,7 +68,7 @@ impl Period {
         let record_bytes = match *self {
             Self::None => return None,
             Self::Bytes(known) => Some(known),
-            Self::Unknown if input.level == Level::Fast => None,
+            Self::Unknown if input.level == Level::Fast || input.bytes.len() < MIN_BYTES => None,
             Self::Unknown => find_period(input, start, size),
         };
         let plan = record_bytes.and_then(|bytes| plan_records(input, start, bytes, size));
