@@ -40,9 +40,11 @@ pub(super) trait Element {
     unsafe fn tops(words: [__m512i; 4]) -> [__m512i; 2];
 }
 
+// The last arguments look like closures and are none: those would not be compiled for the tier.
 macro_rules! element {
     ($int:ty, $add:ident, $sub:ident, $set:ident, $blend:ident, $mask:ty, $right:ident, $left:ident,
-     $rotate:expr, $rotate_left:expr, $interleave:expr, $planes:expr, $tops:expr) => {
+     |$r:ident| $rotate:expr, |$l:ident| $rotate_left:expr, |$i:ident| $interleave:expr,
+     |$p:ident| $planes:expr, |$t:ident| $tops:expr) => {
         impl Element for $int {
             const BYTES: usize = size_of::<$int>();
             #[inline(always)]
@@ -66,26 +68,26 @@ macro_rules! element {
                 unsafe { $blend(mask as $mask, b, a) }
             }
             #[inline(always)]
-            unsafe fn rotate(word: __m512i) -> __m512i {
+            unsafe fn rotate($r: __m512i) -> __m512i {
                 // SAFETY: as the caller's.
-                unsafe { ($rotate)(word) }
+                unsafe { $rotate }
             }
             #[inline(always)]
-            unsafe fn rotate_left(word: __m512i) -> __m512i {
+            unsafe fn rotate_left($l: __m512i) -> __m512i {
                 // SAFETY: as the caller's.
-                unsafe { ($rotate_left)(word) }
+                unsafe { $rotate_left }
             }
             #[allow(unused_unsafe, reason = "bytes need no shuffle")]
             #[inline(always)]
-            unsafe fn planes(words: [__m512i; 4]) -> [__m512i; 4] {
+            unsafe fn planes($p: [__m512i; 4]) -> [__m512i; 4] {
                 // SAFETY: as the caller's.
-                unsafe { ($planes)(words) }
+                unsafe { $planes }
             }
             #[allow(unused_unsafe, reason = "words are there already")]
             #[inline(always)]
-            unsafe fn tops(words: [__m512i; 4]) -> [__m512i; 2] {
+            unsafe fn tops($t: [__m512i; 4]) -> [__m512i; 2] {
                 // SAFETY: as the caller's.
-                unsafe { ($tops)(words) }
+                unsafe { $tops }
             }
             #[inline(always)]
             unsafe fn shift(word: __m512i, right: __m128i, left: __m128i) -> __m512i {
@@ -94,9 +96,9 @@ macro_rules! element {
             }
             #[allow(unused_unsafe, reason = "bytes need no shuffle")]
             #[inline(always)]
-            unsafe fn interleave(planes: [__m512i; 4]) -> [__m512i; 4] {
+            unsafe fn interleave($i: [__m512i; 4]) -> [__m512i; 4] {
                 // SAFETY: as the caller's.
-                unsafe { ($interleave)(planes) }
+                unsafe { $interleave }
             }
         }
     };
@@ -113,15 +115,15 @@ element!(
     _mm512_sll_epi16,
     |word| _mm512_shrdi_epi16::<1>(word, word),
     |word| _mm512_shldi_epi16::<1>(word, word),
-    |planes: [__m512i; 4]| {
+    |planes| {
         let [a, b] = interleave_bytes(planes[0], planes[1]);
         [a, b, planes[2], planes[3]]
     },
-    |words: [__m512i; 4]| {
+    |words| {
         let [a, b] = separate_bytes([words[0], words[1]]);
         [a, b, words[2], words[3]]
     },
-    |words: [__m512i; 4]| [words[0], words[1]]
+    |words| [words[0], words[1]]
 );
 element!(
     u32,
@@ -134,14 +136,14 @@ element!(
     _mm512_sll_epi32,
     |word| _mm512_ror_epi32::<1>(word),
     |word| _mm512_rol_epi32::<1>(word),
-    |planes: [__m512i; 4]| {
+    |planes| {
         let low = interleave_bytes(planes[0], planes[1]);
         let high = interleave_bytes(planes[2], planes[3]);
         let [a, b] = interleave_words(low[0], high[0]);
         let [c, d] = interleave_words(low[1], high[1]);
         [a, b, c, d]
     },
-    |words: [__m512i; 4]| {
+    |words| {
         let ([a, b], [c, d]) = (
             separate_words([words[0], words[1]]),
             separate_words([words[2], words[3]]),
@@ -149,7 +151,7 @@ element!(
         let (low, high) = (separate_bytes([a, c]), separate_bytes([b, d]));
         [low[0], low[1], high[0], high[1]]
     },
-    |words: [__m512i; 4]| {
+    |words| {
         let first = separate_words([words[0], words[1]]);
         [first[1], separate_words([words[2], words[3]])[1]]
     }
@@ -176,7 +178,7 @@ element!(
     },
     |planes| planes,
     |words| words,
-    |words: [__m512i; 4]| [words[0], words[1]]
+    |words| [words[0], words[1]]
 );
 
 #[inline(always)]
