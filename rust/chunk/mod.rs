@@ -10,6 +10,7 @@ mod hash;
 mod layout;
 mod payload;
 mod planes;
+mod raw_blocks;
 
 pub(crate) use hash::{ChunkHash, HASH_KEYS, HASH_STEPS, chunk_hash};
 pub(crate) use payload::Payload;

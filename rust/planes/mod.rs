@@ -5,3 +5,4 @@ pub(crate) mod cut;
 pub(crate) mod raw;
 pub(crate) mod scale;
 pub(crate) mod words;
+pub(crate) mod zeros;

@@ -20,7 +20,7 @@ struct Case {
 
 /// Streams of a few chunks, so that tiers decode several at a time; the last column must be in use.
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
-    use Content::{FewValues, Mixed, NearOne, Positive, Rare, Scales, Upcast, Weights};
+    use Content::{FewValues, Mixed, NearOne, Positive, Precisions, Rare, Scales, Upcast, Weights};
     use Dtype::{Bfloat16, Float8E4m3fn, Float16, Float32, Float64, Int64, Uint8};
     use Level::{Default, Fast, Max};
     [
@@ -60,6 +60,15 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
             Upcast,
             Default,
             5_150,
+            1,
+            "trailing-zeros",
+        ),
+        (
+            "precisions",
+            Float32,
+            Precisions,
+            Default,
+            17_000,
             1,
             "trailing-zeros",
         ),
