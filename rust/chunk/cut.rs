@@ -14,7 +14,8 @@ use std::ops::Range;
 
 use super::hash::ChunkHash;
 use super::layout::PayloadLayout;
-use super::payload::{write_coded, write_front};
+use super::payload::{write_coded, write_front, write_zeros};
+use super::raw_blocks::{RawBlocks, RawWriter};
 use super::{DecodeJob, EncodeJob, ModelCoder, keep_if_shorter};
 use crate::constants::{LANES, MAX_SYMBOLS, SUB_BLOCK};
 use crate::entropy::rans::{Decoder, Encoder, EscapedValues, MAX_DECODERS, PADDED_GROUPS, Value};
@@ -81,7 +82,7 @@ impl CutCoder {
 
     /// Decodes chunks of the same length and checks their hashes.
     ///
-    /// `false`, with nothing decoded, for a form that is left to the plain way: trailing zeros.
+    /// `false`, with nothing decoded, for more chunks than there can be in turn.
     pub(super) fn decode(
         &self,
         coder: &ModelCoder<'_>,
@@ -92,12 +93,7 @@ impl CutCoder {
             .iter()
             .map(|job| coder.shape(job.out.len()).layout(job.payload))
             .collect::<Result<Vec<_>>>()?;
-        let has_zeros = |(job, layout): (&DecodeJob<'_>, &PayloadLayout)| {
-            job.payload[layout.zeros.clone()]
-                .iter()
-                .any(|&count| count > 0)
-        };
-        if jobs.len() > MAX_DECODERS || jobs.iter().zip(&layouts).any(has_zeros) {
+        if jobs.len() > MAX_DECODERS {
             return Ok(false);
         }
         with_word!(coder.model.element_bytes, W => if self.cut.is_wide() {
@@ -142,11 +138,16 @@ impl CutCoder {
             )?);
         }
 
-        let raw = |(job, layout): (&DecodeJob<'a>, &PayloadLayout)| match layout.raw.first() {
-            Some(range) => &job.payload[range.clone()],
-            None => &[],
+        let raw = |(job, layout): (&DecodeJob<'a>, &PayloadLayout)| {
+            let plane = layout.raw.first().map(|range| &job.payload[range.clone()]);
+            let zeros = &job.payload[layout.zeros.clone()];
+            RawBlocks::new(coder.shape(job.out.len()), kernels, plane, zeros)
         };
-        let raws: Vec<&[u8]> = jobs.iter().zip(layouts).map(raw).collect();
+        let mut raws = jobs
+            .iter()
+            .zip(layouts)
+            .map(raw)
+            .collect::<Result<Vec<_>>>()?;
         let mut values = Aligned([[V::default(); TILE]; MAX_DECODERS]);
         let mut packed = Aligned([0; TILE]);
         let mut staging = Aligned([W::default().to_bytes(); TILE]);
@@ -154,12 +155,18 @@ impl CutCoder {
         let fused = self.form(coder, jobs.iter().any(|job| job.hash.is_some()), past_cache);
         let mut start = 0;
         while start < elements {
-            let block_end = elements.min((start / SUB_BLOCK + 1) * SUB_BLOCK);
+            let block = start / SUB_BLOCK;
+            let block_end = elements.min((block + 1) * SUB_BLOCK);
+            for raw in &mut raws {
+                raw.go_on(kernels, block)?;
+            }
             let mut end = block_end.min(start + TILE);
             if let Some(form) = &fused {
                 // The last group is left to the tiles, which know about ends; a last sub-block that
-                // is shorter than others is a run of its own.
-                let whole = elements / SUB_BLOCK * SUB_BLOCK;
+                // is shorter than others is a run of its own, and so is one with trailing zeros.
+                let even = raws.iter().map(RawBlocks::end).min();
+                let even = even.unwrap_or(block).min(elements / SUB_BLOCK);
+                let whole = even * SUB_BLOCK;
                 let stop = if start < whole { whole } else { elements };
                 let groups = (stop.min(elements - 1) - start) / LANES;
                 let safe = decoders.iter().map(Decoder::safe_groups).min();
@@ -171,9 +178,9 @@ impl CutCoder {
                     for (((job, raw), decoder), hash) in all.zip(&mut hashes) {
                         parts.push(CutRun {
                             decoder,
-                            raw,
-                            start,
-                            block_len: SUB_BLOCK.min(elements - start / SUB_BLOCK * SUB_BLOCK),
+                            raw: raw.bytes(),
+                            start: start % SUB_BLOCK,
+                            block_len: SUB_BLOCK.min(elements - block * SUB_BLOCK),
                             out: &mut job.out[start * W::BYTES..end * W::BYTES],
                             hash,
                             first: job.first + start,
@@ -187,7 +194,8 @@ impl CutCoder {
             }
             let tile = RawTile::new(&self.cut, elements, start, end);
             for (decoder, raw) in decoders.iter_mut().zip(&raws) {
-                decoder.ahead = tile.ahead(raw);
+                // While the tile is decoded, the raw bits that follow its own are fetched.
+                decoder.ahead = raw.ahead(tile.packed().end);
             }
             let mut tiles = values.0.each_mut().map(|tile| &mut tile[..end - start]);
             Decoder::fill(
@@ -197,7 +205,7 @@ impl CutCoder {
                 &mut tiles[..jobs.len()],
             )?;
             for (number, job) in jobs.iter_mut().enumerate() {
-                let raw = raws[number];
+                let raw = raws[number].bytes();
                 let packed = &mut packed.0[..tile.packed_fields()];
                 tile.unpack(coder, raw, packed)?;
                 let low: [&[u8]; MAX_LOW_BYTES] =
@@ -353,10 +361,8 @@ where
     }
 }
 
-/// Where the raw bits of elements `start..end` lie in the raw plane of a chunk.
+/// Where the raw bits of elements `start..end` lie in their sub-block of the raw plane.
 struct RawTile {
-    /// Byte position of the sub-block.
-    block: usize,
     /// Elements of the sub-block.
     block_len: usize,
     /// First element within the sub-block.
@@ -368,10 +374,8 @@ struct RawTile {
 
 impl RawTile {
     fn new(cut: &Cut, elements: usize, start: usize, end: usize) -> Self {
-        let number = start / SUB_BLOCK;
         Self {
-            block: number * raw_len(SUB_BLOCK, cut.raw_bits),
-            block_len: SUB_BLOCK.min(elements - number * SUB_BLOCK),
+            block_len: SUB_BLOCK.min(elements - start / SUB_BLOCK * SUB_BLOCK),
             first: start % SUB_BLOCK,
             count: end - start,
             low_bytes: cut.low_bytes(),
@@ -388,34 +392,28 @@ impl RawTile {
         if byte >= self.low_bytes {
             return &[];
         }
-        let begin = self.block + byte * self.block_len + self.first;
+        let begin = byte * self.block_len + self.first;
         &raw[begin..begin + self.count]
     }
 
     /// Byte range of the packed bits.
     fn packed(&self) -> Range<usize> {
-        let begin =
-            self.block + self.low_bytes * self.block_len + raw_len(self.first, self.packed_bits);
+        let begin = self.low_bytes * self.block_len + raw_len(self.first, self.packed_bits);
         begin..begin + raw_len(self.count, self.packed_bits)
     }
 
     /// The byte planes and the packed bits, to write on.
     fn parts_mut<'r>(&self, raw: &'r mut [u8]) -> ([&'r mut [u8]; MAX_LOW_BYTES], &'r mut [u8]) {
         let packed = self.packed();
-        let (planes, rest) = raw[self.block..].split_at_mut(self.low_bytes * self.block_len);
+        let (planes, rest) = raw.split_at_mut(self.low_bytes * self.block_len);
         let mut planes = planes.chunks_mut(self.block_len);
         let low = std::array::from_fn(|_| {
             let plane = planes.next().unwrap_or_default();
             let range = self.first.min(plane.len())..(self.first + self.count).min(plane.len());
             &mut plane[range]
         });
-        let begin = packed.start - self.block - self.low_bytes * self.block_len;
+        let begin = packed.start - self.low_bytes * self.block_len;
         (low, &mut rest[begin..begin + packed.len()])
-    }
-
-    /// What to fetch while the tile is decoded: the raw bits that follow those of the tile.
-    fn ahead<'r>(&self, raw: &'r [u8]) -> &'r [u8] {
-        &raw[self.packed().end.min(raw.len())..]
     }
 
     fn unpack(&self, coder: &ModelCoder<'_>, raw: &[u8], fields: &mut [u8]) -> Result<()> {
@@ -434,6 +432,7 @@ struct Scratch {
     encoders: Vec<Encoder>,
     indices: Vec<Vec<u8>>,
     escapes: Vec<Vec<u16>>,
+    zeros: Vec<u8>,
 }
 
 thread_local! {
@@ -448,9 +447,6 @@ impl CutCoder {
         let Some(table) = &self.indices else {
             return false;
         };
-        if coder.model.trailing_zeros {
-            return false;
-        }
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.encoders.resize_with(jobs.len(), Encoder::default);
             scratch.indices.resize_with(jobs.len(), Vec::new);
@@ -477,12 +473,16 @@ impl CutCoder {
         for (number, job) in jobs.iter_mut().enumerate() {
             let shape = coder.shape(job.chunk.len());
             job.payload.clear();
-            states.push(write_front(shape, job.chunk, &[], &mut job.payload));
+            scratch.zeros.clear();
+            scratch.zeros.resize(shape.zero_counts(), 0);
+            let zeros = &mut scratch.zeros;
+            states.push(write_front(shape, job.chunk, zeros, &mut job.payload));
             let indices = &mut scratch.indices[number];
             indices.resize(elements, 0);
             let escapes = &mut scratch.escapes[number];
             escapes.clear();
-            if !self.split::<W>(coder, table, job, &mut indices[..elements], escapes) {
+            let found = (&mut indices[..elements], escapes, &mut zeros[..]);
+            if !self.split::<W>(coder, table, job, found) {
                 // Without an exact histogram this is a rare chunk: it is stored raw.
                 job.payload.clear();
                 possible = false;
@@ -519,15 +519,15 @@ impl CutCoder {
         }
     }
 
-    /// Writes the raw plane of a chunk and gathers its indices and escapes; `false` if the model
-    /// cannot represent the chunk.
+    /// Writes the raw plane of a chunk and its counts of trailing zeros, and gathers its indices and
+    /// escapes; `false` if the model cannot represent the chunk.
+    #[allow(clippy::too_many_lines, reason = "the pipeline in one place")]
     fn split<W: Word>(
         &self,
         coder: &ModelCoder<'_>,
         table: &[u8; MAX_SYMBOLS],
         job: &mut EncodeJob<'_>,
-        indices: &mut [u8],
-        escapes: &mut Vec<u16>,
+        (indices, escapes, zeros): (&mut [u8], &mut Vec<u16>, &mut [u8]),
     ) -> bool {
         let (kernels, elements) = (coder.kernels, indices.len());
         let plane = &self.plane.table;
@@ -536,8 +536,9 @@ impl CutCoder {
         let mut packed = Aligned([0; TILE]);
         let mut masks = [0_u64; TILE / LANES];
         let mut hash = ChunkHash::default();
-        let raw_bytes = coder.shape(job.chunk.len()).raw_len(cut.raw_bits);
-        let raw = job.payload.extend_stale(raw_bytes);
+        let shape = coder.shape(job.chunk.len());
+        let room = job.payload.extend_stale(shape.raw_len(cut.raw_bits));
+        let mut raw = RawWriter::new(shape, cut.raw_bits, room, zeros);
         let last = elements.saturating_sub(1) / TILE * TILE;
         let fused = self.split_form(coder, table);
         let mut stray = vec![
@@ -556,7 +557,7 @@ impl CutCoder {
                 // The last tile is left to the tiles, which know about ends.
                 let end = last.min((start / SUB_BLOCK + 1) * SUB_BLOCK);
                 let tile = RawTile::new(cut, elements, start, end);
-                let (low, bits) = tile.parts_mut(raw);
+                let (low, bits) = tile.parts_mut(raw.block());
                 let run = SplitRun {
                     input: &job.chunk[start * W::BYTES..end * W::BYTES],
                     hash: &mut hash,
@@ -571,6 +572,7 @@ impl CutCoder {
                     return Self::leave(coder, job);
                 }
                 escapes.extend_from_slice(&stray[..found]);
+                raw.written(kernels, end);
                 start = end;
                 continue;
             }
@@ -581,7 +583,7 @@ impl CutCoder {
             let indices = &mut indices[start..end];
             let bytes = &job.chunk[start * W::BYTES..end * W::BYTES];
             let holds = {
-                let (mut low, _) = tile.parts_mut(raw);
+                let (mut low, _) = tile.parts_mut(raw.block());
                 if end < elements {
                     kernels.hash(&mut hash, bytes);
                 }
@@ -601,7 +603,8 @@ impl CutCoder {
                 return Self::leave(coder, job);
             }
             if tile.packed_bits > 0 {
-                kernels.pack_bits(packed, tile.packed_bits, &mut raw[tile.packed()]);
+                let to = &mut raw.block()[tile.packed()];
+                kernels.pack_bits(packed, tile.packed_bits, to);
             }
             let masks = &mut masks[..indices.len().div_ceil(LANES)];
             kernels.index(table, indices, masks);
@@ -617,8 +620,12 @@ impl CutCoder {
                     left &= left - 1;
                 }
             }
+            raw.written(kernels, end);
             start = end;
         }
+        let unused = raw.unused();
+        job.payload.shorten(unused);
+        write_zeros(shape, zeros, &mut job.payload);
         job.payload.pad();
         let rest = &job.chunk[last * W::BYTES..];
         let whole = rest.len() / 8 * 8;

@@ -11,6 +11,7 @@ mod hash;
 mod layout;
 mod payload;
 mod planes;
+mod raw_blocks;
 mod records;
 
 pub(crate) use delta::DeltaCoder;

@@ -48,6 +48,11 @@ impl Payload {
         self.extend_stale(bytes.len()).copy_from_slice(bytes);
     }
 
+    /// Takes the last `len` bytes away.
+    pub(super) fn shorten(&mut self, len: usize) {
+        self.len -= len;
+    }
+
     /// Appends zero bytes up to a multiple of [`ALIGNMENT`].
     pub(crate) fn pad(&mut self) {
         let padding = self.len.next_multiple_of(ALIGNMENT) - self.len;
@@ -73,6 +78,12 @@ pub(super) fn write_front(
     let states = payload.len();
     payload.extend_stale(planes * STATES_BYTES);
     states
+}
+
+/// Fills in the zero counts, for which [`write_front`] has made room.
+pub(super) fn write_zeros(shape: ChunkShape<'_>, zeros: &[u8], payload: &mut Payload) {
+    let begin = shape.model.tables().count() * layout::HEAD_BYTES;
+    payload.bytes_mut()[begin..begin + zeros.len()].copy_from_slice(zeros);
 }
 
 /// Appends the stream and the escapes of coded plane `index`; fills in its head, and its states among

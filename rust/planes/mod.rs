@@ -7,3 +7,4 @@ pub(crate) mod delta;
 pub(crate) mod raw;
 pub(crate) mod scale;
 pub(crate) mod words;
+pub(crate) mod zeros;

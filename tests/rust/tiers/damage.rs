@@ -21,7 +21,8 @@ struct Case {
 /// Streams of a few chunks, so that tiers decode several at a time; the last column must be in use.
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     use Content::{
-        Classes, FewValues, Mixed, NearOne, Positive, Rare, Scales, Signs, Upcast, Weights,
+        Classes, FewValues, Mixed, NearOne, Positive, Precisions, Rare, Scales, Signs, Upcast,
+        Weights,
     };
     use Dtype::{Bfloat16, Float8E4m3fn, Float16, Float32, Float64, Int64, Uint8};
     use Level::{Default, Fast, Max};
@@ -62,6 +63,15 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
             Upcast,
             Default,
             5_150,
+            1,
+            "trailing-zeros",
+        ),
+        (
+            "precisions",
+            Float32,
+            Precisions,
+            Default,
+            17_000,
             1,
             "trailing-zeros",
         ),

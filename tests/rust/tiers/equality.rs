@@ -93,6 +93,23 @@ proptest! {
         check(&data, Dtype::Uint8, &[data.len() as u64], &options, seed);
     }
 
+    /// Sub-blocks with and without trailing zeros in the same chunks, which take turns.
+    #[test]
+    fn trailing_zeros(
+        dtype in prop::sample::select(vec![Dtype::Float32, Dtype::Float64]),
+        level in level(),
+        columns in columns(),
+        count in 0_usize..60_000,
+        chunk_log2 in 15_u32..=17,
+        seed: u64,
+    ) {
+        let rows = count / columns;
+        let data = tensor(dtype, Content::Precisions, rows * columns, columns, seed);
+        let chunk_bytes = Some(1 << chunk_log2);
+        let options = CompressOptions { level, chunk_bytes, ..CompressOptions::default() };
+        check(&data, dtype, &[rows as u64, columns as u64], &options, seed);
+    }
+
     /// Lengths around the 64 lanes, where the last group and the last tile are short.
     #[test]
     fn tails(
@@ -135,6 +152,7 @@ fn outputs_larger_than_the_caches() {
         (Dtype::Bfloat16, Content::Scales, 1000),
         (Dtype::Float32, Content::Rare, 333),
         (Dtype::Float8E4m3fn, Content::Weights, 65),
+        (Dtype::Float32, Content::Precisions, 1000),
         (Dtype::Float64, Content::Weights, 4097),
     ] {
         let rows = (9 << 20) / dtype.itemsize() / columns;

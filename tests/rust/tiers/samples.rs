@@ -49,13 +49,15 @@ pub(crate) enum Content {
     Rare,
     /// As if upcast from `BFloat16`.
     Upcast,
+    /// Mantissas with so many trailing zeros, in sub-blocks of 4096 elements, that they differ.
+    Precisions,
     Sparse,
     FewValues,
     /// Weights, a constant and noise, 4096 elements of each.
     Mixed,
 }
 
-pub(crate) const CONTENTS: [Content; 13] = [
+pub(crate) const CONTENTS: [Content; 14] = [
     Content::Noise,
     Content::Weights,
     Content::Scales,
@@ -66,6 +68,7 @@ pub(crate) const CONTENTS: [Content; 13] = [
     Content::NearOne,
     Content::Rare,
     Content::Upcast,
+    Content::Precisions,
     Content::Sparse,
     Content::FewValues,
     Content::Mixed,
@@ -116,6 +119,20 @@ fn element(dtype: Dtype, value: f64, out: &mut Vec<u8>) {
     }
 }
 
+/// A number with the trailing zeros of its sub-block; the seed says which cut it suits.
+fn precision(weight: f64, i: usize, (row, column): (usize, usize), seed: u64) -> f64 {
+    const ZEROS: [u32; 12] = [0, 16, 13, 0, 0, 23, 8, 1, 0, 0, 0, 20];
+    let (first, suits) = (seed % 12, seed / 12 % 4);
+    let zeros = ZEROS[(i / 4096 + first as usize) % 12];
+    let value = match suits {
+        0 => weight,
+        1 => weight.abs(),
+        2 => 1.0 + weight,
+        _ => weight * 2_f64.powi((row % 7) as i32 - (column % 5) as i32),
+    };
+    f64::from(f32::from_bits((value as f32).to_bits() >> zeros << zeros))
+}
+
 /// A tensor of `count` elements in rows of `columns`.
 pub(crate) fn tensor(
     dtype: Dtype,
@@ -152,6 +169,7 @@ pub(crate) fn tensor(
             Content::Negative => -weight.abs(),
             Content::NearOne => 1.0 + weight,
             Content::Upcast => f64::from(f32::from_bits((weight as f32).to_bits() & !0xffff)),
+            Content::Precisions => precision(weight, i, (i / columns, i % columns), seed),
             Content::Sparse if random.below(4) > 0 => 0.0,
             Content::FewValues => [0.5, -0.25, 1.0, 0.0][random.below(4)],
             Content::Mixed if i / 4096 % 3 == 1 => 1.0,
