@@ -299,7 +299,8 @@ BASE = holder(bytes(_native.compress(DATA, "float32", (30, 20))))
 )
 def test_references_to_nothing(tmp_path: Path, stream: bytes, base: bytes) -> None:
     """References in circles, to references, and to what is not there or not the same."""
-    dtype, shape = ("BF16", (30, 10)) if stream[6] == 10 else ("F32", (30, 20))
+    # The features take two bytes.
+    dtype, shape = ("BF16", (30, 10)) if stream[7] == 10 else ("F32", (30, 20))
     user = holder(stream, dtype, shape)
     (tmp_path / "user").write_bytes(user)
     (tmp_path / "base").write_bytes(base)
