@@ -121,7 +121,7 @@ demo: $(VENV)/.demo ## Compress and restore real weights; MODEL=path for your ow
 .PHONY: test
 test: $(VENV)/.dev ## Run all tests, Rust and Python (PYTEST_ARGS="-k name")
 	$(say) "cargo test"
-	@cargo test --release
+	@cargo test --profile checked
 	$(say) "pytest"
 	@$(PY) -m pytest $(PYTEST_ARGS)
 

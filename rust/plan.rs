@@ -33,7 +33,7 @@ pub(crate) struct Plan {
     segment_chunks: usize,
     /// How each segment is stored, `None` for raw.
     assignment: Vec<Option<Assigned>>,
-    /// About what the stream takes, in bytes, or a little more.
+    /// About what the stream takes, in bytes.
     pub(crate) bytes: u64,
 }
 

@@ -84,7 +84,8 @@ pub(crate) fn select_generic<'a>(
         // Floats that were found have no blocks.
         let is_float = matches!(kind, Kind::Float(_)) && size * 8 < input.bytes.len() as u64 * 7;
         if !is_float && let Some(found) = period.records(&input, start, size) {
-            return Some((Chosen::Records(Box::new(found)), size));
+            let bytes = found.bytes;
+            return Some((Chosen::Records(Box::new(found)), bytes));
         }
         best.map(|best| (Chosen::Model(best.model), best.bytes))
     };

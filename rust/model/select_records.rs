@@ -46,6 +46,8 @@ pub(crate) struct RecordsPlan {
     pub(crate) class_of: Vec<u8>,
     /// The model of each class, `None` for raw.
     pub(crate) models: Vec<Option<Model>>,
+    /// About what they take.
+    pub(crate) bytes: u64,
 }
 
 /// What is known of the records from the segment before.
@@ -297,5 +299,6 @@ fn plan_records(
     (total + (size >> SAVED_LOG2) < size).then_some(RecordsPlan {
         class_of: records.class_of,
         models,
+        bytes: total,
     })
 }

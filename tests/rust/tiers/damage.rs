@@ -86,17 +86,8 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
         ),
         ("float64", Float64, Rare, Default, 2_100, 1, "wide-symbols"),
         ("float8", Float8E4m3fn, Weights, Max, 20_500, 1, "rans"),
-        (
-            "two symbols",
-            Bfloat16,
-            Weights,
-            Max,
-            10_240,
-            64,
-            "contexts",
-        ),
         ("signs", Bfloat16, Signs, Max, 10_240, 64, "sign-flips"),
-        ("classes", Float16, Classes, Max, 10_240, 64, "rans5x2"),
+        ("classes", Float16, Classes, Max, 10_240, 64, "contexts"),
         ("integers", Int64, Positive, Default, 2_100, 1, "const"),
         (
             "few values",
