@@ -53,7 +53,8 @@ class Field:
         known = self.table_bits if self.entropy_bits is None else self.entropy_bits
         entropy = "" if known is None else f"{known:.2f} bits of entropy"
         if self.mode == "coded":
-            return f"{self.name}: {entropy} in {self.bits}, coded in {self.stored_bits:.2f}"
+            what = f"{entropy} in {self.bits}" if entropy else f"{self.bits} bits"
+            return f"{self.name}: {what}, coded in {self.stored_bits:.2f}"
         if self.mode == "constant":
             return f"{self.name}: {self.bits} bits, always the same"
         if self.mode == "raw":
