@@ -115,7 +115,8 @@ impl Explanation {
 }
 
 impl Stream<'_> {
-    /// Where the bits go. With `measure`, some chunks are decoded and their entropies measured.
+    /// Where the bits go. With `measure`, some chunks are decoded and their entropies measured, but not
+    /// those of a delta, whose base is not at hand.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for damaged chunks.
@@ -136,7 +137,7 @@ impl Stream<'_> {
             let range = self.chunk_range(chunk);
             tally.add(self.index.storage(chunk), range, self.payload(chunk))?;
         }
-        if let Some(options) = measure {
+        if let Some(options) = measure.filter(|_| self.base_hash().is_none()) {
             for chunk in spread(self.index.len(), MEASURED_CHUNKS) {
                 let range = self.chunk_range(chunk);
                 let mut bytes = try_zeroed(range.len())?;
