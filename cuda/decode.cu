@@ -3,8 +3,35 @@
 // `chunks` lie at the beginning of `plan`, those of decode_cut first. The grid may have any size: warps take
 // chunks that are a grid apart, first one from each block, so that few chunks spread over all processors.
 #include "chunks.cuh"
+#include "cut.cuh"
 
+constexpr uint32_t CUT_WARPS = 8;
 constexpr uint32_t ANY_WARPS = 4;
+
+// Chunks of the usual cut of floats.
+extern "C" __global__ void __launch_bounds__(32 * CUT_WARPS, 4)
+    decode_cut(const uint8_t* plan, uint32_t count, Status* status) {
+    __shared__ CutRoom rooms[CUT_WARPS];
+    const uint32_t warp = threadIdx.x / 32;
+    CutRoom& room = rooms[warp];
+    uint32_t in_room = 0;
+    for (uint32_t number = blockIdx.x + gridDim.x * warp; number < count; number += gridDim.x * CUT_WARPS) {
+        const Chunk& chunk = reinterpret_cast<const Chunk*>(plan)[number];
+        const Model& model = *reinterpret_cast<const Model*>(plan + static_cast<uint64_t>(chunk.model) * ALIGNMENT);
+        if (chunk.model != in_room) {
+            const uint4* table = reinterpret_cast<const uint4*>(
+                plan + static_cast<uint64_t>(model.plane[0].cut_table) * ALIGNMENT);
+            for (uint32_t i = lane_id(); i < SLOTS / 4; i += 32)
+                reinterpret_cast<uint4*>(room.table)[i] = __ldg(table + i);
+            in_room = chunk.model;
+        }
+        const Error error = model.element_log2 == 0   ? decode_cut_chunk<1>(plan, model, chunk, room)
+                            : model.element_log2 == 1 ? decode_cut_chunk<2>(plan, model, chunk, room)
+                                                      : decode_cut_chunk<4>(plan, model, chunk, room);
+        report(status, chunk, error);
+        __syncwarp();
+    }
+}
 
 // Every chunk that the format has.
 extern "C" __global__ void __launch_bounds__(32 * ANY_WARPS, 1)

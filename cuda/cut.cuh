@@ -1,0 +1,346 @@
+// The fast way, for the usual cut of floats: one coded plane above one raw plane, in whole sub-blocks, with or
+// without scale offsets of rows and columns. The host says which chunks are of this form.
+//
+// A warp decodes 512 symbols at a time into shared memory, 64 lanes as two states per thread; then each thread
+// puts 8 neighbouring elements together, twice, from wide loads, and stores and hashes them. The stream goes
+// through a ring of two pages of 512 bytes, of which a batch of symbols uses one at most; the first page is
+// there twice, before and behind the second, so that no read wraps around. The twin of rust/chunk/cut.rs.
+#pragma once
+
+#include "bits.cuh"
+
+constexpr uint32_t TILE = 512;
+constexpr uint32_t PAGE = 512;
+// Of a slot's symbol: it is the escape.
+constexpr uint32_t ESCAPE_BIT = 0x8000;
+
+struct CutRoom {
+    uint32_t table[SLOTS];
+    uint16_t symbols[TILE];
+    uint4 ring[3 * PAGE / 16];
+};
+
+// Where the parts of a payload are, and how far a warp is.
+struct Cut {
+    const uint8_t* raw;
+    uint32_t raw_width;
+    uint32_t sign_position;
+};
+
+// Bits of `mask` from `a`, others from `b`: one LOP3.
+__device__ __forceinline__ uint32_t pick(uint32_t mask, uint32_t a, uint32_t b) {
+    return (a & mask) | (b & ~mask);
+}
+
+// Eight fields of `rest` bits, 1 to 7 of them, at number `i` (a multiple of 8) of a bit string. Only words that
+// have some of these bits are read.
+__device__ __forceinline__ uint2 load_fields(const uint8_t* string, uint32_t i, uint32_t rest) {
+    const uint8_t* from = string + i / 8 * rest;
+    const uint32_t skip = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(from)) % 4;
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(from - skip);
+    const uint32_t w0 = __ldg(words);
+    const uint32_t w1 = skip + rest > 4 ? __ldg(words + 1) : 0;
+    const uint32_t w2 = skip + rest > 8 ? __ldg(words + 2) : 0;
+    return {__funnelshift_r(w0, w1, 8 * skip), __funnelshift_r(w1, w2, 8 * skip)};
+}
+
+// The raw bits of eight elements from number `i` of a sub-block on, two to a word.
+__device__ __forceinline__ void load_pairs(const Cut& cut, const uint8_t* block, uint32_t i,
+                                           uint32_t raw[4]) {
+    const uint32_t whole = cut.raw_width / 8, rest = cut.raw_width % 8;
+    if (whole) {
+        const uint2 bytes = __ldg(reinterpret_cast<const uint2*>(block + i));
+        raw[0] = __byte_perm(bytes.x, 0, 0x4140);
+        raw[1] = __byte_perm(bytes.x, 0, 0x4342);
+        raw[2] = __byte_perm(bytes.y, 0, 0x4140);
+        raw[3] = __byte_perm(bytes.y, 0, 0x4342);
+    } else {
+        raw[0] = raw[1] = raw[2] = raw[3] = 0;
+    }
+    if (rest) {
+        uint2 fields = load_fields(block + whole * SUB_BLOCK, i, rest);
+        const uint32_t mask = ((1u << rest) - 1) * 0x00010001u;
+#pragma unroll
+        for (uint32_t pair = 0; pair < 4; pair++) {
+            const uint32_t both = pick(0x0000ffffu, fields.x, fields.x << (16 - rest));
+            raw[pair] |= (both & mask) << (8 * whole);
+            fields.x = __funnelshift_r(fields.x, fields.y, 2 * rest);
+            fields.y >>= 2 * rest;
+        }
+    }
+}
+
+// The raw bits of eight elements of four bytes: two or three byte planes, and a bit string.
+__device__ __forceinline__ void load_words(const Cut& cut, const uint8_t* block, uint32_t i,
+                                           uint32_t raw[8]) {
+    const uint32_t whole = cut.raw_width / 8, rest = cut.raw_width % 8;
+    const uint2 first = __ldg(reinterpret_cast<const uint2*>(block + i));
+    const uint2 second = __ldg(reinterpret_cast<const uint2*>(block + SUB_BLOCK + i));
+    uint2 third{0, 0};
+    if (whole > 2) third = __ldg(reinterpret_cast<const uint2*>(block + 2 * SUB_BLOCK + i));
+#pragma unroll
+    for (uint32_t j = 0; j < 8; j++) {
+        const uint32_t a = j < 4 ? first.x : first.y, b = j < 4 ? second.x : second.y;
+        const uint32_t low = __byte_perm(a, b, (j % 4) | (j % 4 + 4) << 4);
+        const uint32_t c = j < 4 ? third.x : third.y;
+        raw[j] = __byte_perm(low, c, 0x7010 | (j % 4 + 4) << 8) & 0x00ffffffu;
+    }
+    if (rest) {
+        uint2 fields = load_fields(block + whole * SUB_BLOCK, i, rest);
+        const uint32_t mask = (1u << rest) - 1;
+#pragma unroll
+        for (uint32_t j = 0; j < 8; j++) {
+            raw[j] |= (fields.x & mask) << (8 * whole);
+            fields.x = __funnelshift_r(fields.x, fields.y, rest);
+            fields.y >>= rest;
+        }
+    }
+}
+
+// Scale offsets of a thread's next eight elements: their row and column, 32 * 8 elements further each time.
+struct Lines {
+    const int8_t* rows;
+    const uint8_t* columns;
+    uint32_t width, shift;
+    uint32_t row, column;
+
+    __device__ __forceinline__ Lines(const uint8_t* plan, const Scale& scale, uint64_t first)
+        : rows(scale.list[0] ? reinterpret_cast<const int8_t*>(plan + static_cast<uint64_t>(scale.list[0]) *
+                                                                          ALIGNMENT)
+                             : nullptr),
+          columns(scale.column_words ? plan + static_cast<uint64_t>(scale.column_words) * ALIGNMENT
+                                     : nullptr),
+          width(static_cast<uint32_t>(scale.columns)),
+          shift(scale.shift) {
+        const uint64_t i = first + 8 * lane_id();
+        row = static_cast<uint32_t>(i / width);
+        column = static_cast<uint32_t>(i % width);
+    }
+    __device__ __forceinline__ uint32_t row_offset() const {
+        return rows && shift < 32 ? static_cast<uint32_t>(static_cast<int>(rows[row])) << shift : 0;
+    }
+    __device__ __forceinline__ void go_on() {
+        column += 8 * 32;
+        if (column >= width) {
+            const uint32_t more = column / width;
+            row += more;
+            column -= more * width;
+        }
+    }
+};
+
+// Adds scale offsets to the magnitudes of pairs of elements, modulo 2^(bits - 1).
+__device__ __forceinline__ void add_to_pairs(const Lines& lines, uint32_t magnitude, uint32_t x[4]) {
+    const uint32_t row = (lines.row_offset() & (magnitude & 0xffff)) * 0x00010001u;
+    uint4 columns{0, 0, 0, 0};
+    if (lines.columns) columns = __ldg(reinterpret_cast<const uint4*>(lines.columns + 2 * lines.column));
+    const uint32_t of[4] = {columns.x, columns.y, columns.z, columns.w};
+#pragma unroll
+    for (uint32_t pair = 0; pair < 4; pair++) {
+        // Sums of two magnitudes stay within their 16 bits.
+        const uint32_t offset = ((of[pair] & magnitude) + row) & magnitude;
+        x[pair] = pick(magnitude, (x[pair] & magnitude) + offset, x[pair]);
+    }
+}
+
+__device__ __forceinline__ void add_to_words(const Lines& lines, uint32_t x[8]) {
+    const uint32_t magnitude = 0x7fffffffu;
+    const uint32_t row = lines.row_offset();
+#pragma unroll
+    for (uint32_t j = 0; j < 8; j++) {
+        const uint32_t column =
+            lines.columns ? __ldg(reinterpret_cast<const uint32_t*>(lines.columns) + lines.column + j) : 0;
+        x[j] = pick(magnitude, x[j] + row + column, x[j]);
+    }
+}
+
+// The hash of a thread's words: eight elements, then those 32 * 8 elements further.
+struct RunningHash {
+    ChunkHash hash;
+    uint32_t key_low, key_high;
+
+    __device__ __forceinline__ explicit RunningHash(uint32_t element_bytes)
+        : key_low(HASH_KEY_LOW + lane_id() * element_bytes * HASH_STEP_LOW),
+          key_high(HASH_KEY_HIGH + lane_id() * element_bytes * HASH_STEP_HIGH) {}
+    // Word number `j` of the eight elements.
+    __device__ __forceinline__ void add(uint32_t j, uint32_t low, uint32_t high) {
+        hash.add(low, high, key_low + j * HASH_STEP_LOW, key_high + j * HASH_STEP_HIGH);
+    }
+    __device__ __forceinline__ void go_on(uint32_t element_bytes) {
+        key_low += 32 * element_bytes * HASH_STEP_LOW;
+        key_high += 32 * element_bytes * HASH_STEP_HIGH;
+    }
+};
+
+// Puts eight elements together and stores them at `out`; `i` is the number of the first in its sub-block.
+template <uint32_t BYTES>
+__device__ __forceinline__ void put_together(const Cut& cut, const uint8_t* block, uint32_t i,
+                                             const uint4 symbols, const Lines* lines, uint8_t* out,
+                                             RunningHash& hash) {
+    const uint32_t pairs[4] = {symbols.x, symbols.y, symbols.z, symbols.w};
+    const uint32_t p = cut.sign_position;
+    if constexpr (BYTES <= 2) {
+        constexpr uint32_t TOP = 8 * BYTES - 1;
+        const uint32_t sign = 0x00010001u << TOP;
+        const uint32_t below = ((1u << p) - 1) * 0x00010001u;
+        uint32_t x[4];
+        load_pairs(cut, block, i, x);
+#pragma unroll
+        for (uint32_t pair = 0; pair < 4; pair++) {
+            const uint32_t y = x[pair] | pairs[pair] << cut.raw_width;
+            x[pair] = pick(sign, y << (TOP - p), pick(below, y, y >> 1));
+        }
+        if (lines) add_to_pairs(*lines, BYTES == 2 ? 0x7fff7fffu : 0x007f007fu, x);
+        if constexpr (BYTES == 2) {
+            hash.add(0, x[0], x[1]);
+            hash.add(1, x[2], x[3]);
+            __stcs(reinterpret_cast<uint4*>(out), uint4{x[0], x[1], x[2], x[3]});
+        } else {
+            const uint2 packed{__byte_perm(x[0], x[1], 0x6420), __byte_perm(x[2], x[3], 0x6420)};
+            hash.add(0, packed.x, packed.y);
+            __stcs(reinterpret_cast<uint2*>(out), packed);
+        }
+    } else {
+        const uint32_t below = (1u << p) - 1;
+        uint32_t x[8];
+        load_words(cut, block, i, x);
+#pragma unroll
+        for (uint32_t j = 0; j < 8; j++) {
+            const uint32_t symbol = j % 2 ? pairs[j / 2] >> 16 : pairs[j / 2] & 0xffff;
+            const uint32_t y = x[j] | symbol << cut.raw_width;
+            x[j] = pick(0x80000000u, y << (31 - p), pick(below, y, y >> 1));
+        }
+        if (lines) add_to_words(*lines, x);
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++) hash.add(j, x[2 * j], x[2 * j + 1]);
+        __stcs(reinterpret_cast<uint4*>(out), uint4{x[0], x[1], x[2], x[3]});
+        __stcs(reinterpret_cast<uint4*>(out) + 1, uint4{x[4], x[5], x[6], x[7]});
+    }
+}
+
+// 16 bytes of the stream, zeros behind its end.
+__device__ __forceinline__ uint4 load_page(const uint8_t* stream, uint32_t stream_bytes, uint32_t page) {
+    const uint32_t at = page * PAGE + lane_id() * 16;
+    return at < stream_bytes ? __ldg(reinterpret_cast<const uint4*>(stream + at)) : uint4{0, 0, 0, 0};
+}
+
+__device__ __forceinline__ void store_page(CutRoom& room, uint32_t page, uint4 bytes) {
+    room.ring[page % 2 * 32 + lane_id()] = bytes;
+    if (page % 2 == 0) room.ring[64 + lane_id()] = bytes;
+}
+
+// Decodes a chunk in whose room the table of its model is.
+template <uint32_t BYTES>
+__device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Model& model, const Chunk& chunk,
+                                                  CutRoom& room) {
+    const uint32_t lane = lane_id();
+    const uint32_t below = (1u << lane) - 1;
+    const uint8_t* const payload = reinterpret_cast<const uint8_t*>(chunk.payload);
+    const uint32_t width = model.plane[0].width;
+    const uint32_t count = chunk.bytes / BYTES;
+    Cut cut;
+    cut.raw_width = model.plane[1].width;
+    cut.sign_position = model.sign_position;
+
+    // The parts: head, states, raw plane, stream, escapes.
+    const uint64_t raw_at = ALIGNMENT + STATES_BYTES;
+    const uint64_t stream_at = raw_at + static_cast<uint64_t>(count / 8) * cut.raw_width;
+    if (chunk.payload_bytes < stream_at) return ERROR_PAYLOAD;
+    const uint4 head = __ldg(reinterpret_cast<const uint4*>(payload));
+    const uint32_t stream_bytes = head.x, escapes = head.y;
+    const uint64_t low_at = stream_at + ((static_cast<uint64_t>(stream_bytes) + 15) & ~15ull);
+    const uint64_t escape_room = (static_cast<uint64_t>(escapes) + 15) & ~15ull;
+    const uint64_t high_at = low_at + escape_room;
+    if ((head.z | head.w) != 0 || (width > 8 ? high_at + escape_room : high_at) != chunk.payload_bytes ||
+        (escapes && !model.plane[0].escape))
+        return ERROR_PAYLOAD;
+    bool good = is_padding(payload, stream_at + stream_bytes, low_at);
+    if (escapes) {
+        good &= is_padding(payload, low_at + escapes, high_at);
+        if (width > 8) good &= is_padding(payload, high_at + escapes, high_at + escape_room);
+        for (uint32_t i = lane; i < escapes; i += 32) {
+            const uint32_t high = width > 8 ? payload[high_at + i] : 0;
+            good &= (high << 8 | payload[low_at + i]) >> width == 0;
+        }
+    }
+    const uint8_t* const states = payload + ALIGNMENT;
+    uint32_t x0 = states[lane] | states[LANES + lane] << 8;
+    uint32_t x1 = states[32 + lane] | states[LANES + 32 + lane] << 8;
+    good &= x0 >= STATE_LOW && x1 >= STATE_LOW;
+    if (!__all_sync(ALL_LANES, good)) return ERROR_PAYLOAD;
+
+    const uint8_t* const stream = payload + stream_at;
+    store_page(room, 0, load_page(stream, stream_bytes, 0));
+    store_page(room, 1, load_page(stream, stream_bytes, 1));
+    uint4 next = load_page(stream, stream_bytes, 2);
+    uint32_t pages = 2, cursor = 0, escapes_used = 0;
+    const bool scaled = model.flags & MODEL_SCALED;
+    Lines lines(plan, *reinterpret_cast<const Scale*>(plan + static_cast<uint64_t>(model.scale) * ALIGNMENT),
+                scaled ? chunk.first : 0);
+    RunningHash hash(BYTES);
+    uint8_t* out = reinterpret_cast<uint8_t*>(chunk.out) + lane * 8 * BYTES;
+    const uint8_t* block = payload + raw_at;
+    const uint8_t* const table = reinterpret_cast<const uint8_t*>(room.table);
+    __syncwarp();
+
+    for (uint32_t start = 0; start < count; start += TILE) {
+        if (pages <= cursor / PAGE + 1) {
+            store_page(room, pages, next);
+            pages++;
+            next = load_page(stream, stream_bytes, pages);
+            __syncwarp();
+        }
+        const uint8_t* const ahead = reinterpret_cast<const uint8_t*>(room.ring) + cursor % (2 * PAGE);
+        uint32_t used = 0, flags = 0;
+#pragma unroll
+        for (uint32_t group = 0; group < TILE / LANES; group++) {
+            const uint32_t slot0 = *reinterpret_cast<const uint32_t*>(table + x0 % SLOTS * 4);
+            const uint32_t slot1 = *reinterpret_cast<const uint32_t*>(table + x1 % SLOTS * 4);
+            room.symbols[group * LANES + lane] = static_cast<uint16_t>(slot0);
+            room.symbols[group * LANES + 32 + lane] = static_cast<uint16_t>(slot1);
+            flags |= slot0 | slot1;
+            // frequency * (x / 256) + offset: bytes 2 and 3 of the slot.
+            x0 = __dp4a(slot0, __byte_perm(x0, 1, 0x4155), 0u);
+            x1 = __dp4a(slot1, __byte_perm(x1, 1, 0x4155), 0u);
+            const uint32_t takers0 = __ballot_sync(ALL_LANES, x0 < STATE_LOW);
+            const uint32_t takers1 = __ballot_sync(ALL_LANES, x1 < STATE_LOW);
+            if (x0 < STATE_LOW) x0 = x0 << 8 | ahead[used + __popc(takers0 & below)];
+            used += __popc(takers0);
+            if (x1 < STATE_LOW) x1 = x1 << 8 | ahead[used + __popc(takers1 & below)];
+            used += __popc(takers1);
+        }
+        cursor += used;
+        if (__any_sync(ALL_LANES, flags & ESCAPE_BIT)) {
+            for (uint32_t i = lane; i < TILE; i += 32) {
+                const bool escaped = room.symbols[i] & ESCAPE_BIT;
+                const uint32_t escaping = __ballot_sync(ALL_LANES, escaped);
+                const uint32_t at = escapes_used + __popc(escaping & below);
+                if (escaped) {
+                    uint32_t symbol = 0;
+                    if (at < escapes) {
+                        symbol = payload[low_at + at];
+                        if (width > 8) symbol |= payload[high_at + at] << 8;
+                    }
+                    room.symbols[i] = static_cast<uint16_t>(symbol);
+                }
+                escapes_used += __popc(escaping);
+            }
+        }
+        __syncwarp();
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            const uint4 symbols = reinterpret_cast<const uint4*>(room.symbols)[half * 32 + lane];
+            const uint32_t i = start % SUB_BLOCK + half * 256 + lane * 8;
+            put_together<BYTES>(cut, block, i, symbols, scaled ? &lines : nullptr, out, hash);
+            out += 256 * BYTES;
+            hash.go_on(BYTES);
+            if (scaled) lines.go_on();
+        }
+        if (start % SUB_BLOCK == SUB_BLOCK - TILE) block += SUB_BLOCK / 8 * cut.raw_width;
+        __syncwarp();
+    }
+    good = cursor == stream_bytes && escapes_used == escapes && x0 == STATE_LOW && x1 == STATE_LOW;
+    if (!__all_sync(ALL_LANES, good)) return ERROR_PAYLOAD;
+    if (!(chunk.flags & CHUNK_VERIFY)) return ERROR_NONE;
+    return hash.hash.finish(chunk.bytes) == chunk.hash ? ERROR_NONE : ERROR_HASH;
+}
