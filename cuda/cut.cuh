@@ -1,8 +1,10 @@
 // The fast way, for the usual cut of floats: one coded plane above one raw plane, in whole sub-blocks, with or
 // without scale offsets of rows and columns. The host says which chunks are of this form.
 //
-// A warp decodes 512 symbols at a time into shared memory, 64 lanes as two states per thread; then each thread
-// puts 8 neighbouring elements together, twice, from wide loads, and stores and hashes them. The stream goes
+// A warp decodes 512 symbols at a time into shared memory; thread t has lanes 2t and 2t + 1. Then each thread
+// puts 8 neighbouring elements together, twice, from wide loads, and stores and hashes them. A block is one
+// warp, so that all of its shared memory is at addresses that the compiler knows, and no two warps ever wait
+// for each other. The stream goes
 // through a ring of two pages of 512 bytes, of which a batch of symbols uses one at most; the first page is
 // there twice, before and behind the second, so that no read wraps around. The twin of rust/chunk/cut.rs.
 #pragma once
@@ -175,7 +177,7 @@ struct RunningHash {
 // Puts eight elements together and stores them at `out`; `i` is the number of the first in its sub-block.
 template <uint32_t BYTES>
 __device__ __forceinline__ void put_together(const Cut& cut, const uint8_t* block, uint32_t i,
-                                             const uint4 symbols, const Lines* lines, uint8_t* out,
+                                             const uint4 symbols, bool scaled, const Lines& lines, uint8_t* out,
                                              RunningHash& hash) {
     const uint32_t pairs[4] = {symbols.x, symbols.y, symbols.z, symbols.w};
     const uint32_t p = cut.sign_position;
@@ -184,13 +186,24 @@ __device__ __forceinline__ void put_together(const Cut& cut, const uint8_t* bloc
         const uint32_t sign = 0x00010001u << TOP;
         const uint32_t below = ((1u << p) - 1) * 0x00010001u;
         uint32_t x[4];
-        load_pairs(cut, block, i, x);
+        if (BYTES == 2 && cut.raw_width == 8 && p == 0) {
+            // The most frequent form in the fewest steps: exponent, and mantissa above the sign.
+            const uint2 raw = __ldg(reinterpret_cast<const uint2*>(block + i));
 #pragma unroll
-        for (uint32_t pair = 0; pair < 4; pair++) {
-            const uint32_t y = x[pair] | pairs[pair] << cut.raw_width;
-            x[pair] = pick(sign, y << (TOP - p), pick(below, y, y >> 1));
+            for (uint32_t pair = 0; pair < 4; pair++) {
+                const uint32_t y =
+                    __byte_perm(pair < 2 ? raw.x : raw.y, pairs[pair], pair % 2 ? 0x6342 : 0x6140);
+                x[pair] = pick(sign, y << TOP, y >> 1);
+            }
+        } else {
+            load_pairs(cut, block, i, x);
+#pragma unroll
+            for (uint32_t pair = 0; pair < 4; pair++) {
+                const uint32_t y = x[pair] | pairs[pair] << cut.raw_width;
+                x[pair] = pick(sign, y << (TOP - p), pick(below, y, y >> 1));
+            }
         }
-        if (lines) add_to_pairs(*lines, BYTES == 2 ? 0x7fff7fffu : 0x007f007fu, x);
+        if (scaled) add_to_pairs(lines, BYTES == 2 ? 0x7fff7fffu : 0x007f007fu, x);
         if constexpr (BYTES == 2) {
             hash.add(0, x[0], x[1]);
             hash.add(1, x[2], x[3]);
@@ -210,7 +223,7 @@ __device__ __forceinline__ void put_together(const Cut& cut, const uint8_t* bloc
             const uint32_t y = x[j] | symbol << cut.raw_width;
             x[j] = pick(0x80000000u, y << (31 - p), pick(below, y, y >> 1));
         }
-        if (lines) add_to_words(*lines, x);
+        if (scaled) add_to_words(lines, x);
 #pragma unroll
         for (uint32_t j = 0; j < 4; j++) hash.add(j, x[2 * j], x[2 * j + 1]);
         __stcs(reinterpret_cast<uint4*>(out), uint4{x[0], x[1], x[2], x[3]});
@@ -227,6 +240,24 @@ __device__ __forceinline__ uint4 load_page(const uint8_t* stream, uint32_t strea
 __device__ __forceinline__ void store_page(CutRoom& room, uint32_t page, uint4 bytes) {
     room.ring[page % 2 * 32 + lane_id()] = bytes;
     if (page % 2 == 0) room.ring[64 + lane_id()] = bytes;
+}
+
+// Puts escaped values, from number `used` on, in place of the escapes of a tile; returns how many there were.
+__device__ __noinline__ uint32_t patch(CutRoom& room, const uint8_t* low, const uint8_t* high,
+                                       uint32_t escapes, uint32_t used) {
+    const uint32_t below = (1u << lane_id()) - 1;
+    uint32_t met = 0;
+    for (uint32_t i = lane_id(); i < TILE; i += 32) {
+        const bool escaped = room.symbols[i] & ESCAPE_BIT;
+        const uint32_t escaping = __ballot_sync(ALL_LANES, escaped);
+        const uint32_t at = used + met + __popc(escaping & below);
+        if (escaped)
+            room.symbols[i] =
+                static_cast<uint16_t>(at < escapes ? low[at] | (high ? high[at] << 8 : 0) : 0);
+        met += __popc(escaping);
+    }
+    __syncwarp();
+    return met;
 }
 
 // Decodes a chunk in whose room the table of its model is.
@@ -264,9 +295,12 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
         }
     }
     const uint8_t* const states = payload + ALIGNMENT;
-    uint32_t x0 = states[lane] | states[LANES + lane] << 8;
-    uint32_t x1 = states[32 + lane] | states[LANES + 32 + lane] << 8;
-    good &= x0 >= STATE_LOW && x1 >= STATE_LOW;
+    // A state is the number of its next slot, and in byte 2 of a word, below a 1, what is above that.
+    uint32_t low0 = states[2 * lane], low1 = states[2 * lane + 1];
+    uint32_t high0 = 1u << 24 | states[LANES + 2 * lane] << 16;
+    uint32_t high1 = 1u << 24 | states[LANES + 2 * lane + 1] << 16;
+    const uint32_t at_rest = 1u << 24 | STATE_LOW / 256 << 16;
+    good &= high0 >= at_rest && high1 >= at_rest;
     if (!__all_sync(ALL_LANES, good)) return ERROR_PAYLOAD;
 
     const uint8_t* const stream = payload + stream_at;
@@ -280,7 +314,7 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
     RunningHash hash(BYTES);
     uint8_t* out = reinterpret_cast<uint8_t*>(chunk.out) + lane * 8 * BYTES;
     const uint8_t* block = payload + raw_at;
-    const uint8_t* const table = reinterpret_cast<const uint8_t*>(room.table);
+    const uint8_t* const ring = reinterpret_cast<const uint8_t*>(room.ring);
     __syncwarp();
 
     for (uint32_t start = 0; start < count; start += TILE) {
@@ -290,48 +324,51 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
             next = load_page(stream, stream_bytes, pages);
             __syncwarp();
         }
-        const uint8_t* const ahead = reinterpret_cast<const uint8_t*>(room.ring) + cursor % (2 * PAGE);
-        uint32_t used = 0, flags = 0;
+        const uint32_t begin = cursor % (2 * PAGE);
+        uint32_t at = begin;
 #pragma unroll
         for (uint32_t group = 0; group < TILE / LANES; group++) {
-            const uint32_t slot0 = *reinterpret_cast<const uint32_t*>(table + x0 % SLOTS * 4);
-            const uint32_t slot1 = *reinterpret_cast<const uint32_t*>(table + x1 % SLOTS * 4);
-            room.symbols[group * LANES + lane] = static_cast<uint16_t>(slot0);
-            room.symbols[group * LANES + 32 + lane] = static_cast<uint16_t>(slot1);
-            flags |= slot0 | slot1;
+            const uint32_t slot0 = room.table[low0], slot1 = room.table[low1];
+            room.symbols[group * LANES + 2 * lane] = static_cast<uint16_t>(slot0);
+            room.symbols[group * LANES + 2 * lane + 1] = static_cast<uint16_t>(slot1);
             // frequency * (x / 256) + offset: bytes 2 and 3 of the slot.
-            x0 = __dp4a(slot0, __byte_perm(x0, 1, 0x4155), 0u);
-            x1 = __dp4a(slot1, __byte_perm(x1, 1, 0x4155), 0u);
-            const uint32_t takers0 = __ballot_sync(ALL_LANES, x0 < STATE_LOW);
-            const uint32_t takers1 = __ballot_sync(ALL_LANES, x1 < STATE_LOW);
-            if (x0 < STATE_LOW) x0 = x0 << 8 | ahead[used + __popc(takers0 & below)];
-            used += __popc(takers0);
-            if (x1 < STATE_LOW) x1 = x1 << 8 | ahead[used + __popc(takers1 & below)];
-            used += __popc(takers1);
-        }
-        cursor += used;
-        if (__any_sync(ALL_LANES, flags & ESCAPE_BIT)) {
-            for (uint32_t i = lane; i < TILE; i += 32) {
-                const bool escaped = room.symbols[i] & ESCAPE_BIT;
-                const uint32_t escaping = __ballot_sync(ALL_LANES, escaped);
-                const uint32_t at = escapes_used + __popc(escaping & below);
-                if (escaped) {
-                    uint32_t symbol = 0;
-                    if (at < escapes) {
-                        symbol = payload[low_at + at];
-                        if (width > 8) symbol |= payload[high_at + at] << 8;
-                    }
-                    room.symbols[i] = static_cast<uint16_t>(symbol);
-                }
-                escapes_used += __popc(escaping);
+            const uint32_t x0 = __dp4a(slot0, high0, 0u), x1 = __dp4a(slot1, high1, 0u);
+            const bool takes0 = x0 < STATE_LOW, takes1 = x1 < STATE_LOW;
+            const uint32_t takers0 = __ballot_sync(ALL_LANES, takes0);
+            const uint32_t takers1 = __ballot_sync(ALL_LANES, takes1);
+            const uint32_t mine = at + __popc(takers0 & below) + __popc(takers1 & below);
+            at += __popc(takers0) + __popc(takers1);
+            low0 = x0 % SLOTS;
+            high0 = __byte_perm(x0, 1, 0x4155);
+            if (takes0) {
+                high0 = __byte_perm(x0, 1, 0x4055);
+                low0 = ring[mine];
+            }
+            low1 = x1 % SLOTS;
+            high1 = __byte_perm(x1, 1, 0x4155);
+            if (takes1) {
+                high1 = __byte_perm(x1, 1, 0x4055);
+                low1 = ring[mine + takes0];
             }
         }
+        cursor += at - begin;
         __syncwarp();
+        uint4 symbols[2];
+        const uint4* const ready = reinterpret_cast<const uint4*>(room.symbols) + lane;
+        symbols[0] = ready[0];
+        symbols[1] = ready[32];
+        const uint32_t flags = symbols[0].x | symbols[0].y | symbols[0].z | symbols[0].w | symbols[1].x |
+                               symbols[1].y | symbols[1].z | symbols[1].w;
+        if (__any_sync(ALL_LANES, flags & (ESCAPE_BIT * 0x00010001u))) {
+            escapes_used += patch(room, payload + low_at, width > 8 ? payload + high_at : nullptr, escapes,
+                                  escapes_used);
+            symbols[0] = ready[0];
+            symbols[1] = ready[32];
+        }
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
-            const uint4 symbols = reinterpret_cast<const uint4*>(room.symbols)[half * 32 + lane];
             const uint32_t i = start % SUB_BLOCK + half * 256 + lane * 8;
-            put_together<BYTES>(cut, block, i, symbols, scaled ? &lines : nullptr, out, hash);
+            put_together<BYTES>(cut, block, i, symbols[half], scaled, lines, out, hash);
             out += 256 * BYTES;
             hash.go_on(BYTES);
             if (scaled) lines.go_on();
@@ -339,7 +376,8 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
         if (start % SUB_BLOCK == SUB_BLOCK - TILE) block += SUB_BLOCK / 8 * cut.raw_width;
         __syncwarp();
     }
-    good = cursor == stream_bytes && escapes_used == escapes && x0 == STATE_LOW && x1 == STATE_LOW;
+    good = cursor == stream_bytes && escapes_used == escapes && low0 == 0 && low1 == 0 &&
+           high0 == at_rest && high1 == at_rest;
     if (!__all_sync(ALL_LANES, good)) return ERROR_PAYLOAD;
     if (!(chunk.flags & CHUNK_VERIFY)) return ERROR_NONE;
     return hash.hash.finish(chunk.bytes) == chunk.hash ? ERROR_NONE : ERROR_HASH;

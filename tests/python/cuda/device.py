@@ -12,7 +12,7 @@ import numpy as np
 from neuzip_rs import _native
 from tests.python.cuda.emulation import Bytes, Emulated, guarded
 
-CUT_BLOCK = 256
+CUT_BLOCK = 32
 ANY_BLOCK = 128
 
 
