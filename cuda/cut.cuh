@@ -22,11 +22,12 @@ struct CutRoom {
     uint4 ring[3 * PAGE / 16];
 };
 
-// Where the parts of a payload are, and how far a warp is.
+// How elements are put together.
 struct Cut {
-    const uint8_t* raw;
     uint32_t raw_width;
     uint32_t sign_position;
+    // Symbols come from the table shifted to their place in the element.
+    bool placed;
 };
 
 // Bits of `mask` from `a`, others from `b`: one LOP3.
@@ -70,6 +71,21 @@ __device__ __forceinline__ void load_pairs(const Cut& cut, const uint8_t* block,
             fields.y >>= 2 * rest;
         }
     }
+}
+
+// The raw fields of eight elements, of at most eight bits, one to a byte, with other bits above them.
+__device__ __forceinline__ uint2 load_byte_fields(const Cut& cut, const uint8_t* block, uint32_t i) {
+    const uint32_t rest = cut.raw_width;
+    if (rest == 8) return __ldg(reinterpret_cast<const uint2*>(block + i));
+    const uint2 fields = load_fields(block, i, rest);
+    const uint32_t four[2] = {fields.x, __funnelshift_r(fields.x, fields.y, 4 * rest)};
+    uint32_t bytes[2];
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++) {
+        const uint32_t two = pick(0x0000ffffu, four[half], four[half] << (16 - 2 * rest));
+        bytes[half] = pick(0x00ff00ffu, two, two << (8 - rest));
+    }
+    return {bytes[0], bytes[1]};
 }
 
 // The raw bits of eight elements of four bytes: two or three byte planes, and a bit string.
@@ -186,14 +202,16 @@ __device__ __forceinline__ void put_together(const Cut& cut, const uint8_t* bloc
         const uint32_t sign = 0x00010001u << TOP;
         const uint32_t below = ((1u << p) - 1) * 0x00010001u;
         uint32_t x[4];
-        if (BYTES == 2 && cut.raw_width == 8 && p == 0) {
-            // The most frequent form in the fewest steps: exponent, and mantissa above the sign.
-            const uint2 raw = __ldg(reinterpret_cast<const uint2*>(block + i));
+        if (BYTES == 2 && cut.placed) {
+            // Raw fields of at most eight bits, the sign lowest: as bytes, whose bits above the field the mask
+            // drops in the end.
+            const uint2 raw = load_byte_fields(cut, block, i);
+            const uint32_t keep = ((1u << (cut.raw_width - 1)) - 1) * 0x00010001u | sign;
 #pragma unroll
             for (uint32_t pair = 0; pair < 4; pair++) {
-                const uint32_t y =
-                    __byte_perm(pair < 2 ? raw.x : raw.y, pairs[pair], pair % 2 ? 0x6342 : 0x6140);
-                x[pair] = pick(sign, y << TOP, y >> 1);
+                const uint32_t bytes = pair < 2 ? raw.x : raw.y;
+                const uint32_t both = __byte_perm(bytes >> 1, bytes << 7, pair % 2 ? 0x7362 : 0x5140);
+                x[pair] = (both & keep) | pairs[pair];
             }
         } else {
             load_pairs(cut, block, i, x);
@@ -242,9 +260,80 @@ __device__ __forceinline__ void store_page(CutRoom& room, uint32_t page, uint4 b
     if (page % 2 == 0) room.ring[64 + lane_id()] = bytes;
 }
 
+// Where the ring begins, as `renormalise` counts: an address in shared memory, in the emulation 0.
+__device__ __forceinline__ uint32_t ring_address(const CutRoom& room) {
+#ifdef CUDA_EMULATION
+    (void)room;
+    return 0;
+#else
+    return static_cast<uint32_t>(__cvta_generic_to_shared(room.ring));
+#endif
+}
+
+// Stores the low 16 bits. Two neighbours are not to become one store, which would take a step to join them.
+__device__ __forceinline__ void store_half(uint16_t* to, uint32_t value) {
+#ifdef CUDA_EMULATION
+    *to = static_cast<uint16_t>(value);
+#else
+    asm volatile("st.volatile.shared.u16 [%0], %1;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+                 "h"(static_cast<uint16_t>(value)));
+#endif
+}
+
+// States below 256 take the next bytes of the ring, in the order of the lanes, from byte `at` on, which moves
+// on. A state `x` is left in two parts: the number of its next slot, and above that what __dp4a multiplies.
+//
+// Written out, because compilers compare each state twice and move what could be loaded in place: the decoder
+// is bound by the number of its instructions.
+__device__ __forceinline__ void renormalise(uint32_t x0, uint32_t x1, uint32_t below, const uint8_t* ring,
+                                            uint32_t& at, uint32_t& low0, uint32_t& low1,
+                                            uint32_t& high0, uint32_t& high1) {
+#ifdef CUDA_EMULATION
+    const bool takes0 = x0 < STATE_LOW, takes1 = x1 < STATE_LOW;
+    const uint32_t takers0 = __ballot_sync(ALL_LANES, takes0);
+    const uint32_t takers1 = __ballot_sync(ALL_LANES, takes1);
+    const uint32_t mine = at + __popc(takers0 & below) + __popc(takers1 & below);
+    at = __shfl_sync(ALL_LANES, mine + takes0 + takes1, 31);
+    low0 = takes0 ? ring[mine] : x0 % SLOTS;
+    low1 = takes1 ? ring[mine + takes0] : x1 % SLOTS;
+    high0 = __byte_perm(x0, 1, takes0 ? 0x4055 : 0x4155);
+    high1 = __byte_perm(x1, 1, takes1 ? 0x4055 : 0x4155);
+#else
+    asm volatile(
+        "{\n"
+        ".reg .pred p, q;\n"
+        ".reg .b32 m, n, a, b;\n"
+        "setp.lt.u32 p, %5, 256;\n"
+        "setp.lt.u32 q, %6, 256;\n"
+        "vote.sync.ballot.b32 m, p, 0xffffffff;\n"
+        "vote.sync.ballot.b32 n, q, 0xffffffff;\n"
+        "and.b32 a, m, %7;\n"
+        "and.b32 b, n, %7;\n"
+        "popc.b32 a, a;\n"
+        "popc.b32 b, b;\n"
+        "add.u32 a, a, b;\n"
+        "add.u32 a, a, %4;\n"
+        "ld.shared.u8 %0, [a];\n"
+        "@p add.u32 a, a, 1;\n"
+        "ld.shared.u8 %1, [a];\n"
+        "@q add.u32 a, a, 1;\n"
+        "shfl.sync.idx.b32 %4, a, 31, 31, 0xffffffff;\n"
+        "@!p and.b32 %0, %5, 255;\n"
+        "@!q and.b32 %1, %6, 255;\n"
+        "selp.b32 m, 0x4055, 0x4155, p;\n"
+        "prmt.b32 %2, %5, 1, m;\n"
+        "selp.b32 n, 0x4055, 0x4155, q;\n"
+        "prmt.b32 %3, %6, 1, n;\n"
+        "}"
+        : "=&r"(low0), "=&r"(low1), "=&r"(high0), "=&r"(high1), "+r"(at)
+        : "r"(x0), "r"(x1), "r"(below)
+        : "memory");
+#endif
+}
+
 // Puts escaped values, from number `used` on, in place of the escapes of a tile; returns how many there were.
 __device__ __noinline__ uint32_t patch(CutRoom& room, const uint8_t* low, const uint8_t* high,
-                                       uint32_t escapes, uint32_t used) {
+                                       uint32_t escapes, uint32_t used, uint32_t shift) {
     const uint32_t below = (1u << lane_id()) - 1;
     uint32_t met = 0;
     for (uint32_t i = lane_id(); i < TILE; i += 32) {
@@ -253,7 +342,7 @@ __device__ __noinline__ uint32_t patch(CutRoom& room, const uint8_t* low, const 
         const uint32_t at = used + met + __popc(escaping & below);
         if (escaped)
             room.symbols[i] =
-                static_cast<uint16_t>(at < escapes ? low[at] | (high ? high[at] << 8 : 0) : 0);
+                static_cast<uint16_t>(at < escapes ? (low[at] | (high ? high[at] << 8 : 0)) << shift : 0);
         met += __popc(escaping);
     }
     __syncwarp();
@@ -261,7 +350,10 @@ __device__ __noinline__ uint32_t patch(CutRoom& room, const uint8_t* low, const 
 }
 
 // Decodes a chunk in whose room the table of its model is.
-template <uint32_t BYTES>
+//
+// What is frequent has a variant of its own: RAW_WIDTH is the width of the raw plane if it is known (0: any), of placed
+// symbols; SCALED says that there may be scale offsets.
+template <uint32_t BYTES, uint32_t RAW_WIDTH, bool SCALED>
 __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Model& model, const Chunk& chunk,
                                                   CutRoom& room) {
     const uint32_t lane = lane_id();
@@ -269,9 +361,8 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
     const uint8_t* const payload = reinterpret_cast<const uint8_t*>(chunk.payload);
     const uint32_t width = model.plane[0].width;
     const uint32_t count = chunk.bytes / BYTES;
-    Cut cut;
-    cut.raw_width = model.plane[1].width;
-    cut.sign_position = model.sign_position;
+    const Cut cut{RAW_WIDTH ? RAW_WIDTH : model.plane[1].width, RAW_WIDTH ? 0u : model.sign_position,
+                  RAW_WIDTH != 0 || model.cut_shift != 0};
 
     // The parts: head, states, raw plane, stream, escapes.
     const uint64_t raw_at = ALIGNMENT + STATES_BYTES;
@@ -308,7 +399,7 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
     store_page(room, 1, load_page(stream, stream_bytes, 1));
     uint4 next = load_page(stream, stream_bytes, 2);
     uint32_t pages = 2, cursor = 0, escapes_used = 0;
-    const bool scaled = model.flags & MODEL_SCALED;
+    const bool scaled = SCALED && model.flags & MODEL_SCALED;
     Lines lines(plan, *reinterpret_cast<const Scale*>(plan + static_cast<uint64_t>(model.scale) * ALIGNMENT),
                 scaled ? chunk.first : 0);
     RunningHash hash(BYTES);
@@ -324,32 +415,16 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
             next = load_page(stream, stream_bytes, pages);
             __syncwarp();
         }
-        const uint32_t begin = cursor % (2 * PAGE);
+        const uint32_t begin = ring_address(room) + cursor % (2 * PAGE);
         uint32_t at = begin;
 #pragma unroll
         for (uint32_t group = 0; group < TILE / LANES; group++) {
             const uint32_t slot0 = room.table[low0], slot1 = room.table[low1];
-            room.symbols[group * LANES + 2 * lane] = static_cast<uint16_t>(slot0);
-            room.symbols[group * LANES + 2 * lane + 1] = static_cast<uint16_t>(slot1);
+            store_half(room.symbols + group * LANES + 2 * lane, slot0);
+            store_half(room.symbols + group * LANES + 2 * lane + 1, slot1);
             // frequency * (x / 256) + offset: bytes 2 and 3 of the slot.
             const uint32_t x0 = __dp4a(slot0, high0, 0u), x1 = __dp4a(slot1, high1, 0u);
-            const bool takes0 = x0 < STATE_LOW, takes1 = x1 < STATE_LOW;
-            const uint32_t takers0 = __ballot_sync(ALL_LANES, takes0);
-            const uint32_t takers1 = __ballot_sync(ALL_LANES, takes1);
-            const uint32_t mine = at + __popc(takers0 & below) + __popc(takers1 & below);
-            at += __popc(takers0) + __popc(takers1);
-            low0 = x0 % SLOTS;
-            high0 = __byte_perm(x0, 1, 0x4155);
-            if (takes0) {
-                high0 = __byte_perm(x0, 1, 0x4055);
-                low0 = ring[mine];
-            }
-            low1 = x1 % SLOTS;
-            high1 = __byte_perm(x1, 1, 0x4155);
-            if (takes1) {
-                high1 = __byte_perm(x1, 1, 0x4055);
-                low1 = ring[mine + takes0];
-            }
+            renormalise(x0, x1, below, ring, at, low0, low1, high0, high1);
         }
         cursor += at - begin;
         __syncwarp();
@@ -361,7 +436,7 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
                                symbols[1].y | symbols[1].z | symbols[1].w;
         if (__any_sync(ALL_LANES, flags & (ESCAPE_BIT * 0x00010001u))) {
             escapes_used += patch(room, payload + low_at, width > 8 ? payload + high_at : nullptr, escapes,
-                                  escapes_used);
+                                  escapes_used, model.cut_shift);
             symbols[0] = ready[0];
             symbols[1] = ready[32];
         }

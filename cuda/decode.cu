@@ -22,9 +22,13 @@ extern "C" __global__ void __launch_bounds__(32, 16)
                 reinterpret_cast<uint4*>(room.table)[i] = __ldg(table + i);
             in_room = chunk.model;
         }
-        const Error error = model.element_log2 == 0   ? decode_cut_chunk<1>(plan, model, chunk, room)
-                            : model.element_log2 == 1 ? decode_cut_chunk<2>(plan, model, chunk, room)
-                                                      : decode_cut_chunk<4>(plan, model, chunk, room);
+        const bool scaled = model.flags & MODEL_SCALED;
+        const uint32_t raw_width = model.cut_shift && !scaled ? model.plane[1].width : 0;
+        const Error error = model.element_log2 == 0   ? decode_cut_chunk<1, 0, true>(plan, model, chunk, room)
+                            : model.element_log2 == 2 ? decode_cut_chunk<4, 0, true>(plan, model, chunk, room)
+                            : raw_width == 8          ? decode_cut_chunk<2, 8, false>(plan, model, chunk, room)
+                            : raw_width == 7          ? decode_cut_chunk<2, 7, false>(plan, model, chunk, room)
+                                                      : decode_cut_chunk<2, 0, true>(plan, model, chunk, room);
         report(status, chunk, error);
         __syncwarp();
     }

@@ -112,7 +112,9 @@ struct Model {
     uint8_t flags;
     uint8_t planes;
     uint8_t coded;
-    uint16_t reserved;
+    // The fast kernel's table has symbols shifted by so much.
+    uint8_t cut_shift;
+    uint8_t reserved;
     // The Scale, if the model is scaled.
     uint32_t scale;
     uint32_t reserved_too;

@@ -52,7 +52,10 @@ pub struct DevicePlan {
 /// [`Error::InvalidArgument`] for more chunks than can be numbered.
 pub fn plan(streams: &[(Stream<'_>, Placement)], verify: bool) -> Result<DevicePlan> {
     let mut chunks = [Vec::new(), Vec::new()];
-    let pieces = streams.iter().map(|(stream, _)| pieces(stream)).sum::<u64>();
+    let pieces = streams
+        .iter()
+        .map(|(stream, _)| pieces(stream))
+        .sum::<u64>();
     if pieces * CHUNK_BYTES as u64 > u64::from(u32::MAX) {
         return Err(Error::InvalidArgument(
             "these are too many chunks for one launch".to_owned(),
@@ -70,7 +73,9 @@ pub fn plan(streams: &[(Stream<'_>, Placement)], verify: bool) -> Result<DeviceP
     }
     let [cut, any] = &chunks;
     let mut bytes = Vec::with_capacity(sections.end());
-    cut.iter().chain(any).for_each(|chunk| chunk.write_to(&mut bytes));
+    cut.iter()
+        .chain(any)
+        .for_each(|chunk| chunk.write_to(&mut bytes));
     sections.append_to(&mut bytes);
     Ok(DevicePlan {
         bytes,
@@ -157,7 +162,11 @@ impl Planner<'_> {
         let (stream, index) = (self.stream, &self.stream.index);
         let scale = chunked.scale.as_ref().map(|scale| sections.scale(scale));
         let mut offsets = vec![[None; 2]; chunked.storages()];
-        let base = if chunked.delta.is_some() { self.base()? } else { 0 };
+        let base = if chunked.delta.is_some() {
+            self.base()?
+        } else {
+            0
+        };
         for number in 0..index.len() {
             let start = number as u64 * stream.chunk_bytes() as u64;
             let payload = stream.payload_range(number);

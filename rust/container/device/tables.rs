@@ -1,8 +1,6 @@
 //! What chunks of a plan refer to: models, tables, scale offsets, record layouts, deltas.
 
-use super::wire::{
-    DELTA_BYTES, MODEL_BYTES, PLANE_BYTES, RECORDS_BYTES, cut_slot, slot,
-};
+use super::wire::{DELTA_BYTES, MODEL_BYTES, PLANE_BYTES, RECORDS_BYTES, cut_slot, slot};
 use crate::constants::{ALIGNMENT, ESCAPE, SLOTS};
 use crate::model::contexts::{ContextSource, ContextTables};
 use crate::model::delta::{DeltaModel, Relation};
@@ -19,7 +17,16 @@ const CUT_ELEMENTS: usize = 8;
 /// Whether the fast kernel knows this form of model: a coded plane above a raw one.
 pub(super) fn is_cut(model: &Model, scale: Option<&ScaleOffsets>) -> bool {
     let planes = model.planes.as_slice();
-    let [Plane { mode: PlaneMode::Coded(_), bits }, Plane { mode: PlaneMode::Raw, .. }] = planes
+    let [
+        Plane {
+            mode: PlaneMode::Coded(_),
+            bits,
+        },
+        Plane {
+            mode: PlaneMode::Raw,
+            ..
+        },
+    ] = planes
     else {
         return false;
     };
@@ -34,6 +41,21 @@ pub(super) fn is_cut(model: &Model, scale: Option<&ScaleOffsets>) -> bool {
                 && scale.columns <= i32::MAX as usize
                 && scale.rows.len() <= i32::MAX as usize
         })
+}
+
+/// How far symbols are shifted to their place in 16-bit elements whose sign was the lowest bit, below at most
+/// seven others: the top bit, the sign's, is free for the escape. 0: they are not.
+fn cut_shift(model: &Model) -> u32 {
+    match model.planes.as_slice() {
+        [_, raw]
+            if model.element_bytes == 2
+                && model.sign_position == 0
+                && (2..=8).contains(&raw.bits) =>
+        {
+            raw.bits - 1
+        }
+        _ => 0,
+    }
 }
 
 /// The part of a plan behind its chunks.
@@ -64,7 +86,8 @@ impl Sections {
     pub(super) fn push(&mut self, section: &[u8]) -> Offset {
         let offset = self.end() / ALIGNMENT;
         self.bytes.extend_from_slice(section);
-        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
         offset as Offset
     }
 
@@ -83,22 +106,26 @@ impl Sections {
             flags,
             model.planes.len() as u8,
             model.coded_planes().count() as u8,
-            0,
+            if fast { cut_shift(model) as u8 } else { 0 },
             0,
         ];
         let (narrow, wide) = scale.filter(|_| model.scaled).unwrap_or_default();
-        let scale = if model.element_bytes > 2 { wide } else { narrow };
+        let scale = if model.element_bytes > 2 {
+            wide
+        } else {
+            narrow
+        };
         bytes.extend(scale.to_le_bytes());
         bytes.extend([0; 4]);
         for number in 0..model.planes.len() {
-            let plane = self.plane(&model.planes, number, fast);
+            let plane = self.plane(&model.planes, number, fast.then(|| cut_shift(model)));
             bytes.extend(plane);
         }
         bytes.resize(MODEL_BYTES, 0);
         self.push(&bytes)
     }
 
-    fn plane(&mut self, planes: &[Plane], number: usize, fast: bool) -> [u8; PLANE_BYTES] {
+    fn plane(&mut self, planes: &[Plane], number: usize, fast: Option<u32>) -> [u8; PLANE_BYTES] {
         let plane = &planes[number];
         let mut bytes = [0; PLANE_BYTES];
         let (mode, value, contexts) = match &plane.mode {
@@ -107,12 +134,19 @@ impl Sections {
             PlaneMode::Coded(_) => (2, 0, 0),
             PlaneMode::Contexts(tables) => (3, 0, tables.contexts() as u8),
         };
-        let head = [mode, plane.bits as u8, u8::from(plane.has_escape()), contexts];
+        let head = [
+            mode,
+            plane.bits as u8,
+            u8::from(plane.has_escape()),
+            contexts,
+        ];
         bytes[..4].copy_from_slice(&head);
         let (mut table, mut cut_table) = (0, 0);
         match &plane.mode {
-            PlaneMode::Coded(listed) if fast => cut_table = self.push(&cut_slots(listed)),
-            PlaneMode::Coded(listed) => table = self.push(&slots(listed)),
+            PlaneMode::Coded(listed) => match fast {
+                Some(shift) => cut_table = self.push(&cut_slots(listed, shift)),
+                None => table = self.push(&slots(listed)),
+            },
             PlaneMode::Contexts(tables) => {
                 table = self.push(&context_slots(tables));
                 if let ContextSource::Plane { plane, first } = tables.source() {
@@ -142,11 +176,19 @@ impl Sections {
         ];
         let offsets = lists.map(|list| {
             let bytes: Vec<u8> = list.iter().map(|&entry| entry.cast_unsigned()).collect();
-            if bytes.is_empty() { 0 } else { self.push(&bytes) }
+            if bytes.is_empty() {
+                0
+            } else {
+                self.push(&bytes)
+            }
         });
         // The fast kernel takes 16-bit words for elements of one and two bytes, 32-bit words for longer ones.
         let mut head = |words: Vec<u8>| {
-            let words = if words.is_empty() { 0 } else { self.push(&words) };
+            let words = if words.is_empty() {
+                0
+            } else {
+                self.push(&words)
+            };
             let mut bytes = (scale.columns as u64).to_le_bytes().to_vec();
             bytes.extend(scale.shift.to_le_bytes());
             bytes.extend(offsets.iter().flat_map(|offset| offset.to_le_bytes()));
@@ -236,7 +278,9 @@ fn spread<const N: usize>(
 
 fn entries(table: &FrequencyTable) -> Vec<(u8, u16)> {
     let entries = table.entries().iter();
-    entries.map(|entry| (entry.index, u16::from(entry.frequency))).collect()
+    entries
+        .map(|entry| (entry.index, u16::from(entry.frequency)))
+        .collect()
 }
 
 fn symbol_of(table: &FrequencyTable) -> impl Fn(u8) -> (u16, bool) {
@@ -247,8 +291,13 @@ fn slots(table: &FrequencyTable) -> Vec<u8> {
     spread(entries(table), symbol_of(table), slot)
 }
 
-fn cut_slots(table: &FrequencyTable) -> Vec<u8> {
-    spread(entries(table), symbol_of(table), cut_slot)
+fn cut_slots(table: &FrequencyTable, shift: u32) -> Vec<u8> {
+    let symbol = symbol_of(table);
+    let placed = |index| {
+        let (symbol, escape) = symbol(index);
+        (symbol << shift, escape)
+    };
+    spread(entries(table), placed, cut_slot)
 }
 
 fn context_slots(tables: &ContextTables) -> Vec<u8> {
