@@ -189,6 +189,15 @@ impl Kernels {
         }
     }
 
+    /// The same for chunks of one or two symbols in contexts.
+    pub(crate) const fn symbols_interleave(self) -> usize {
+        match self.tier {
+            SimdTier::Scalar => 1,
+            SimdTier::Avx2 => 3,
+            SimdTier::Avx512 | SimdTier::Neon => 2,
+        }
+    }
+
     /// Chunks that one thread encodes at a time.
     pub(crate) const fn encode_interleave(self) -> usize {
         match self.tier {
@@ -283,6 +292,11 @@ impl Kernels {
     /// Whether [`Kernels::decode_cut`] has a kernel for elements of this width.
     pub(crate) const fn has_decode_cut(self, element_bytes: usize) -> bool {
         matches!(self.tier, SimdTier::Avx2 | SimdTier::Avx512) && element_bytes <= 4
+    }
+
+    /// The same for [`cut::Source::Symbols`].
+    pub(crate) const fn has_decode_symbols(self, element_bytes: usize) -> bool {
+        matches!(self.tier, SimdTier::Avx512) && element_bytes <= 4
     }
 
     /// Encodes whole groups of 64 indices with each encoder, the last group first.

@@ -11,6 +11,7 @@ mod hash;
 mod rans;
 mod split;
 mod stream;
+mod symbols;
 
 pub(super) use bits::{index, pack_bits, unpack_bits};
 pub(super) use cut::decode_cut;
