@@ -13,6 +13,8 @@ mod payload;
 mod planes;
 mod raw_blocks;
 mod records;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use delta::DeltaCoder;
 pub(crate) use hash::{ChunkHash, HASH_KEYS, HASH_STEPS, chunk_hash};

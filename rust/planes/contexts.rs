@@ -10,6 +10,7 @@ use crate::entropy::rans::{ContextSpec, Decoder, EscapedValues, ValueMap};
 use crate::error::Result;
 use crate::model::Plane;
 use crate::model::contexts::{ContextSource, ContextTables};
+use crate::simd::Kernels;
 
 /// The tables of a plane ready to code with.
 #[derive(Clone, Debug)]
@@ -126,12 +127,12 @@ impl ContextCoder {
     #[inline(always)]
     pub(crate) fn append<W: Word>(
         &self,
+        kernels: Kernels,
         decoder: &mut Decoder<'_>,
-        contexts: &[u8],
-        indices: &mut [u8],
+        (contexts, indices): (&[u8], &mut [u8]),
         words: &mut [W],
     ) -> Result<()> {
-        decoder.fill_contexts(&self.spec, contexts, indices)?;
+        decoder.fill_contexts(kernels, &self.spec, contexts, indices)?;
         let bits = self.tables.bits();
         if self.map.escape {
             for (word, &index) in words.iter_mut().zip(&*indices) {

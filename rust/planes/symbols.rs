@@ -155,6 +155,7 @@ impl SymbolCoder {
         for (((first, &lines), values), symbols) in chunks {
             kernels.run(Fill::<V, N> {
                 coder: self,
+                kernels,
                 first,
                 second: seconds.next(),
                 lines,
@@ -181,6 +182,7 @@ fn class_specs(tables: &ContextTables) -> Vec<Spec> {
 /// Decodes the symbols of one chunk that are still to be decoded, and makes values of them.
 struct Fill<'a, 'd, V, const N: usize> {
     coder: &'a SymbolCoder,
+    kernels: Kernels,
     first: &'a mut Decoder<'d>,
     second: Option<&'a mut Decoder<'d>>,
     lines: Lines<'a>,
@@ -196,6 +198,7 @@ impl<V: Value, const N: usize> Task for Fill<'_, '_, V, N> {
     fn run(self) -> Result<()> {
         let Self {
             coder,
+            kernels,
             first,
             second,
             lines,
@@ -207,7 +210,7 @@ impl<V: Value, const N: usize> Task for Fill<'_, '_, V, N> {
         let (contexts, indices) = (&mut contexts[..count], &mut indices[..count]);
         if let First::Classes(classes) = &coder.first {
             classes.contexts::<u16>(&[], 0, lines, contexts);
-            first.fill_contexts(&classes.spec, contexts, indices)?;
+            first.fill_contexts(kernels, &classes.spec, contexts, indices)?;
             for (symbol, &index) in symbols.iter_mut().zip(&*indices) {
                 *symbol = first.value(&classes.map, index);
             }
@@ -222,7 +225,7 @@ impl<V: Value, const N: usize> Task for Fill<'_, '_, V, N> {
             return Ok(());
         };
         plane.contexts(symbols, 0, lines, contexts);
-        second.fill_contexts(&plane.spec, contexts, indices)?;
+        second.fill_contexts(kernels, &plane.spec, contexts, indices)?;
         let (base, mask) = (plane.tables.symbol(0), plane.tables.mask());
         let shift = coder.cut.packed_bits();
         for (value, (&symbol, &index)) in values.iter_mut().zip(symbols.iter().zip(&*indices)) {

@@ -26,7 +26,7 @@ pub(crate) struct FirstTables {
 
 /// What the index of a first symbol stands for.
 #[derive(Clone, Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct FirstValues {
     pub(crate) low: [u8; MAX_SYMBOLS],
     pub(crate) high: [u8; MAX_SYMBOLS],
@@ -38,7 +38,7 @@ pub(crate) struct FirstValues {
 
 /// Second symbols.
 #[derive(Clone, Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct SecondTables {
     /// For each step the last slot before the place so many halves further.
     pub(crate) last_before: [[u8; PLACES]; 4],

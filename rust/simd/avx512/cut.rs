@@ -321,15 +321,15 @@ pub(super) trait Values: Sized {
     /// The tables in registers, if this is how the source is decoded.
     unsafe fn tables(source: Source<'_>) -> Option<Self::Tables<'_>>;
     unsafe fn new(run: &CutRun<'_, '_>) -> Self;
-    /// Decodes 64 values: their low bytes, and if they are wide their high bytes.
+    /// Decodes 64 values of each chunk: their low bytes, and if they are wide their high bytes.
     ///
     /// # Safety
     /// The CPU has the features of this tier, and the streams have 64 bytes left.
-    unsafe fn step<const WIDE: bool>(
-        &mut self,
+    unsafe fn step<const WIDE: bool, const K: usize>(
+        chunks: &mut [&mut Self; K],
         tables: &Self::Tables<'_>,
-        class: Class,
-    ) -> [__m512i; 2];
+        classes: [Class; K],
+    ) -> [[__m512i; 2]; K];
     /// Stores states and positions.
     unsafe fn write_back(&self, run: &mut CutRun<'_, '_>);
 }
@@ -354,11 +354,19 @@ impl Values for State {
     }
 
     #[inline(always)]
-    unsafe fn step<const WIDE: bool>(&mut self, tables: &Tables, _: Class) -> [__m512i; 2] {
+    unsafe fn step<const WIDE: bool, const K: usize>(
+        chunks: &mut [&mut Self; K],
+        tables: &Tables,
+        _: [Class; K],
+    ) -> [[__m512i; 2]; K] {
         // SAFETY: as the caller's; fetches cannot fault.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.lanes.stream.wrapping_add(STREAM_AHEAD).cast());
-            State::step::<WIDE>(self, tables)
+            let mut values = [[_mm512_setzero_si512(); 2]; K];
+            for (values, state) in values.iter_mut().zip(chunks) {
+                _mm_prefetch::<_MM_HINT_T0>(state.lanes.stream.wrapping_add(STREAM_AHEAD).cast());
+                *values = state.step_lanes::<WIDE>(tables);
+            }
+            values
         }
     }
 
@@ -694,7 +702,7 @@ impl<V: Values> Chunk<V> {
         }
     }
 
-    /// Decodes and stores 64 elements.
+    /// Makes elements of 64 values and stores them.
     ///
     /// # Safety
     /// The CPU has the features of this tier; the form covers the run, which has a group left.
@@ -702,6 +710,7 @@ impl<V: Values> Chunk<V> {
     unsafe fn group<E: Element, const WIDE: bool, const MODE: u8, const HASHED: bool>(
         &mut self,
         shared: &Shared<'_, V>,
+        [mut value, high_value]: [__m512i; 2],
         keys: &[__m512i; 4],
         position: &Position,
     ) {
@@ -709,12 +718,6 @@ impl<V: Values> Chunk<V> {
         // cannot fault.
         unsafe {
             let scale = shared.scale.as_ref();
-            let class = if V::IN_CONTEXTS {
-                self.place.class(scale)
-            } else {
-                Class::Uniform(0)
-            };
-            let [mut value, high_value] = self.values.step::<WIDE>(&shared.tables, class);
             if shared.packed_bytes > 0 {
                 let packed = self.raw.wrapping_add(position.packed);
                 _mm_prefetch::<_MM_HINT_T0>(packed.wrapping_add(position.packed_ahead).cast());
@@ -839,6 +842,7 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8, V
 
     // Written out, so that every chunk's state is in registers of its own.
     let mut runs = runs.iter_mut();
+    let tables = &shared.tables;
     // SAFETY: passed on; there are `K` runs of `groups` groups.
     unsafe {
         let mut chunk = || {
@@ -850,10 +854,37 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8, V
                 if let ($(Some(mut $chunk),)*) = ($({ let $chunk = chunk(); $chunk },)*) {
                     while left > 0 {
                         let now = left.min(position.aim::<E>(form, first));
-                        if form.hashed || V::IN_CONTEXTS {
-                            // Contexts take so much longer that a loop without the hash is not worth it.
+                        if V::IN_CONTEXTS {
+                            // All chunks' steps side by side: they are too long to wait for one after
+                            // the other. Hashing is so little next to them that it is not left out.
                             for _ in 0..now {
-                                $($chunk.0.group::<E, WIDE, MODE, true>(&shared, &keys, &position);)*
+                                let scale = shared.scale.as_ref();
+                                let classes = [$($chunk.0.place.class(scale)),*];
+                                let mut chunks = [$(&mut $chunk.0.values),*];
+                                let values = V::step::<WIDE, _>(&mut chunks, tables, classes);
+                                let mut number = 0;
+                                $(
+                                    $chunk.0.group::<E, WIDE, MODE, true>(
+                                        &shared, values[number], &keys, &position,
+                                    );
+                                    number += 1;
+                                )*
+                                let _ = number;
+                                for key in &mut keys[..E::BYTES] {
+                                    *key = _mm512_add_epi32(*key, step);
+                                }
+                                position.step::<E>(shared.packed_bytes);
+                            }
+                        } else if form.hashed {
+                            for _ in 0..now {
+                                $(
+                                    let mut chunks = [&mut $chunk.0.values];
+                                    let classes = [Class::Uniform(0)];
+                                    let [values] = V::step::<WIDE, _>(&mut chunks, tables, classes);
+                                    $chunk.0.group::<E, WIDE, MODE, true>(
+                                        &shared, values, &keys, &position,
+                                    );
+                                )*
                                 for key in &mut keys[..E::BYTES] {
                                     *key = _mm512_add_epi32(*key, step);
                                 }
@@ -861,7 +892,14 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8, V
                             }
                         } else {
                             for _ in 0..now {
-                                $($chunk.0.group::<E, WIDE, MODE, false>(&shared, &keys, &position);)*
+                                $(
+                                    let mut chunks = [&mut $chunk.0.values];
+                                    let classes = [Class::Uniform(0)];
+                                    let [values] = V::step::<WIDE, _>(&mut chunks, tables, classes);
+                                    $chunk.0.group::<E, WIDE, MODE, false>(
+                                        &shared, values, &keys, &position,
+                                    );
+                                )*
                                 position.step::<E>(shared.packed_bytes);
                             }
                         }

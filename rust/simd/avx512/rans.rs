@@ -285,7 +285,10 @@ impl State {
     /// # Safety
     /// The CPU has the features of this tier, and the stream has 64 bytes left.
     #[inline(always)]
-    pub(super) unsafe fn step<const WIDE: bool>(&mut self, tables: &Tables) -> [__m512i; 2] {
+    pub(super) unsafe fn step_lanes<const WIDE: bool>(
+        &mut self,
+        tables: &Tables,
+    ) -> [__m512i; 2] {
         // SAFETY: the CPU has the features; the stream has the bytes; `EscapedValues` has 64 bytes
         // from every position up to its count.
         unsafe {
@@ -347,13 +350,13 @@ unsafe fn decode<const K: usize, V: Value>(
                     // and the output has room for `64 * groups` values.
                     $(unsafe {
                         if V::WIDE {
-                            let [low, high] = $plane.0.step::<true>(&tables);
+                            let [low, high] = $plane.0.step_lanes::<true>(&tables);
                             let head = _mm512_permutex2var_epi8(low, first, high);
                             let tail = _mm512_permutex2var_epi8(low, last, high);
                             _mm512_storeu_si512($plane.1.cast(), head);
                             _mm512_storeu_si512($plane.1.add(64).cast(), tail);
                         } else {
-                            let [low, _] = $plane.0.step::<false>(&tables);
+                            let [low, _] = $plane.0.step_lanes::<false>(&tables);
                             _mm512_storeu_si512($plane.1.cast(), low);
                         }
                         $plane.1 = $plane.1.add(64 * size_of::<V>());

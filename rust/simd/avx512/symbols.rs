@@ -1,4 +1,4 @@
-//! Values of one or two symbols in contexts, a group of 64 at a time.
+//! Values of one or two symbols in contexts, a group of 64 at a time of one chunk or two.
 //!
 //! Both symbols of a chunk have states of their own, so that two chunks in turn are four chains of steps.
 //! The first symbol is looked up as in `rans.rs`; where lanes have tables of different classes, in each of
@@ -15,6 +15,7 @@ use crate::entropy::rans::{FirstTables, SecondTables, Spec};
 use crate::simd::cut::{CutRun, Source};
 
 /// The classes of 64 elements.
+#[derive(Clone, Copy)]
 pub(super) enum Class {
     Uniform(usize),
     /// One in each byte.
@@ -76,38 +77,33 @@ impl Values for Symbols {
     }
 
     #[inline(always)]
-    unsafe fn step<const WIDE: bool>(&mut self, tables: &Tables<'_>, class: Class) -> [__m512i; 2] {
-        // SAFETY: the CPU has the features; both streams have the bytes; `EscapedValues` has 64 bytes
-        // from every position up to its count; fetches cannot fault.
+    unsafe fn step<const WIDE: bool, const K: usize>(
+        chunks: &mut [&mut Self; K],
+        tables: &Tables<'_>,
+        classes: [Class; K],
+    ) -> [[__m512i; 2]; K] {
+        // SAFETY: passed on.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.first.stream.wrapping_add(STREAM_AHEAD).cast());
-            let index = self.first_indices(tables.first, class);
-            let values = &tables.first.values;
-            let mut low = _mm512_permutexvar_epi8(index, load(&values.low));
-            let mut high = _mm512_permutexvar_epi8(index, load(&values.high));
-            let mut context = _mm512_permutexvar_epi8(index, load(&values.context));
-            let escaped = _mm512_cmpeq_epi8_mask(index, tables.escape);
-            if escaped != 0 {
-                let position = self.used.min(self.count);
-                self.used += escaped.count_ones() as usize;
-                low = expand_from(low, escaped, self.escapes[0].add(position));
-                high = expand_from(high, escaped, self.escapes[1].add(position));
-                context = expand_from(context, escaped, self.escapes[2].add(position));
+            let zero = _mm512_setzero_si512();
+            let (mut values, mut contexts) = ([[zero; 2]; K], [zero; K]);
+            // No loop: the compiler would keep states in memory.
+            [values[0][0], values[0][1], contexts[0]] =
+                chunks[0].first_values(tables, classes[0]);
+            if K > 1 {
+                [values[K - 1][0], values[K - 1][1], contexts[K - 1]] =
+                    chunks[K - 1].first_values(tables, classes[K - 1]);
             }
-            if let Some(second) = tables.second {
-                _mm_prefetch::<_MM_HINT_T0>(self.second.stream.wrapping_add(STREAM_AHEAD).cast());
-                let value = match (second.blocks, second.steps) {
-                    (1, 2) => self.second_values::<1, 2, WIDE>(second, context),
-                    (1, 3) => self.second_values::<1, 3, WIDE>(second, context),
-                    (1, _) => self.second_values::<1, 4, WIDE>(second, context),
-                    (2, 3) => self.second_values::<2, 3, WIDE>(second, context),
-                    (2, _) => self.second_values::<2, 4, WIDE>(second, context),
-                    _ => self.second_values::<4, 4, WIDE>(second, context),
-                };
-                low = _mm512_or_si512(low, value[0]);
-                high = _mm512_or_si512(high, value[1]);
+            let Some(second) = tables.second else {
+                return values;
+            };
+            match (second.blocks, second.steps) {
+                (1, 2) => Self::add_second::<1, 2, WIDE, K>(chunks, second, contexts, values),
+                (1, 3) => Self::add_second::<1, 3, WIDE, K>(chunks, second, contexts, values),
+                (1, _) => Self::add_second::<1, 4, WIDE, K>(chunks, second, contexts, values),
+                (2, 3) => Self::add_second::<2, 3, WIDE, K>(chunks, second, contexts, values),
+                (2, _) => Self::add_second::<2, 4, WIDE, K>(chunks, second, contexts, values),
+                _ => Self::add_second::<4, 4, WIDE, K>(chunks, second, contexts, values),
             }
-            [low, high]
         }
     }
 
@@ -125,6 +121,31 @@ impl Values for Symbols {
 }
 
 impl Symbols {
+    /// Decodes 64 first symbols: the bytes of their values, and where the contexts of the second ones
+    /// begin.
+    #[inline(always)]
+    unsafe fn first_values(&mut self, tables: &Tables<'_>, class: Class) -> [__m512i; 3] {
+        // SAFETY: the CPU has the features; the stream has the bytes; `EscapedValues` has 64 bytes
+        // from every position up to its count; fetches cannot fault.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(self.first.stream.wrapping_add(STREAM_AHEAD).cast());
+            let index = self.first_indices(tables.first, class);
+            let values = &tables.first.values;
+            let mut low = _mm512_permutexvar_epi8(index, load(&values.low));
+            let mut high = _mm512_permutexvar_epi8(index, load(&values.high));
+            let mut context = _mm512_permutexvar_epi8(index, load(&values.context));
+            let escaped = _mm512_cmpeq_epi8_mask(index, tables.escape);
+            if escaped != 0 {
+                let position = self.used.min(self.count);
+                self.used += escaped.count_ones() as usize;
+                low = expand_from(low, escaped, self.escapes[0].add(position));
+                high = expand_from(high, escaped, self.escapes[1].add(position));
+                context = expand_from(context, escaped, self.escapes[2].add(position));
+            }
+            [low, high, context]
+        }
+    }
+
     /// Decodes the indices of 64 first symbols.
     #[inline(always)]
     unsafe fn first_indices(&mut self, tables: &FirstTables, class: Class) -> __m512i {
@@ -158,34 +179,48 @@ impl Symbols {
         }
     }
 
-    /// Decodes 64 second symbols, whose contexts begin at `context`: the bytes of their values.
+    /// Decodes 64 second symbols of each chunk, whose contexts begin there, and puts them into values.
     #[inline(always)]
-    unsafe fn second_values<const BLOCKS: usize, const STEPS: usize, const WIDE: bool>(
-        &mut self,
+    unsafe fn add_second<
+        const BLOCKS: usize,
+        const STEPS: usize,
+        const WIDE: bool,
+        const K: usize,
+    >(
+        chunks: &mut [&mut Self; K],
         tables: &SecondTables,
-        context: __m512i,
-    ) -> [__m512i; 2] {
-        // SAFETY: as the caller's.
+        contexts: [__m512i; K],
+        mut values: [[__m512i; 2]; K],
+    ) -> [[__m512i; 2]; K] {
+        // SAFETY: the CPU has the features; the streams have the bytes; fetches cannot fault.
         unsafe {
-            let slot = self.second.low;
-            let mut place = context;
+            let mut places = contexts;
             let mut step = STEPS;
             while step > 0 {
                 step -= 1;
-                let last_before = look_up::<BLOCKS>(&tables.last_before[step], place);
-                let further = _mm512_cmpgt_epu8_mask(slot, last_before);
                 let half = _mm512_set1_epi8(1 << step);
-                place = _mm512_mask_add_epi8(place, further, place, half);
+                for k in 0..K {
+                    let last_before = look_up::<BLOCKS>(&tables.last_before[step], places[k]);
+                    let further = _mm512_cmpgt_epu8_mask(chunks[k].second.low, last_before);
+                    places[k] = _mm512_mask_add_epi8(places[k], further, places[k], half);
+                }
             }
-            let frequency = look_up::<BLOCKS>(&tables.frequency, place);
-            let start = look_up::<BLOCKS>(&tables.start, place);
-            self.second.advance(frequency, start);
-            let high = if WIDE {
-                look_up::<BLOCKS>(&tables.high, place)
-            } else {
-                _mm512_setzero_si512()
-            };
-            [look_up::<BLOCKS>(&tables.low, place), high]
+            for k in 0..K {
+                let lanes = &mut chunks[k].second;
+                _mm_prefetch::<_MM_HINT_T0>(lanes.stream.wrapping_add(STREAM_AHEAD).cast());
+                let frequency = look_up::<BLOCKS>(&tables.frequency, places[k]);
+                let start = look_up::<BLOCKS>(&tables.start, places[k]);
+                lanes.advance(frequency, start);
+            }
+            for k in 0..K {
+                let low = look_up::<BLOCKS>(&tables.low, places[k]);
+                values[k][0] = _mm512_or_si512(values[k][0], low);
+                if WIDE {
+                    let high = look_up::<BLOCKS>(&tables.high, places[k]);
+                    values[k][1] = _mm512_or_si512(values[k][1], high);
+                }
+            }
+            values
         }
     }
 }
