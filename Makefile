@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONHOME PYTHONPATH CONDA_PREFIX VIRTUAL_ENV
 
 RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock) pyproject.toml $(shell find rust -name '*.rs')
-CUDA_SOURCES := $(wildcard cuda/*.cu cuda/*.cuh cuda/*.h cuda/*/*.cu cuda/*/*.cuh)
+CUDA_SOURCES := $(wildcard cuda/*.cu cuda/*.cuh cuda/*/*.cu cuda/*/*.cuh tests/cuda_emulation/*)
 
 # What the demo is run on: empty for real weights fetched from a package, or a file or directory.
 MODEL ?=
