@@ -1,0 +1,141 @@
+"""What W12 needs of a GPU: launches on torch's current stream, scratch memory, a few figures."""
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# torch's; through import_module, so that type checkers need no torch.
+Tensor: TypeAlias = Any
+TorchDevice: TypeAlias = Any
+# CuPy's, likewise.
+Cupy: TypeAlias = Any
+RawModule: TypeAlias = Any
+
+_SOURCES: Final = Path(__file__).resolve().parents[3] / "cuda"
+# Streams of which a process keeps scratch memory; beyond, it is made for each product.
+_MAX_WORKSPACES: Final = 64
+_MIN_TICKETS: Final = 4096
+
+
+class Device(Protocol):
+    """A device that runs the kernels of cuda/."""
+
+    @property
+    def multiprocessors(self) -> int:
+        """How many the device has."""
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Compute capability."""
+
+    @property
+    def l2_bytes(self) -> int:
+        """Size of the second-level cache."""
+
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        grid: int | tuple[int, int],
+        block: int,
+        *arguments: "np.generic",
+        shared_bytes: int = 0,
+    ) -> None:
+        """Launches a kernel of cuda/`source`.cu on torch's current stream."""
+
+    def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
+        """Addresses of that many FP32, and of tickets: 32-bit zeros that kernels leave zero."""
+
+
+# By torch's device; tests put one here that runs the kernels on the CPU.
+devices: dict[TorchDevice, Device] = {}
+
+
+def device_of(tensor: Tensor) -> Device:
+    """The device of a tensor.
+
+    Args:
+        tensor: A torch tensor.
+
+    Returns:
+        What launches kernels there.
+
+    Raises:
+        ValueError: If the tensor is not on a GPU.
+    """
+    key = tensor.device
+    found = devices.get(key)
+    if found is None:
+        if key.type != "cuda":
+            message = f"W12 needs a tensor on a GPU, not on {key}"
+            raise ValueError(message)
+        found = devices[key] = _Gpu(key)
+    return found
+
+
+class _Gpu:
+    """A CUDA device, through CuPy."""
+
+    def __init__(self, device: TorchDevice) -> None:
+        self._torch: Any = import_module("torch")
+        self._cupy: Any = import_module("cupy")
+        self._device = device
+        self._properties = self._torch.cuda.get_device_properties(device)
+        self._workspaces: dict[int, tuple[Any, Any]] = {}
+
+    @property
+    def multiprocessors(self) -> int:
+        return int(self._properties.multi_processor_count)
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        return self._properties.major, self._properties.minor
+
+    @property
+    def l2_bytes(self) -> int:
+        return int(self._properties.L2_cache_size)
+
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        grid: int | tuple[int, int],
+        block: int,
+        *arguments: "np.generic",
+        shared_bytes: int = 0,
+    ) -> None:
+        stream = self._torch.cuda.current_stream(self._device).cuda_stream
+        blocks: tuple[int, ...] = (grid,) if isinstance(grid, int) else grid
+        cuda = self._cupy.cuda
+        with cuda.Device(self._device.index), cuda.ExternalStream(stream):
+            function = _module(self._cupy, source).get_function(kernel)
+            function(blocks, (block,), arguments, shared_mem=shared_bytes)
+
+    def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
+        if not partial_sums:
+            return 0, 0
+        stream = self._torch.cuda.current_stream(self._device).cuda_stream
+        # Memory that a graph uses is the graph's own.
+        keep = not self._torch.cuda.is_current_stream_capturing()
+        found = self._workspaces.get(stream) if keep else None
+        if found is None or found[0].numel() < partial_sums or found[1].numel() < tickets:
+            sizes = partial_sums, max(tickets, _MIN_TICKETS)
+            if found is not None:
+                sizes = max(sizes[0], found[0].numel()), max(sizes[1], found[1].numel())
+            found = (
+                self._torch.empty(sizes[0], dtype=self._torch.float32, device=self._device),
+                self._torch.zeros(sizes[1], dtype=self._torch.int32, device=self._device),
+            )
+            if keep and (stream in self._workspaces or len(self._workspaces) < _MAX_WORKSPACES):
+                self._workspaces[stream] = found
+        return found[0].data_ptr(), found[1].data_ptr()
+
+
+@cache
+def _module(cupy: Cupy, source: str) -> RawModule:
+    code = (_SOURCES / f"{source}.cu").read_text()
+    return cupy.RawModule(code=code, options=("-std=c++17", f"-I{_SOURCES}"))

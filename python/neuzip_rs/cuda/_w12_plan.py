@@ -1,0 +1,158 @@
+"""What W12 decides on the host: the window of exponents, and how a product is cut into blocks.
+
+Integers only, and no GPU: the choices are the same wherever the counts and the device are. The
+constants of `Costs` are what a device can be tuned by; docs/gpu.md says where they come from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+WINDOW: Final = 16
+TILE_ROWS: Final = 16
+TILE_COLUMNS: Final = 64
+TILE_BYTES: Final = 1536
+WARPS: Final = 8
+THREADS: Final = 32 * WARPS
+# Shared memory of a block without asking for more than 48 KiB: 16 are for patches.
+INPUT_BYTES: Final = 32 << 10
+# The largest base whose lifted exponents stay below that of infinity.
+_MAX_BASE: Final = 224
+_INFINITE: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Sixteen exponents from `base`, and how many weights have others."""
+
+    base: int
+    escapes: int
+    # Whether products see every weight as it is: lifting no finite escape makes it infinite.
+    multiplies: bool
+
+
+def choose_window(counts: Sequence[int]) -> Window:
+    """The window that holds most weights, the lowest of several.
+
+    Args:
+        counts: How many weights there are of each of the 256 exponents.
+
+    Returns:
+        The window.
+    """
+    below = [0, *accumulate(counts)]
+    held = [below[base + WINDOW] - below[base] for base in range(_MAX_BASE + 1)]
+    base = max(range(len(held)), key=lambda b: (held[b], -b))
+    lift = -base % WINDOW
+    return Window(base, below[-1] - held[base], not any(counts[_INFINITE - lift : _INFINITE]))
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What the choice of blocks goes by, in bytes from memory that take as long."""
+
+    # Starting a block, filling its pipeline and adding its sums up.
+    block: int = 12 << 10
+    # Waiting for the last slice and adding the sums of all, at the end of the product.
+    join: int = 48 << 10
+    # A byte of inputs or partial sums comes from the second-level cache: as a fraction of 16.
+    cached_sixteenths: int = 8
+    # Blocks of a multiprocessor that keep memory busy, and what fewer cost more, in sixteenths.
+    busy_blocks: int = 2
+    idle_sixteenths: int = 8
+    # Tiles that fill a warp's pipeline; fewer are not worth a slice of their own.
+    warp_tiles: int = 2
+
+
+# By the compute capability's major and minor number; nothing has been measured yet, so all devices
+# have the same.
+COSTS: Final[dict[tuple[int, int], Costs]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The launch of one product."""
+
+    kernel: str
+    groups: int
+    slices: int
+    row_warps_log2: int
+    slice_tiles: int
+    shared_bytes: int
+
+    @property
+    def row_warps(self) -> int:
+        """Rows of tiles of a block."""
+        return 1 << self.row_warps_log2
+
+    def partial_sums(self, batch: int) -> int:
+        """How many FP32 the slices leave to be added."""
+        if self.slices == 1:
+            return 0
+        return self.slices * self.groups * self.row_warps * TILE_ROWS * batch
+
+
+def kernel_for(batch: int) -> str:
+    """The kernel for that many rows of x, at most `MAX_BATCH`."""
+    return next(name for rows, name in _KERNELS.items() if batch <= rows)
+
+
+_KERNELS: Final = {8: "w12_linear_8", 16: "w12_linear_16", 32: "w12_linear_32"}
+MAX_BATCH: Final = max(_KERNELS)
+
+
+def tiles(rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of tiles."""
+    return -(-rows // TILE_ROWS), -(-columns // TILE_COLUMNS)
+
+
+def plan(
+    rows: int, columns: int, batch: int, multiprocessors: int, costs: Costs | None = None
+) -> Plan:
+    """Cuts a product into blocks so that the multiprocessor with most of them is done soonest.
+
+    Args:
+        rows: Rows of the weights.
+        columns: Columns of the weights.
+        batch: Rows of x, 1 to `MAX_BATCH`.
+        multiprocessors: How many the device has.
+        costs: What to go by.
+
+    Returns:
+        The launch.
+    """
+    costs = costs or Costs()
+    tile_rows, tile_columns = tiles(rows, columns)
+    best: tuple[int, Plan] | None = None
+    for row_warps_log2 in range(4):
+        row_warps, parts = 1 << row_warps_log2, WARPS >> row_warps_log2
+        if row_warps_log2 and row_warps >= 2 * tile_rows:
+            break
+        groups = -(-tile_rows // row_warps)
+        fewest = -(-tile_columns // (INPUT_BYTES // (2 * TILE_COLUMNS * batch)))
+        most = max(fewest, tile_columns // (parts * costs.warp_tiles))
+        for wanted in range(fewest, most + 1):
+            slice_tiles = -(-tile_columns // wanted)
+            slices = -(-tile_columns // slice_tiles)
+            sums = 2 * row_warps * TILE_ROWS * 4 * batch if slices > 1 else 0
+            cached = slice_tiles * TILE_COLUMNS * 2 * batch + sums
+            # The warp with most tiles says when a block is done.
+            tiles_done = -(-slice_tiles // parts) * WARPS
+            block = tiles_done * TILE_BYTES + cached * costs.cached_sixteenths // 16 + costs.block
+            turns = -(-groups * slices // multiprocessors)
+            cost = turns * block
+            if turns < costs.busy_blocks:
+                cost += cost * costs.idle_sixteenths // 16
+            if slices > 1:
+                cost += costs.join
+            if best is None or cost < best[0]:
+                shared = slice_tiles * TILE_COLUMNS * 2 * batch
+                best = (
+                    cost,
+                    Plan(kernel_for(batch), groups, slices, row_warps_log2, slice_tiles, shared),
+                )
+            if slice_tiles == 1:
+                break
+    assert best is not None
+    return best[1]
