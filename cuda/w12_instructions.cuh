@@ -18,6 +18,17 @@ __device__ __forceinline__ uint4 load_once(const uint4* from) {
 #endif
 }
 
+// (a & b) | c in one operation; compilers make three of two such in a row, where they see them.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef CUDA_EMULATION
+    return (a & b) | c;
+#else
+    uint32_t result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+#endif
+}
+
 // sums += weights x inputs for one fragment: 16 rows, 16 columns, 8 inputs; `mma.m16n8k16` of BF16
 // with sums in FP32. Lane = 4 * g + t holds the weights of rows g (0, 2) and g + 8 (1, 3), two
 // columns each, of input g the same columns, and the sums of rows g (0, 1) and g + 8 (2, 3) for

@@ -41,6 +41,7 @@
 #pragma once
 
 #include "platform.cuh"
+#include "w12_instructions.cuh"
 
 namespace w12 {
 
@@ -89,10 +90,12 @@ __device__ __forceinline__ Heads lifted_heads(uint32_t base) {
 __device__ __forceinline__ void join_fragment(uint32_t raw0, uint32_t raw1, uint32_t code,
                                               Heads heads, uint32_t* pairs) {
     const uint32_t turned = turn_left_4(code);
-    pairs[0] = (raw0 & KEPT) | ((code & DISTANCES) | heads.plain);
-    pairs[1] = turn_left_8((raw0 & KEPT_TURNED) | ((code & DISTANCES_TURNED) | heads.turned));
-    pairs[2] = (raw1 & KEPT) | ((turned & DISTANCES) | heads.plain);
-    pairs[3] = turn_left_8((raw1 & KEPT_TURNED) | ((turned & DISTANCES_TURNED) | heads.turned));
+    pairs[0] = and_or(raw0, KEPT, and_or(code, DISTANCES, heads.plain));
+    pairs[2] = and_or(raw1, KEPT, and_or(turned, DISTANCES, heads.plain));
+    const uint32_t second = and_or(code, DISTANCES_TURNED, heads.turned);
+    const uint32_t fourth = and_or(turned, DISTANCES_TURNED, heads.turned);
+    pairs[1] = turn_left_8(and_or(raw0, KEPT_TURNED, second));
+    pairs[3] = turn_left_8(and_or(raw1, KEPT_TURNED, fourth));
 }
 
 // The inverse, for pairs whose exponents are distances.

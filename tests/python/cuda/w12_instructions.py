@@ -111,7 +111,7 @@ def _table() -> None:
                     counted = fused(kernel, architecture)
                 elif kernel == "w12_unpack":
                     counted = unpacking(architecture)
-                figures = f"{counted.integer:.2f} | {counted.other:.2f}" if counted else "– | –"
+                figures = f"{counted.integer:.2f} | {counted.other:.2f}" if counted else " | "
                 print(
                     f"| `{kernel}` | {architecture} | {made.registers} | {made.shared_bytes} "
                     f"| {made.spill_bytes} | {figures} |"
