@@ -39,6 +39,9 @@ struct Product {
     uint32_t* tickets;  // of each group: how many slices are ready; zero before and after
 };
 
+// As numpy lays them out in python/neuzip_rs/cuda/w12.py.
+static_assert(sizeof(Weights) == 40 && sizeof(Product) == 56, "no hidden gaps");
+
 // 2^lift times a pattern, exactly: infinities, NaN and zeros stay. What would leave the range is
 // infinite; the host packs no such matrix.
 __device__ __forceinline__ uint32_t lifted(uint32_t pattern, uint32_t lift) {
@@ -174,7 +177,7 @@ __device__ __forceinline__ void multiply(const Weights& weights, const Product& 
     static_assert(TILE_ROWS == 1 << 4, "rows of a group are a power of two");
     const uint32_t group_sums = group_rows * product.batch;
     const size_t slice_sums = static_cast<size_t>(gridDim.x) * group_sums;
-    float* partial = product.partial + blockIdx.x * group_sums;
+    float* partial = product.partial + static_cast<size_t>(blockIdx.x) * group_sums;
     const float scale = __uint_as_float((127 - up) << 23);
     const auto finish = [&](uint32_t i, float sum) {
         const uint32_t row = blockIdx.x * group_rows + (i & (group_rows - 1));

@@ -1,7 +1,7 @@
 """What W12 decides on the host: the window of exponents, and how a product is cut into blocks.
 
 Integers only, and no GPU: the choices are the same wherever the counts and the device are. The
-constants of `Costs` are what a device can be tuned by; docs/gpu.md says where they come from.
+constants of `Tuning` are what a device can be tuned by; docs/gpu.md says where they come from.
 """
 
 from collections.abc import Sequence
@@ -49,25 +49,37 @@ def choose_window(counts: Sequence[int]) -> Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
-    """What the choice of blocks goes by, in bytes from memory that take as long."""
+class Tuning:
+    """What choices go by; costs are in bytes of weights that take as long to read.
 
+    The defaults follow from counting (docs/gpu.md), not from measuring:
+    `python -m benches.gpu_fused --tune` measures all plans of a product.
+    """
+
+    # 8 MiB of BF16: below, a launch takes as long as reading the weights.
+    min_weights: int = 4 << 20
+    # More rows of x than these are multiplied by the library, with decoded weights.
+    max_batch: int = 32
     # Starting a block, filling its pipeline and adding its sums up.
     block: int = 12 << 10
-    # Waiting for the last slice and adding the sums of all, at the end of the product.
+    # Waiting for the last slice and adding the sums of all, at the end of a product.
     join: int = 48 << 10
-    # A byte of inputs or partial sums comes from the second-level cache: as a fraction of 16.
+    # A byte of inputs or partial sums, from the second-level cache, in sixteenths.
     cached_sixteenths: int = 8
     # Blocks of a multiprocessor that keep memory busy, and what fewer cost more, in sixteenths.
     busy_blocks: int = 2
     idle_sixteenths: int = 8
-    # Tiles that fill a warp's pipeline; fewer are not worth a slice of their own.
+    # Tiles of a warp below which no slice is made: its pipeline holds two.
     warp_tiles: int = 2
 
 
-# By the compute capability's major and minor number; nothing has been measured yet, so all devices
-# have the same.
-COSTS: Final[dict[tuple[int, int], Costs]] = {}
+# By compute capability, where it differs from the defaults.
+TUNING: Final[dict[tuple[int, int], Tuning]] = {}
+
+
+def tuning_for(capability: tuple[int, int]) -> Tuning:
+    """What choices on a device of that compute capability go by."""
+    return TUNING.get(capability, Tuning())
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +120,7 @@ def tiles(rows: int, columns: int) -> tuple[int, int]:
 
 
 def plan(
-    rows: int, columns: int, batch: int, multiprocessors: int, costs: Costs | None = None
+    rows: int, columns: int, batch: int, multiprocessors: int, tuning: Tuning | None = None
 ) -> Plan:
     """Cuts a product into blocks so that the multiprocessor with most of them is done soonest.
 
@@ -117,12 +129,12 @@ def plan(
         columns: Columns of the weights.
         batch: Rows of x, 1 to `MAX_BATCH`.
         multiprocessors: How many the device has.
-        costs: What to go by.
+        tuning: What to go by.
 
     Returns:
         The launch.
     """
-    costs = costs or Costs()
+    tuning = tuning or Tuning()
     tile_rows, tile_columns = tiles(rows, columns)
     best: tuple[int, Plan] | None = None
     for row_warps_log2 in range(4):
@@ -131,7 +143,7 @@ def plan(
             break
         groups = -(-tile_rows // row_warps)
         fewest = -(-tile_columns // (INPUT_BYTES // (2 * TILE_COLUMNS * batch)))
-        most = max(fewest, tile_columns // (parts * costs.warp_tiles))
+        most = max(fewest, tile_columns // (parts * tuning.warp_tiles))
         for wanted in range(fewest, most + 1):
             slice_tiles = -(-tile_columns // wanted)
             slices = -(-tile_columns // slice_tiles)
@@ -139,13 +151,13 @@ def plan(
             cached = slice_tiles * TILE_COLUMNS * 2 * batch + sums
             # The warp with most tiles says when a block is done.
             tiles_done = -(-slice_tiles // parts) * WARPS
-            block = tiles_done * TILE_BYTES + cached * costs.cached_sixteenths // 16 + costs.block
+            block = tiles_done * TILE_BYTES + cached * tuning.cached_sixteenths // 16 + tuning.block
             turns = -(-groups * slices // multiprocessors)
             cost = turns * block
-            if turns < costs.busy_blocks:
-                cost += cost * costs.idle_sixteenths // 16
+            if turns < tuning.busy_blocks:
+                cost += cost * tuning.idle_sixteenths // 16
             if slices > 1:
-                cost += costs.join
+                cost += tuning.join
             if best is None or cost < best[0]:
                 shared = slice_tiles * TILE_COLUMNS * 2 * batch
                 best = (

@@ -21,8 +21,6 @@ import numpy as np
 
 from neuzip_rs.cuda._w12_device import Device, Tensor, TorchDevice, device_of
 from neuzip_rs.cuda._w12_plan import (
-    COSTS,
-    MAX_BATCH,
     THREADS,
     TILE_BYTES,
     TILE_ROWS,
@@ -32,6 +30,7 @@ from neuzip_rs.cuda._w12_plan import (
     choose_window,
     plan,
     tiles,
+    tuning_for,
 )
 
 # The module torch, its dtypes, and a numpy scalar of a structured type.
@@ -39,14 +38,11 @@ Torch: TypeAlias = Any
 TorchDtype: TypeAlias = Any
 Struct: TypeAlias = Any
 
-__all__ = ["MAX_ESCAPES", "MIN_WEIGHTS", "W12", "linear", "pack", "unpack"]
+__all__ = ["MAX_ESCAPES", "W12", "linear", "pack", "unpack"]
 
-# Escapes take 4 bytes each and 0.5 % of them make a product about 1 % slower than none; models
-# have 0.01 to 0.1 % (docs/gpu.md). Where there are more, the exponents are spread out, and the
-# dense format is what is small.
+# Escapes take 4 bytes each, so that these make the layout 1.3 % larger; models have 0.01 to 0.1 %
+# (docs/gpu.md). Where there are more, exponents are spread out, and the dense format is smaller.
 MAX_ESCAPES: Final = 1 / 200
-# 8 MiB of BF16: below, a launch takes as long as reading the weights.
-MIN_WEIGHTS: Final = 4 << 20
 # Tiles and escapes are counted in 32 bits.
 _MAX_COUNT: Final = 1 << 31
 _GRID_PER_MULTIPROCESSOR: Final = 8
@@ -124,7 +120,7 @@ def pack(
     weight: Tensor,
     *,
     max_escapes: float = MAX_ESCAPES,
-    min_weights: int = MIN_WEIGHTS,
+    min_weights: int | None = None,
 ) -> W12 | None:
     """Makes a W12 of a matrix, on the matrix' device.
 
@@ -133,7 +129,7 @@ def pack(
     Args:
         weight: BF16 `[outputs, inputs]` on a GPU.
         max_escapes: The largest fraction of weights that may be outside of the window.
-        min_weights: The smallest number of weights.
+        min_weights: The smallest number of weights; by device, 4 million, if None.
 
     Returns:
         The packed matrix, or None where a product from it would be no faster than with the weights
@@ -150,9 +146,11 @@ def pack(
     if weight.dim() != 2:
         message = f"W12 packs matrices, not tensors of shape {tuple(weight.shape)}"
         raise ValueError(message)
+    device = device_of(weight)
+    if min_weights is None:
+        min_weights = tuning_for(device.capability).min_weights
     if weight.numel() < max(min_weights, 1):
         return None
-    device = device_of(weight)
     weight = weight.detach().contiguous()
     rows, columns = weight.shape
     count = weight.numel()
@@ -246,12 +244,12 @@ def linear(
     batch = rows.shape[0]
     y = torch.empty((batch, weight.rows), dtype=torch.bfloat16, device=x.device)
     if batch:
-        if exact or batch > MAX_BATCH:
+        device = device_of(x)
+        tuning = tuning_for(device.capability)
+        if exact or batch > tuning.max_batch:
             _decoded(torch, rows, weight, bias, y, piece_bytes)
         else:
-            device = device_of(x)
-            costs = COSTS.get(device.capability)
-            launch = plan(*weight.shape, batch, device.multiprocessors, costs)
+            launch = plan(*weight.shape, batch, device.multiprocessors, tuning)
             _fused(torch, rows, weight, bias, y, launch)
     return y.view(*x.shape[:-1], weight.rows)
 

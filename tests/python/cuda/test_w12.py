@@ -244,6 +244,15 @@ def test_inputs_lie_anywhere(device: EmulatedDevice) -> None:
     assert torch.equal(w12.linear(x[0, 0, 0], packed), y[0, 0, 0])
 
 
+def test_weights_lie_anywhere() -> None:
+    rng = np.random.default_rng(9)
+    wide = tensor(weights(rng, 40, 136, 0.01) & 0xBFFF)
+    for part in (wide[:, 8:], wide[:, 3:67], wide[1:].view(-1)[1:-135].view(38, 136), wide.t()):
+        packed = w12.pack(part, max_escapes=0.5, min_weights=1)
+        assert packed is not None
+        assert np.array_equal(patterns_of(w12.unpack(packed)), patterns_of(part))
+
+
 def test_few_rows_are_fused_and_many_decoded(device: EmulatedDevice) -> None:
     rng = np.random.default_rng(4)
     packed = pack_any(normal(rng, 48, 64))
