@@ -14,6 +14,7 @@ TorchDevice: TypeAlias = Any
 # CuPy's, likewise.
 Cupy: TypeAlias = Any
 RawModule: TypeAlias = Any
+RawKernel: TypeAlias = Any
 
 _SOURCES: Final = Path(__file__).resolve().parents[3] / "cuda"
 # Streams of which a process keeps scratch memory; beyond, it is made for each product.
@@ -116,8 +117,9 @@ class _Gpu:
         blocks: tuple[int, ...] = (grid,) if isinstance(grid, int) else grid
         cuda = self._cupy.cuda
         with cuda.Device(self._device.index), cuda.ExternalStream(stream):
-            function = _module(self._cupy, source).get_function(kernel)
-            function(blocks, (block,), arguments, shared_mem=shared_bytes)
+            _kernel(self._cupy, source, kernel)(
+                blocks, (block,), arguments, shared_mem=shared_bytes
+            )
 
     def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
         if not partial_sums:
@@ -161,3 +163,8 @@ class _Gpu:
 def _module(cupy: Cupy, source: str) -> RawModule:
     code = (_SOURCES / f"{source}.cu").read_text()
     return cupy.RawModule(code=code, options=("-std=c++17", f"-I{_SOURCES}"))
+
+
+@cache
+def _kernel(cupy: Cupy, source: str, name: str) -> RawKernel:
+    return _module(cupy, source).get_function(name)

@@ -6,6 +6,7 @@ constants of `Tuning` are what a device can be tuned by; docs/gpu.md says where 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Final
 
@@ -73,13 +74,14 @@ class Tuning:
     warp_tiles: int = 2
 
 
-# By compute capability, where it differs from the defaults.
+DEFAULT: Final = Tuning()
+# By compute capability, where it differs.
 TUNING: Final[dict[tuple[int, int], Tuning]] = {}
 
 
 def tuning_for(capability: tuple[int, int]) -> Tuning:
     """What choices on a device of that compute capability go by."""
-    return TUNING.get(capability, Tuning())
+    return TUNING.get(capability, DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,9 @@ def tiles(rows: int, columns: int) -> tuple[int, int]:
     return -(-rows // TILE_ROWS), -(-columns // TILE_COLUMNS)
 
 
+@lru_cache(maxsize=4096)
 def plan(
-    rows: int, columns: int, batch: int, multiprocessors: int, tuning: Tuning | None = None
+    rows: int, columns: int, batch: int, multiprocessors: int, tuning: Tuning = DEFAULT
 ) -> Plan:
     """Cuts a product into blocks so that the multiprocessor with most of them is done soonest.
 
@@ -134,7 +137,6 @@ def plan(
     Returns:
         The launch.
     """
-    tuning = tuning or Tuning()
     tile_rows, tile_columns = tiles(rows, columns)
     best: tuple[int, Plan] | None = None
     for row_warps_log2 in range(4):

@@ -15,6 +15,7 @@ cuda/w12_layout.cuh, the figures in docs/gpu.md.
 import math
 from dataclasses import dataclass
 from importlib import import_module
+from struct import Struct
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -33,10 +34,9 @@ from neuzip_rs.cuda._w12_plan import (
     tuning_for,
 )
 
-# The module torch, its dtypes, and a numpy scalar of a structured type.
+# The module torch, and its dtypes.
 Torch: TypeAlias = Any
 TorchDtype: TypeAlias = Any
-Struct: TypeAlias = Any
 
 __all__ = ["MAX_ESCAPES", "W12", "linear", "pack", "unpack"]
 
@@ -46,32 +46,9 @@ MAX_ESCAPES: Final = 1 / 200
 # Tiles and escapes are counted in 32 bits.
 _MAX_COUNT: Final = 1 << 31
 _GRID_PER_MULTIPROCESSOR: Final = 8
-
-_WEIGHTS: Final = np.dtype(
-    [
-        ("tiles", "u8"),
-        ("starts", "u8"),
-        ("escapes", "u8"),
-        ("rows", "u4"),
-        ("columns", "u4"),
-        ("base", "u4"),
-    ],
-    align=True,
-)
-_PRODUCT: Final = np.dtype(
-    [
-        ("x", "u8"),
-        ("stride", "u4"),
-        ("batch", "u4"),
-        ("bias", "u8"),
-        ("y", "u8"),
-        ("row_warps_log2", "u4"),
-        ("slice_tiles", "u4"),
-        ("partial", "u8"),
-        ("tickets", "u8"),
-    ],
-    align=True,
-)
+# The structures that the kernels take by value, in the order of cuda/w12_linear.cu.
+_WEIGHTS: Final = Struct("<QQQIII4x")
+_PRODUCT: Final = Struct("<QIIQQIIQQ")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -232,7 +209,7 @@ def linear(
 
     Returns:
         BF16 `[..., outputs]`. Sums of few rows are kept up to 32768 times as large as they are, so
-        that results above 2^112 may be infinite.
+        that results above 2^112 may be infinite; results below 2^-126 may be zero.
 
     Raises:
         TypeError: If `x` or `bias` is no BF16 tensor.
@@ -240,9 +217,9 @@ def linear(
     """
     torch: Torch = import_module("torch")
     _check(torch, x, weight, bias)
-    rows = x.detach().reshape(-1, weight.columns)
+    rows = x.detach() if x.dim() == 2 else x.detach().reshape(-1, weight.columns)
     batch = rows.shape[0]
-    y = torch.empty((batch, weight.rows), dtype=torch.bfloat16, device=x.device)
+    y = x.new_empty((batch, weight.rows))
     if batch:
         device = device_of(x)
         tuning = tuning_for(device.capability)
@@ -251,7 +228,7 @@ def linear(
         else:
             launch = plan(*weight.shape, batch, device.multiprocessors, tuning)
             _fused(torch, rows, weight, bias, y, launch)
-    return y.view(*x.shape[:-1], weight.rows)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.rows)
 
 
 def _check(torch: Torch, x: Tensor, weight: W12, bias: Tensor | None) -> None:
@@ -288,12 +265,12 @@ def _fused(
     if bias is not None:
         bias = bias.contiguous()
     partial, tickets = device.workspace(launch.partial_sums(batch), launch.groups)
-    weights = _struct(
+    weights = _by_value(
         _WEIGHTS,
         *(weight.tiles.data_ptr(), weight.starts.data_ptr(), weight.escapes.data_ptr()),
         *(weight.rows, weight.columns, weight.base),
     )
-    product = _struct(
+    product = _by_value(
         _PRODUCT,
         *(x.data_ptr(), x.stride(0), batch, 0 if bias is None else bias.data_ptr(), y.data_ptr()),
         *(launch.row_warps_log2, launch.slice_tiles, partial, tickets),
@@ -343,5 +320,6 @@ def _pointer(tensor: Tensor) -> np.uint64:
     return np.uint64(tensor.data_ptr())
 
 
-def _struct(dtype: np.dtype[np.void], *values: int) -> Struct:
-    return np.array([values], dtype)[0]
+def _by_value(layout: Struct, *values: int) -> np.void:
+    value: np.void = np.frombuffer(layout.pack(*values), np.dtype((np.void, layout.size)))[0]
+    return value
