@@ -5,8 +5,10 @@ quarters of the bytes that a BF16 product reads, which is what a product with fe
 time for. The weights come back exactly (`unpack`), and products see them exactly; like those of a
 library they add in FP32, in an order of their own.
 
-    packed = w12.pack(weight)              # None where W12 would not pay: keep the weight
-    y = w12.linear(x, packed, bias)        # few rows: fused; many: decoded in pieces
+    packed = w12.pack(weight)              # None where W12 would not pay
+    if packed is not None:
+        weight = packed
+    y = w12.linear(x, weight, bias)        # few rows: fused; many: decoded in pieces
 
 Needs torch and CuPy, and says so when it is first used. The layout is described in
 cuda/w12_layout.cuh, the figures in docs/gpu.md.
@@ -186,7 +188,7 @@ def unpack(weight: W12) -> Tensor:
 
 def linear(
     x: Tensor,
-    weight: W12,
+    weight: W12 | Tensor,
     bias: Tensor | None = None,
     *,
     exact: bool = False,
@@ -200,7 +202,7 @@ def linear(
 
     Args:
         x: BF16 `[..., inputs]` on the device of `weight`.
-        weight: The packed matrix.
+        weight: The packed matrix; or one that `pack` left alone, which torch multiplies.
         bias: BF16 `[outputs]`.
         exact: Add as the library does: the results are those of torch with the same pieces of the
             plain weights, bit for bit. A library may choose its kernel by the number of outputs;
@@ -216,6 +218,8 @@ def linear(
         ValueError: If shapes or devices do not fit, or a gradient would be needed.
     """
     torch: Torch = import_module("torch")
+    if not isinstance(weight, W12):
+        return torch.nn.functional.linear(x, weight, bias)
     _check(torch, x, weight, bias)
     rows = x.detach() if x.dim() == 2 else x.detach().reshape(-1, weight.columns)
     batch = rows.shape[0]

@@ -298,6 +298,8 @@ def test_pack_leaves_alone_what_does_not_pay() -> None:
     huge = patterns.copy()
     huge[0, 0] = 0x7F7F
     assert w12.pack(tensor(huge), min_weights=1) is None
+    x = tensor(normal(rng, 3, 64, scale=1.0))
+    assert torch.equal(w12.linear(x, tensor(huge)), x @ tensor(huge).T)
     packed = w12.pack(tensor(patterns), min_weights=1)
     assert packed is not None
     assert 12 < packed.bits_per_weight < 12.2
