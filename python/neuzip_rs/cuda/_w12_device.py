@@ -11,12 +11,17 @@ if TYPE_CHECKING:
 # torch's; through import_module, so that type checkers need no torch.
 Tensor: TypeAlias = Any
 TorchDevice: TypeAlias = Any
+Module: TypeAlias = Any
 # CuPy's, likewise.
-Cupy: TypeAlias = Any
 RawModule: TypeAlias = Any
 RawKernel: TypeAlias = Any
 
-_SOURCES: Final = Path(__file__).resolve().parents[3] / "cuda"
+_HERE: Final = Path(__file__).resolve()
+# In the package, and before it is built in the repository.
+_SOURCES: Final = next(
+    folder for folder in (_HERE.parent / "sources", _HERE.parents[3] / "cuda") if folder.is_dir()
+)
+_CUPY_EXTRAS: Final = "cuda12]' or 'neuzip_rs[cuda13"
 # Streams of which a process keeps scratch memory; beyond, it is made for each product.
 _MAX_WORKSPACES: Final = 64
 _MIN_TICKETS: Final = 4096
@@ -54,6 +59,26 @@ class Device(Protocol):
         """Addresses of that many FP32, and of tickets: 32-bit zeros that kernels leave zero."""
 
 
+def needed(name: str, extra: str) -> Module:
+    """Imports a package that is not installed with neuzip_rs itself.
+
+    Args:
+        name: The package.
+        extra: Of neuzip_rs, which brings it along.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If it is not there; says what to install.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        message = f"W12 needs {name}: pip install 'neuzip_rs[{extra}]'"
+        raise ImportError(message) from error
+
+
 # By torch's device; tests put one here that runs the kernels on the CPU.
 devices: dict[TorchDevice, Device] = {}
 
@@ -84,8 +109,8 @@ class _Gpu:
     """A CUDA device, through CuPy."""
 
     def __init__(self, device: TorchDevice) -> None:
-        self._torch: Any = import_module("torch")
-        self._cupy: Any = import_module("cupy")
+        self._cupy = needed("cupy", _CUPY_EXTRAS)
+        self._torch = needed("torch", "torch")
         self._device = device
         self._properties = self._torch.cuda.get_device_properties(device)
         self._workspaces: dict[int, tuple[Tensor, Tensor]] = {}
@@ -160,11 +185,11 @@ class _Gpu:
 
 
 @cache
-def _module(cupy: Cupy, source: str) -> RawModule:
+def _module(cupy: Module, source: str) -> RawModule:
     code = (_SOURCES / f"{source}.cu").read_text()
     return cupy.RawModule(code=code, options=("-std=c++17", f"-I{_SOURCES}"))
 
 
 @cache
-def _kernel(cupy: Cupy, source: str, name: str) -> RawKernel:
+def _kernel(cupy: Module, source: str, name: str) -> RawKernel:
     return _module(cupy, source).get_function(name)

@@ -59,8 +59,9 @@ class Tuning:
 
     # 8 MiB of BF16: below, a launch takes as long as reading the weights.
     min_weights: int = 4 << 20
-    # More rows of x than these are multiplied by the library, with decoded weights.
-    max_batch: int = 32
+    # More rows of x than these are multiplied by the library, with decoded weights; fewer with the
+    # packed ones, `MAX_BATCH` at a time.
+    max_batch: int = 64
     # Starting a block, filling its pipeline and adding its sums up.
     block: int = 12 << 10
     # Waiting for the last slice and adding the sums of all, at the end of a product.

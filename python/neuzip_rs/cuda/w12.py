@@ -16,14 +16,14 @@ cuda/w12_layout.cuh, the figures in docs/gpu.md.
 
 import math
 from dataclasses import dataclass
-from importlib import import_module
 from struct import Struct
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from neuzip_rs.cuda._w12_device import Device, Tensor, TorchDevice, device_of
+from neuzip_rs.cuda._w12_device import Device, Module, Tensor, TorchDevice, device_of, needed
 from neuzip_rs.cuda._w12_plan import (
+    MAX_BATCH,
     THREADS,
     TILE_BYTES,
     TILE_ROWS,
@@ -36,8 +36,7 @@ from neuzip_rs.cuda._w12_plan import (
     tuning_for,
 )
 
-# The module torch, and its dtypes.
-Torch: TypeAlias = Any
+# torch's.
 TorchDtype: TypeAlias = Any
 
 __all__ = ["MAX_ESCAPES", "W12", "linear", "pack", "unpack"]
@@ -118,7 +117,7 @@ def pack(
         TypeError: If `weight` is no BF16 tensor.
         ValueError: If it is no matrix, or not on a GPU.
     """
-    torch: Torch = import_module("torch")
+    torch = needed("torch", "torch")
     if not isinstance(weight, torch.Tensor) or weight.dtype is not torch.bfloat16:
         message = f"W12 packs BF16 tensors, not {getattr(weight, 'dtype', type(weight).__name__)}"
         raise TypeError(message)
@@ -148,7 +147,7 @@ def pack(
     return _pack(torch, weight, window)
 
 
-def _pack(torch: Torch, weight: Tensor, window: Window) -> W12:
+def _pack(torch: Module, weight: Tensor, window: Window) -> W12:
     device = device_of(weight)
     rows, columns = weight.shape
     tile_count = math.prod(tiles(rows, columns))
@@ -180,7 +179,7 @@ def unpack(weight: W12) -> Tensor:
     Returns:
         BF16 `[outputs, inputs]` on the same device.
     """
-    torch: Torch = import_module("torch")
+    torch = needed("torch", "torch")
     plain = torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)
     _decode(weight, 0, plain)
     return plain
@@ -196,9 +195,9 @@ def linear(
 ) -> Tensor:
     """`x @ weight.T + bias`, as `torch.nn.functional.linear`, without gradients.
 
-    Up to 32 rows of x are multiplied with the packed weights themselves. For more, or if asked for
-    `exact`, weights are decoded into a buffer that stays in the second-level cache, a piece at a
-    time, each multiplied by torch.
+    Up to 64 rows of x are multiplied with the packed weights themselves, 32 at a time. For more, or
+    if asked for `exact`, weights are decoded into a buffer that stays in the second-level cache, a
+    piece at a time, each multiplied by torch.
 
     Args:
         x: BF16 `[..., inputs]` on the device of `weight`.
@@ -217,7 +216,7 @@ def linear(
         TypeError: If `x` or `bias` is no BF16 tensor.
         ValueError: If shapes or devices do not fit, or a gradient would be needed.
     """
-    torch: Torch = import_module("torch")
+    torch = needed("torch", "torch")
     if not isinstance(weight, W12):
         return torch.nn.functional.linear(x, weight, bias)
     _check(torch, x, weight, bias)
@@ -230,12 +229,16 @@ def linear(
         if exact or batch > tuning.max_batch:
             _decoded(torch, rows, weight, bias, y, piece_bytes)
         else:
-            launch = plan(*weight.shape, batch, device.multiprocessors, tuning)
-            _fused(torch, rows, weight, bias, y, launch)
+            passes = -(-batch // MAX_BATCH)
+            step = -(-batch // passes)
+            for first in range(0, batch, step):
+                of_pass = y[first : first + step]
+                launch = plan(*weight.shape, len(of_pass), device.multiprocessors, tuning)
+                _fused(torch, rows[first : first + step], weight, bias, of_pass, launch)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.rows)
 
 
-def _check(torch: Torch, x: Tensor, weight: W12, bias: Tensor | None) -> None:
+def _check(torch: Module, x: Tensor, weight: W12, bias: Tensor | None) -> None:
     for name, tensor in (("x", x), ("bias", bias)):
         if tensor is None and name == "bias":
             continue
@@ -257,7 +260,7 @@ def _check(torch: Torch, x: Tensor, weight: W12, bias: Tensor | None) -> None:
 
 
 def _fused(
-    torch: Torch, x: Tensor, weight: W12, bias: Tensor | None, y: Tensor, launch: Plan
+    torch: Module, x: Tensor, weight: W12, bias: Tensor | None, y: Tensor, launch: Plan
 ) -> None:
     device = device_of(x)
     batch = x.shape[0]
@@ -286,7 +289,7 @@ def _fused(
 
 
 def _decoded(
-    torch: Torch, x: Tensor, weight: W12, bias: Tensor | None, y: Tensor, piece_bytes: int | None
+    torch: Module, x: Tensor, weight: W12, bias: Tensor | None, y: Tensor, piece_bytes: int | None
 ) -> None:
     device = device_of(x)
     room = device.l2_bytes // 2 if piece_bytes is None else piece_bytes
