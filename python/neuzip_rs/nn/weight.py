@@ -1,0 +1,477 @@
+"""`CompressedWeight`: a tensor without memory of its own that decodes itself for each operator.
+
+It is a wrapper subclass: torch knows its shape, strides, type and autograd state, and asks
+`__torch_dispatch__` for everything else. Views and casts stay wrappers over the same record, with
+their own geometry; autograd saves them as it saves any tensor, so that a weight is decoded again in
+backward and nothing decoded lives from forward to backward. Every other operator gets the decoded
+elements and returns plain tensors.
+
+Invariants:
+1. An operator that writes into an argument never sees decoded elements: it raises, because what it
+   wrote would be lost. The one exception is `copy_` into a whole weight, which encodes.
+2. A view shows the record as it is now, like any view; a cast shows the contents it was made from.
+3. A decoded tensor that an operator may have handed on is never decoded into again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, ClassVar, Final, NamedTuple, Self, cast
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from neuzip_rs.nn import operators, rows, scratch
+from neuzip_rs.nn.record import Layout, Record
+
+_aten: Final = torch.ops.aten
+
+HOW_TO_WRITE: Final = (
+    "a compressed weight cannot be written in place. Train it with nz.optim.InBackward, replace all "
+    "of it with `with torch.no_grad(): weight.copy_(tensor)`, or nz.nn.decompress_ the module first"
+)
+
+
+class Geometry(NamedTuple):
+    """Which of a record's elements a tensor shows, and as what.
+
+    `bits` is the type that the decoded bytes are taken for; sizes are in its elements. `cast` is
+    the type they are then converted to, None if they are not.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    bits: torch.dtype
+    cast: torch.dtype | None = None
+
+    @classmethod
+    def whole(cls, layout: Layout) -> "Geometry":
+        """All of a record."""
+        return cls(layout.shape, layout.stride, 0, layout.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the tensor."""
+        return self.cast or self.bits
+
+    def span(self) -> int:
+        """How many elements lie between the first and the last, both included."""
+        if 0 in self.size:
+            return 0
+        pairs = zip(self.size, self.stride, strict=True)
+        return 1 + sum((size - 1) * stride for size, stride in pairs)
+
+
+class CompressedWeight(torch.Tensor):
+    """A parameter that is stored compressed, or a view or cast of one.
+
+    `nz.nn.compress_` makes them; they behave as the plain parameter of the same type and shape,
+    with two differences: they have no memory of their own, and they cannot be written in place.
+
+    Attributes:
+        record: What it is stored as; shared with its views.
+        geometry: What of the record it shows.
+    """
+
+    record: Record
+    geometry: Geometry
+
+    # Without this, every torch function takes the slow path, and fused kernels are given up.
+    __torch_function__: ClassVar[Any] = torch._C._disabled_torch_function_impl  # type: ignore[misc]
+
+    @staticmethod
+    def __new__(
+        cls, record: Record, geometry: Geometry | None = None, *, requires_grad: bool = False
+    ) -> "CompressedWeight":
+        """Makes a tensor that shows `geometry` of `record`, by default all of it."""
+        geometry = geometry or Geometry.whole(record.layout)
+        weight: CompressedWeight = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            geometry.size,
+            strides=geometry.stride,
+            storage_offset=geometry.offset,
+            dtype=geometry.dtype,
+            device=record.code.device,
+            requires_grad=requires_grad,
+            storage_size=0,
+        )
+        weight.record = record
+        weight.geometry = geometry
+        return weight
+
+    @classmethod
+    def parameter(cls, record: Record, *, requires_grad: bool) -> "CompressedWeight":
+        """Makes a parameter that is all of a record: one autograd leaf."""
+        weight = cls(record, requires_grad=requires_grad)
+        weight._is_param = True
+        return weight
+
+    # --- what is in it ------------------------------------------------------------------------
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it shows all of its record, as it is stored."""
+        return self.geometry == Geometry.whole(self.record.layout)
+
+    def decode(self) -> torch.Tensor:
+        """Decodes it into a plain tensor, to be read at once: the memory is used again.
+
+        Raises:
+            CorruptDataError: If the code is damaged.
+        """
+        geometry, layout = self.geometry, self.record.layout
+        if geometry.bits == layout.dtype:
+            count = geometry.span()
+            start = geometry.offset
+            if 4 * count > 3 * layout.numel:
+                start, count = 0, layout.numel
+            flat = self._elements(start, count)
+        else:
+            start = 0
+            flat = self._elements(0, layout.numel).view(geometry.bits)
+        shown = flat.as_strided(geometry.size, geometry.stride, geometry.offset - start)
+        return shown if geometry.cast is None else shown.to(geometry.cast)
+
+    def decoded(self) -> torch.Tensor:
+        """Decodes it into a plain tensor in memory of its own."""
+        with torch.no_grad():
+            return self.decode().clone()
+
+    def take(self) -> torch.Tensor:
+        """Decodes all of it for the caller to change in place, and then `encode_from`.
+
+        Only for a weight that is whole. The memory belongs to the caller until then.
+        """
+        return self.record.take()
+
+    def encode_from(self, tensor: torch.Tensor) -> None:
+        """Replaces the contents by a tensor of the same type and shape, everywhere they are shown.
+
+        Autograd is told, as of any change in place: a graph that still needs the contents before
+        raises in backward.
+
+        Raises:
+            ValueError: If type or shape differ.
+        """
+        self.record.encode_from(tensor)
+        torch.autograd.graph.increment_version(self)
+
+    def assign(self, record: Record) -> None:
+        """Makes a parameter show another record, of any type, shape and device.
+
+        Its hooks, its gradient and its place in a graph stay.
+        """
+        torch.Tensor.data.__set__(self, CompressedWeight(record))  # type: ignore[attr-defined]
+        self.record = record
+        self.geometry = Geometry.whole(record.layout)
+
+    def _elements(self, start: int, count: int) -> torch.Tensor:
+        record = self.record
+        if type(record.code) is not torch.Tensor or torch.compiler.is_compiling():
+            return cast(
+                "torch.Tensor", operators.decode(record.code, start, count, record.layout.dtype)
+            )
+        return record.decode_elements(start, count)
+
+    # --- what torch asks for ------------------------------------------------------------------
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Runs an operator on decoded weights, or on their records where that is enough."""
+        kwargs = kwargs or {}
+        first = args[0] if args else None
+        if isinstance(first, CompressedWeight):
+            handler = _HANDLERS.get(func)
+            if handler is None and func.is_view:
+                handler = _view
+            if handler is not None:
+                result = handler(func, first, args, kwargs)
+                if result is not NotImplemented:
+                    return result
+        _refuse_writes(func, args, kwargs)
+        plain_args, plain_kwargs = tree_map_only(
+            CompressedWeight, CompressedWeight.decode, (tuple(args), dict(kwargs))
+        )
+        result = func(*plain_args, **plain_kwargs)
+        del plain_args, plain_kwargs
+        scratch.settle()
+        return result
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Layout, Geometry]]:
+        """The tensors inside, by the names of attributes, and the rest: for compilers."""
+        return ["_code"], (self.record.layout, self.geometry)
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: Mapping[str, torch.Tensor],
+        context: tuple[Layout, Geometry],
+        outer_size: object,
+        outer_stride: object,
+    ) -> "CompressedWeight":
+        """The reverse of `__tensor_flatten__`."""
+        layout, geometry = context
+        return CompressedWeight(Record(inner["_code"], layout), geometry)
+
+    @property
+    def _code(self) -> torch.Tensor:
+        return self.record.code
+
+    # --- what reads memory without an operator -------------------------------------------------
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The same contents outside of autograd."""
+        return cast("torch.Tensor", torch.Tensor.data.__get__(self))  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, value: object) -> None:
+        raise RuntimeError(HOW_TO_WRITE)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The decoded elements as an array of its own."""
+        if self.requires_grad and not force:
+            message = "can't call numpy() on a weight that requires grad; use detach().numpy()"
+            raise RuntimeError(message)
+        return self.decoded().numpy(force=force)
+
+    def tolist(self) -> Any:
+        """The decoded elements as nested lists."""
+        return self.decoded().tolist()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Exports the decoded elements, in memory of their own."""
+        return self.decoded().__dlpack__(**options)
+
+    def share_memory_(self) -> Self:
+        """Moves the code into memory that processes share."""
+        self.record.code.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        """Whether the code is in memory that processes share."""
+        return self.record.code.is_shared()
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        """Says what it is without decoding it."""
+        kind = "parameter" if isinstance(self, nn.Parameter) else "tensor"
+        return (
+            f"CompressedWeight({kind}, shape={tuple(self.shape)}, dtype={self.dtype}, "
+            f"device={str(self.device)!r}, {self.record.code.numel()} bytes for "
+            f"{self.record.layout.nbytes})"
+        )
+
+    # --- copies -------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompressedWeight":
+        """Copies the code, not the decoded elements."""
+        done = memo.get(id(self))
+        if done is None:
+            if not self.is_leaf:
+                message = "only leaves of the graph can be deep-copied: call detach() before"
+                raise RuntimeError(message)
+            record = memo.get(id(self.record))
+            if record is None:
+                record = Record(self.record.code.clone(), self.record.layout)
+                memo[id(self.record)] = record
+            done = _rebuild(
+                CompressedWeight, record, self.geometry, self.requires_grad, self._attributes(memo)
+            )
+            memo[id(self)] = done
+        return cast("CompressedWeight", done)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles the code."""
+        return _rebuild, (
+            type(self),
+            self.record,
+            self.geometry,
+            self.requires_grad,
+            self._attributes(None),
+        )
+
+    def _attributes(self, memo: dict[int, Any] | None) -> dict[str, Any]:
+        others = {k: v for k, v in self.__dict__.items() if k not in {"record", "geometry"}}
+        return others if memo is None else deepcopy(others, memo)
+
+
+def _rebuild(
+    kind: type[CompressedWeight],
+    record: Record,
+    geometry: Geometry,
+    requires_grad: bool,  # noqa: FBT001  # positional in pickles
+    attributes: dict[str, Any],
+) -> CompressedWeight:
+    weight = kind(record, geometry, requires_grad=requires_grad)
+    weight.__dict__.update(attributes)
+    return weight
+
+
+# --- operators that need no decoded elements --------------------------------------------------
+
+_Handler = Callable[[Any, CompressedWeight, Sequence[Any], Mapping[str, Any]], Any]
+_views: Final[dict[Any, Geometry]] = {}
+"""Geometries of views by operator, geometry before and arguments: a model has few of them."""
+_MOST_VIEWS: Final = 4096
+
+
+def _like(weight: CompressedWeight, record: Record, geometry: Geometry) -> CompressedWeight:
+    """A tensor made from `weight`, which is an inference tensor only if that is one."""
+    if torch.is_inference_mode_enabled() and not weight.is_inference():
+        with torch.inference_mode(mode=False), torch.no_grad():
+            return CompressedWeight(record, geometry)
+    return CompressedWeight(record, geometry)
+
+
+def _alias(
+    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> CompressedWeight:
+    return _like(weight, weight.record, weight.geometry)
+
+
+def _transpose(
+    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> CompressedWeight:
+    # `t` of a matrix is what every linear layer asks for.
+    old = weight.geometry
+    return _like(
+        weight, weight.record, old._replace(size=old.size[::-1], stride=old.stride[::-1])
+    )
+
+
+def _view(
+    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Asks a tensor of the same geometry, without elements either, what the view looks like."""
+    old = weight.geometry
+    if func is _aten.view.dtype and old.cast is not None:
+        # The bits of a cast are nowhere but in its decoded elements.
+        return weight.decoded().view(args[1])
+    key = None
+    if not kwargs and type(weight.record.code) is torch.Tensor:
+        key = (func, old, tuple(tuple(a) if isinstance(a, list) else a for a in args[1:]))
+        known = _views.get(key)
+        if known is not None:
+            return _like(weight, weight.record, known)
+    room = torch.empty(old.offset + old.span(), dtype=weight.dtype, device="meta")
+    viewed = func(room.as_strided(old.size, old.stride, old.offset), *args[1:], **kwargs)
+
+    def geometry(view: torch.Tensor) -> Geometry:
+        shown = old._replace(
+            size=tuple(view.shape), stride=tuple(view.stride()), offset=view.storage_offset()
+        )
+        return shown if view.dtype == weight.dtype else shown._replace(bits=view.dtype)
+
+    if key is not None and isinstance(viewed, torch.Tensor):
+        if len(_views) >= _MOST_VIEWS:
+            _views.clear()
+        _views[key] = geometry(viewed)
+    return tree_map_only(
+        torch.Tensor, lambda view: _like(weight, weight.record, geometry(view)), viewed
+    )
+
+
+def _make_like(
+    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """New tensors of the same shape: the elements do not matter."""
+    twin = torch.empty_strided(
+        weight.geometry.size, weight.geometry.stride, dtype=weight.dtype, device=weight.device
+    )
+    return func(twin, *args[1:], **kwargs)
+
+
+def _to_copy(
+    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Casts and moves without decoding, where the result is as dense as the record."""
+    dtype = kwargs.get("dtype") or weight.dtype
+    device = torch.device(kwargs.get("device") or weight.device)
+    if device.type == "meta":
+        twin = torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device="meta")
+        return func(twin, *args[1:], **kwargs)
+    plain_format = kwargs.get("memory_format") in {None, torch.preserve_format}
+    if not weight.is_whole or not plain_format:
+        return NotImplemented
+    if device != weight.device:
+        if dtype != weight.dtype:
+            return NotImplemented
+        return CompressedWeight(weight.record.to(device))
+    if dtype == weight.dtype or not dtype.is_floating_point:
+        return NotImplemented
+    # Autocast keeps casts from forward to backward: it must not keep decoded elements.
+    return _like(weight, weight.record.copy(), weight.geometry._replace(cast=dtype))
+
+
+def _copy(
+    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    if not weight.is_whole:
+        raise RuntimeError(HOW_TO_WRITE)
+    source = args[1]
+    record = weight.record
+    if isinstance(source, CompressedWeight):
+        if source.is_whole and source.record.layout == record.layout:
+            record.code = source.record.code.to(weight.device)
+            return weight
+        source = source.decoded()
+    record.encode_from(source.detach().to(weight.dtype).expand(weight.shape))
+    scratch.settle()
+    return weight
+
+
+def _embedding(
+    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Looks rows up without decoding the others, where few are asked for."""
+    if not weight.is_whole or type(weight.record.code) is not torch.Tensor or kwargs:
+        return NotImplemented
+    found = rows.decode_rows(weight.record, args[1])
+    if found is None:
+        return NotImplemented
+    table, indices = found
+    result = func(table, indices, *args[2:])
+    del table
+    scratch.settle()
+    return result
+
+
+_HANDLERS: Final[dict[Any, _Handler]] = {
+    _aten.detach.default: _alias,
+    _aten.alias.default: _alias,
+    _aten.t.default: _transpose,
+    _aten._to_copy.default: _to_copy,
+    _aten.copy_.default: _copy,
+    _aten.embedding.default: _embedding,
+    **dict.fromkeys(
+        (
+            _aten.empty_like.default,
+            _aten.zeros_like.default,
+            _aten.ones_like.default,
+            _aten.full_like.default,
+            _aten.new_empty.default,
+            _aten.new_empty_strided.default,
+            _aten.new_zeros.default,
+            _aten.new_ones.default,
+            _aten.new_full.default,
+        ),
+        _make_like,
+    ),
+}
+
+
+def _refuse_writes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        if any(isinstance(one, CompressedWeight) for one in values):
+            message = f"{func}: {HOW_TO_WRITE}"
+            raise RuntimeError(message)
