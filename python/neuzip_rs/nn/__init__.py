@@ -7,6 +7,7 @@
 Needs torch, which is imported with this module and not with `neuzip_rs`.
 """
 
+from neuzip_rs.nn import lazy as _lazy  # noqa: F401  # registers its operators
 from neuzip_rs.nn.compress import compress_, decompress_
 from neuzip_rs.nn.scratch import free_cache
 from neuzip_rs.nn.weight import CompressedWeight

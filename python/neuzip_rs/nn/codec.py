@@ -77,9 +77,9 @@ def codec_for(device: torch.device) -> Codec:
     if device.type == "cpu":
         return _CPU
     message = (
-        f"parameters on {str(device)!r} cannot be compressed in place: neuzip_rs.nn has a codec for "
-        "the CPU only, decoding in the memory of other devices is missing; compress the module on "
-        "the CPU, or nz.nn.decompress_ it before moving it"
+        f"parameters on {str(device)!r} cannot be compressed: neuzip_rs.nn has a codec for the CPU "
+        "only, one for this device's memory is missing; keep compressed modules on the CPU, or "
+        "nz.nn.decompress_ them before moving them"
     )
     raise NotImplementedError(message)
 
@@ -96,7 +96,7 @@ class _CpuCodec:
             threads=_threads(),
         )
         # Nobody else holds the compressed tensor, so that its memory can be the code's: no copy.
-        view = np.frombuffer(cast("Buffer", compressed), np.uint8)
+        view = np.frombuffer(memoryview(compressed), np.uint8)
         room = (ctypes.c_ubyte * view.size).from_address(view.ctypes.data)
         room.owner = view  # type: ignore[attr-defined]  # keeps the memory alive
         return torch.frombuffer(room, dtype=torch.uint8)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from neuzip_rs.nn import modules
 from neuzip_rs.nn.codec import DTYPES, codec_for
@@ -64,7 +65,7 @@ def compress_(
     for parameter in to_compress:
         record = Record.encode(parameter)
         compressed = CompressedWeight.parameter(record, requires_grad=parameter.requires_grad)
-        _exchange(parameter, compressed, holders[parameter])
+        _exchange(parameter, cast("nn.Parameter", compressed), holders[parameter])
         for holder in holders[parameter]:
             modules.attach(holder)
     return module
@@ -119,11 +120,11 @@ def _check_arguments(module: object, min_numel: object) -> None:
         raise ValueError(message)
 
 
-def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+def _check_parameter(name: str, parameter: torch.Tensor) -> None:
     """Raises an error that names the parameter if it cannot be compressed."""
-    if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(parameter):
         message = f"parameter {name!r} has no shape yet: run the module once before"
-        raise ValueError(message)  # noqa: TRY004  # it is a state, not a type
+        raise ValueError(message)
     if type(parameter) not in _PLAIN_TYPES:
         message = (
             f"parameter {name!r} is a {type(parameter).__module__}.{type(parameter).__qualname__}; "
@@ -179,7 +180,7 @@ def _matching(
     """The parameters one of whose names is meant."""
     if callable(which):
         return {p for p, its in names.items() if any(which(name, p) for name in its)}
-    patterns = [which] if isinstance(which, str) else list(which)
+    patterns: list[object] = [which] if isinstance(which, str) else list(which)
     found: set[nn.Parameter] = set()
     for pattern in patterns:
         if not isinstance(pattern, str):

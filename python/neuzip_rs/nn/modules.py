@@ -10,7 +10,7 @@ Modules keep their type; three things are attached to the instance:
 
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
@@ -28,19 +28,30 @@ class _Apply:
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)
 
-    def __call__(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:  # noqa: FBT001, FBT002  # torch's signature
-        module = self._module()
-        if module is None:
-            message = "the module is gone"
-            raise ReferenceError(message)
-        return apply(module, fn, recurse=recurse)
+    def __call__(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> nn.Module:
+        return apply(self._alive(), fn, recurse=recurse)
 
-    def __reduce__(self) -> Any:
-        return _Apply, (self._module(),)
+    def __reduce__(self) -> tuple[object, ...]:
+        return _Apply, (self._alive(),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Apply":
-        module = self._module()
+        module = self._alive()
         return _Apply(memo.get(id(module), module))
+
+    def _alive(self) -> nn.Module:
+        module = self._module()
+        if module is None:
+            message = "the module that this belongs to is gone"
+            raise ReferenceError(message)
+        return module
+
+
+def compressed_parameters(module: nn.Module) -> dict[str, CompressedWeight]:
+    """The compressed parameters that a module has as its own, by name."""
+    own = cast("dict[str, object]", module._parameters)
+    return {name: p for name, p in own.items() if isinstance(p, CompressedWeight)}
 
 
 def attach(module: nn.Module) -> None:
@@ -68,7 +79,7 @@ def detach(module: nn.Module) -> None:
 def refresh(module: nn.Module) -> None:
     """Lets a recurrent module look at its parameters again: it keeps a list of them."""
     if isinstance(module, nn.RNNBase):
-        module._init_flat_weights()  # type: ignore[no-untyped-call]
+        module._init_flat_weights()
 
 
 def release(module: nn.Module) -> None:
@@ -107,17 +118,13 @@ def apply(
     Plain tensors and submodules are torch's business. Compressed parameters get new records, and
     stay the same objects with the same hooks and the same place in a graph.
     """
-    compressed = {
-        name: parameter
-        for name, parameter in module._parameters.items()
-        if isinstance(parameter, CompressedWeight)
-    }
+    compressed = compressed_parameters(module)
     for name in compressed:
         module._parameters[name] = None
     try:
         type(module)._apply(module, fn, recurse)
     finally:
-        module._parameters.update(compressed)
+        module._parameters.update(cast("dict[str, nn.Parameter | None]", compressed))
         refresh(module)
     for parameter in compressed.values():
         _convert(parameter, fn)
@@ -131,41 +138,27 @@ def _convert(parameter: CompressedWeight, fn: Callable[[torch.Tensor], torch.Ten
             if isinstance(converted, CompressedWeight) and converted.is_whole:
                 record = converted.record
             else:
-                plain = (
-                    converted.decode() if isinstance(converted, CompressedWeight) else converted
-                )
+                plain = converted.decode() if isinstance(converted, CompressedWeight) else converted
                 record = Record.encode(plain)
             parameter.assign(record)
         if parameter.grad is not None:
             parameter.grad.data = fn(parameter.grad)
 
 
-def _give_codes(
-    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
-) -> None:
-    for name, parameter in module._parameters.items():
+def _give_codes(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    for name, parameter in compressed_parameters(module).items():
         value = state.get(prefix + name)
         # With keep_vars=True, whoever asks wants the parameters themselves.
-        if isinstance(parameter, CompressedWeight) and value is not parameter and value is not None:
+        if value is not None and value is not parameter:
             state[prefix + name] = parameter.record.row_major_code()
 
 
-def _take_codes(
-    module: nn.Module,
-    state: dict[str, Any],
-    prefix: str,
-    metadata: dict[str, Any],
-    strict: bool,  # noqa: FBT001  # torch's signature
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
+def _take_codes(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Wraps codes, so that torch sees tensors of the right shape; nothing is decoded here."""
-    for name, parameter in module._parameters.items():
-        value = state.get(prefix + name)
+    for name in compressed_parameters(module):
+        value: object = state.get(prefix + name)
         if (
-            isinstance(parameter, CompressedWeight)
-            and isinstance(value, torch.Tensor)
+            isinstance(value, torch.Tensor)
             and not isinstance(value, CompressedWeight)
             and value.dtype == torch.uint8
             and value.dim() == 1

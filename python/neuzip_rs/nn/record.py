@@ -120,7 +120,7 @@ class Record:
         flat = scratch.decode(self.code, start * itemsize, count * itemsize)
         return flat.view(self.layout.dtype)
 
-    def take(self) -> torch.Tensor:
+    def decode_to_change(self) -> torch.Tensor:
         """The tensor, for the caller to change; `encode_from` stores what has become of it."""
         flat = scratch.take(self.code, self.layout.nbytes).view(self.layout.dtype)
         return flat.as_strided(self.layout.shape, self.layout.stride)

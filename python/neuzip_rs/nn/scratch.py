@@ -60,7 +60,12 @@ def decode(code: torch.Tensor, start_bytes: int, nbytes: int) -> torch.Tensor:
         return own.memory.narrow(0, start_bytes - own.start, nbytes)
     own.code = None
     memory = own.memory
-    if memory is None or memory.numel() < nbytes or memory.device != code.device or not own.is_free():
+    if (
+        memory is None
+        or memory.numel() < nbytes
+        or memory.device != code.device
+        or not own.is_free()
+    ):
         memory = None
         # Freed before the next one is allocated, so that there are never two.
         own.clear()
@@ -76,7 +81,7 @@ def decode(code: torch.Tensor, start_bytes: int, nbytes: int) -> torch.Tensor:
 
 
 def take(code: torch.Tensor, nbytes: int) -> torch.Tensor:
-    """All decoded bytes of a code, as uint8, for the caller to write into; `give_back` ends that."""
+    """All decoded bytes of a code, as uint8, for the caller to write into while it holds them."""
     out = decode(code, 0, nbytes)
     _scratch.code = None
     if torch._C._storage_Use_Count(out.untyped_storage()._cdata) > _OWN_REFERENCES + 1:

@@ -13,54 +13,43 @@ Invariants:
 3. A decoded tensor that an operator may have handed on is never decoded into again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar, Final, NamedTuple, Self, cast
+from typing import Any, ClassVar, Final, Self, SupportsIndex, TypeAlias, cast
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from neuzip_rs.nn import operators, rows, scratch
+from neuzip_rs.nn import autocast, operators, scratch
+from neuzip_rs.nn.geometry import Geometry
 from neuzip_rs.nn.record import Layout, Record
 
-_aten: Final = torch.ops.aten
+Operator: TypeAlias = Any
+"""An overload of an operator, such as `torch.ops.aten.mm.default`."""
+Result: TypeAlias = Any
+"""What an operator returns: mostly tensors."""
 
 HOW_TO_WRITE: Final = (
-    "a compressed weight cannot be written in place. Train it with nz.optim.InBackward, replace all "
-    "of it with `with torch.no_grad(): weight.copy_(tensor)`, or nz.nn.decompress_ the module first"
+    "a compressed weight cannot be written in place. Train it with nz.optim.InBackward, replace "
+    "all of it with `with torch.no_grad(): weight.copy_(tensor)`, or nz.nn.decompress_ the module"
 )
 
 
-class Geometry(NamedTuple):
-    """Which of a record's elements a tensor shows, and as what.
+_Handler: TypeAlias = Callable[
+    [Operator, "CompressedWeight", Sequence[Any], Mapping[str, Any]], Result
+]
+_handlers: Final[dict[Any, _Handler]] = {}
 
-    `bits` is the type that the decoded bytes are taken for; sizes are in its elements. `cast` is
-    the type they are then converted to, None if they are not.
-    """
 
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-    bits: torch.dtype
-    cast: torch.dtype | None = None
+def handles(*operators: Operator) -> Callable[[_Handler], _Handler]:
+    """Registers how operators work on a compressed first argument; "view" is for all views."""
 
-    @classmethod
-    def whole(cls, layout: Layout) -> "Geometry":
-        """All of a record."""
-        return cls(layout.shape, layout.stride, 0, layout.dtype)
+    def register(handler: _Handler) -> _Handler:
+        _handlers.update(dict.fromkeys(operators, handler))
+        return handler
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the tensor."""
-        return self.cast or self.bits
-
-    def span(self) -> int:
-        """How many elements lie between the first and the last, both included."""
-        if 0 in self.size:
-            return 0
-        pairs = zip(self.size, self.stride, strict=True)
-        return 1 + sum((size - 1) * stride for size, stride in pairs)
+    return register
 
 
 class CompressedWeight(torch.Tensor):
@@ -78,15 +67,19 @@ class CompressedWeight(torch.Tensor):
     geometry: Geometry
 
     # Without this, every torch function takes the slow path, and fused kernels are given up.
-    __torch_function__: ClassVar[Any] = torch._C._disabled_torch_function_impl  # type: ignore[misc]
+    __torch_function__: ClassVar[Any] = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(
-        cls, record: Record, geometry: Geometry | None = None, *, requires_grad: bool = False
-    ) -> "CompressedWeight":
+        cls: type[Self],
+        record: Record,
+        geometry: Geometry | None = None,
+        *,
+        requires_grad: bool = False,
+    ) -> Self:
         """Makes a tensor that shows `geometry` of `record`, by default all of it."""
         geometry = geometry or Geometry.whole(record.layout)
-        weight: CompressedWeight = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        weight: Self = torch.Tensor._make_wrapper_subclass(
             cls,
             geometry.size,
             strides=geometry.stride,
@@ -130,20 +123,22 @@ class CompressedWeight(torch.Tensor):
         else:
             start = 0
             flat = self._elements(0, layout.numel).view(geometry.bits)
-        shown = flat.as_strided(geometry.size, geometry.stride, geometry.offset - start)
-        return shown if geometry.cast is None else shown.to(geometry.cast)
+        if geometry.cast is not None:
+            # Before the view: a cast of overlapping elements would be laid out differently.
+            flat = flat.to(geometry.cast)
+        return flat.as_strided(geometry.size, geometry.stride, geometry.offset - start)
 
     def decoded(self) -> torch.Tensor:
         """Decodes it into a plain tensor in memory of its own."""
         with torch.no_grad():
             return self.decode().clone()
 
-    def take(self) -> torch.Tensor:
+    def decode_to_change(self) -> torch.Tensor:
         """Decodes all of it for the caller to change in place, and then `encode_from`.
 
         Only for a weight that is whole. The memory belongs to the caller until then.
         """
-        return self.record.take()
+        return self.record.decode_to_change()
 
     def encode_from(self, tensor: torch.Tensor) -> None:
         """Replaces the contents by a tensor of the same type and shape, everywhere they are shown.
@@ -177,29 +172,29 @@ class CompressedWeight(torch.Tensor):
     # --- what torch asks for ------------------------------------------------------------------
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch's is annotated as a function
         cls,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+        func: Operator,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Result:
         """Runs an operator on decoded weights, or on their records where that is enough."""
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, CompressedWeight):
-            handler = _HANDLERS.get(func)
+            handler = _handlers.get(func)
             if handler is None and func.is_view:
-                handler = _view
+                handler = _handlers["view"]
             if handler is not None:
-                result = handler(func, first, args, kwargs)
+                result = handler(func, first, args[1:], kwargs)
                 if result is not NotImplemented:
                     return result
         _refuse_writes(func, args, kwargs)
         plain_args, plain_kwargs = tree_map_only(
             CompressedWeight, CompressedWeight.decode, (tuple(args), dict(kwargs))
         )
-        result = func(*plain_args, **plain_kwargs)
+        result = autocast.call(func, plain_args, plain_kwargs)
         del plain_args, plain_kwargs
         scratch.settle()
         return result
@@ -231,21 +226,21 @@ class CompressedWeight(torch.Tensor):
         return cast("torch.Tensor", torch.Tensor.data.__get__(self))  # type: ignore[attr-defined]
 
     @data.setter
-    def data(self, value: object) -> None:
+    def data(self, _: object) -> None:
         raise RuntimeError(HOW_TO_WRITE)
 
-    def numpy(self, *, force: bool = False) -> Any:
+    def numpy(self, *, force: bool = False) -> Result:
         """The decoded elements as an array of its own."""
         if self.requires_grad and not force:
             message = "can't call numpy() on a weight that requires grad; use detach().numpy()"
             raise RuntimeError(message)
         return self.decoded().numpy(force=force)
 
-    def tolist(self) -> Any:
+    def tolist(self) -> Result:
         """The decoded elements as nested lists."""
         return self.decoded().tolist()
 
-    def __dlpack__(self, **options: Any) -> Any:
+    def __dlpack__(self, **options: Any) -> Result:
         """Exports the decoded elements, in memory of their own."""
         return self.decoded().__dlpack__(**options)
 
@@ -256,9 +251,9 @@ class CompressedWeight(torch.Tensor):
 
     def is_shared(self) -> bool:
         """Whether the code is in memory that processes share."""
-        return self.record.code.is_shared()
+        return bool(self.record.code.is_shared())
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Result = None) -> str:  # type: ignore[override]
         """Says what it is without decoding it."""
         kind = "parameter" if isinstance(self, nn.Parameter) else "tensor"
         return (
@@ -286,7 +281,7 @@ class CompressedWeight(torch.Tensor):
             memo[id(self)] = done
         return cast("CompressedWeight", done)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, _: SupportsIndex) -> tuple[object, ...]:
         """Pickles the code."""
         return _rebuild, (
             type(self),
@@ -305,7 +300,7 @@ def _rebuild(
     kind: type[CompressedWeight],
     record: Record,
     geometry: Geometry,
-    requires_grad: bool,  # noqa: FBT001  # positional in pickles
+    requires_grad: bool,  # positional in pickles
     attributes: dict[str, Any],
 ) -> CompressedWeight:
     weight = kind(record, geometry, requires_grad=requires_grad)
@@ -313,160 +308,7 @@ def _rebuild(
     return weight
 
 
-# --- operators that need no decoded elements --------------------------------------------------
-
-_Handler = Callable[[Any, CompressedWeight, Sequence[Any], Mapping[str, Any]], Any]
-_views: Final[dict[Any, Geometry]] = {}
-"""Geometries of views by operator, geometry before and arguments: a model has few of them."""
-_MOST_VIEWS: Final = 4096
-
-
-def _like(weight: CompressedWeight, record: Record, geometry: Geometry) -> CompressedWeight:
-    """A tensor made from `weight`, which is an inference tensor only if that is one."""
-    if torch.is_inference_mode_enabled() and not weight.is_inference():
-        with torch.inference_mode(mode=False), torch.no_grad():
-            return CompressedWeight(record, geometry)
-    return CompressedWeight(record, geometry)
-
-
-def _alias(
-    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> CompressedWeight:
-    return _like(weight, weight.record, weight.geometry)
-
-
-def _transpose(
-    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> CompressedWeight:
-    # `t` of a matrix is what every linear layer asks for.
-    old = weight.geometry
-    return _like(
-        weight, weight.record, old._replace(size=old.size[::-1], stride=old.stride[::-1])
-    )
-
-
-def _view(
-    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
-    """Asks a tensor of the same geometry, without elements either, what the view looks like."""
-    old = weight.geometry
-    if func is _aten.view.dtype and old.cast is not None:
-        # The bits of a cast are nowhere but in its decoded elements.
-        return weight.decoded().view(args[1])
-    key = None
-    if not kwargs and type(weight.record.code) is torch.Tensor:
-        key = (func, old, tuple(tuple(a) if isinstance(a, list) else a for a in args[1:]))
-        known = _views.get(key)
-        if known is not None:
-            return _like(weight, weight.record, known)
-    room = torch.empty(old.offset + old.span(), dtype=weight.dtype, device="meta")
-    viewed = func(room.as_strided(old.size, old.stride, old.offset), *args[1:], **kwargs)
-
-    def geometry(view: torch.Tensor) -> Geometry:
-        shown = old._replace(
-            size=tuple(view.shape), stride=tuple(view.stride()), offset=view.storage_offset()
-        )
-        return shown if view.dtype == weight.dtype else shown._replace(bits=view.dtype)
-
-    if key is not None and isinstance(viewed, torch.Tensor):
-        if len(_views) >= _MOST_VIEWS:
-            _views.clear()
-        _views[key] = geometry(viewed)
-    return tree_map_only(
-        torch.Tensor, lambda view: _like(weight, weight.record, geometry(view)), viewed
-    )
-
-
-def _make_like(
-    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
-    """New tensors of the same shape: the elements do not matter."""
-    twin = torch.empty_strided(
-        weight.geometry.size, weight.geometry.stride, dtype=weight.dtype, device=weight.device
-    )
-    return func(twin, *args[1:], **kwargs)
-
-
-def _to_copy(
-    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
-    """Casts and moves without decoding, where the result is as dense as the record."""
-    dtype = kwargs.get("dtype") or weight.dtype
-    device = torch.device(kwargs.get("device") or weight.device)
-    if device.type == "meta":
-        twin = torch.empty_strided(weight.shape, weight.stride(), dtype=weight.dtype, device="meta")
-        return func(twin, *args[1:], **kwargs)
-    plain_format = kwargs.get("memory_format") in {None, torch.preserve_format}
-    if not weight.is_whole or not plain_format:
-        return NotImplemented
-    if device != weight.device:
-        if dtype != weight.dtype:
-            return NotImplemented
-        return CompressedWeight(weight.record.to(device))
-    if dtype == weight.dtype or not dtype.is_floating_point:
-        return NotImplemented
-    # Autocast keeps casts from forward to backward: it must not keep decoded elements.
-    return _like(weight, weight.record.copy(), weight.geometry._replace(cast=dtype))
-
-
-def _copy(
-    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
-    if not weight.is_whole:
-        raise RuntimeError(HOW_TO_WRITE)
-    source = args[1]
-    record = weight.record
-    if isinstance(source, CompressedWeight):
-        if source.is_whole and source.record.layout == record.layout:
-            record.code = source.record.code.to(weight.device)
-            return weight
-        source = source.decoded()
-    record.encode_from(source.detach().to(weight.dtype).expand(weight.shape))
-    scratch.settle()
-    return weight
-
-
-def _embedding(
-    func: Any, weight: CompressedWeight, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
-    """Looks rows up without decoding the others, where few are asked for."""
-    if not weight.is_whole or type(weight.record.code) is not torch.Tensor or kwargs:
-        return NotImplemented
-    found = rows.decode_rows(weight.record, args[1])
-    if found is None:
-        return NotImplemented
-    table, indices = found
-    result = func(table, indices, *args[2:])
-    del table
-    scratch.settle()
-    return result
-
-
-_HANDLERS: Final[dict[Any, _Handler]] = {
-    _aten.detach.default: _alias,
-    _aten.alias.default: _alias,
-    _aten.t.default: _transpose,
-    _aten._to_copy.default: _to_copy,
-    _aten.copy_.default: _copy,
-    _aten.embedding.default: _embedding,
-    **dict.fromkeys(
-        (
-            _aten.empty_like.default,
-            _aten.zeros_like.default,
-            _aten.ones_like.default,
-            _aten.full_like.default,
-            _aten.new_empty.default,
-            _aten.new_empty_strided.default,
-            _aten.new_zeros.default,
-            _aten.new_ones.default,
-            _aten.new_full.default,
-        ),
-        _make_like,
-    ),
-}
-
-
-def _refuse_writes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _refuse_writes(func: Operator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
