@@ -6,7 +6,7 @@
     same = nz.decompress(c)         # every bit of it
     nz.explain(c).reasons           # where the bits go, and why
 
-Importing neuzip_rs imports no array framework; `nz.nn`, `nz.safetensors`, `nz.save` and
+Importing neuzip_rs imports no array framework; `nz.nn`, `nz.optim`, `nz.safetensors`, `nz.save` and
 `nz.load` are loaded when they are first used.
 """
 
@@ -25,6 +25,7 @@ from neuzip_rs._tensor import compress, decompress
 
 if TYPE_CHECKING:
     import neuzip_rs.nn as nn
+    import neuzip_rs.optim as optim
     import neuzip_rs.safetensors as safetensors
     from neuzip_rs._explain import estimate, explain
     from neuzip_rs.state import load, save
@@ -43,6 +44,7 @@ __all__ = [
     "explain",
     "load",
     "nn",
+    "optim",
     "safetensors",
     "save",
     "simd_tier",
@@ -54,6 +56,7 @@ _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "explain": ("neuzip_rs._explain", "explain"),
     "load": ("neuzip_rs.state", "load"),
     "nn": ("neuzip_rs.nn", None),
+    "optim": ("neuzip_rs.optim", None),
     "safetensors": ("neuzip_rs.safetensors", None),
     "save": ("neuzip_rs.state", "save"),
     "state": ("neuzip_rs.state", None),
