@@ -6,8 +6,8 @@
     same = nz.decompress(c)         # every bit of it
     nz.explain(c).reasons           # where the bits go, and why
 
-Importing neuzip_rs imports no array framework; `nz.safetensors`, `nz.save` and `nz.load` are
-loaded when they are first used.
+Importing neuzip_rs imports no array framework; `nz.nn`, `nz.safetensors`, `nz.save` and
+`nz.load` are loaded when they are first used.
 """
 
 from importlib import import_module
@@ -24,6 +24,7 @@ from neuzip_rs._native import CompressedTensor, __version__, simd_tier
 from neuzip_rs._tensor import compress, decompress
 
 if TYPE_CHECKING:
+    import neuzip_rs.nn as nn
     import neuzip_rs.safetensors as safetensors
     from neuzip_rs._explain import estimate, explain
     from neuzip_rs.state import load, save
@@ -41,6 +42,7 @@ __all__ = [
     "estimate",
     "explain",
     "load",
+    "nn",
     "safetensors",
     "save",
     "simd_tier",
@@ -51,6 +53,7 @@ _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "estimate": ("neuzip_rs._explain", "estimate"),
     "explain": ("neuzip_rs._explain", "explain"),
     "load": ("neuzip_rs.state", "load"),
+    "nn": ("neuzip_rs.nn", None),
     "safetensors": ("neuzip_rs.safetensors", None),
     "save": ("neuzip_rs.state", "save"),
     "state": ("neuzip_rs.state", None),
