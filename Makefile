@@ -11,7 +11,7 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 BENCH_VENV := .venv-bench
 # Peers that not every machine has a build of.
-BENCH_OPTIONAL := lmzip openzl
+BENCH_OPTIONAL := lmzip openzl z4ai
 PY := $(VENV)/bin/python
 # The newest-named interpreter is the last resort: `python3` is what people expect to be used.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
