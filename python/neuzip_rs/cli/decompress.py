@@ -35,8 +35,9 @@ def decompress(
     """Restore files and model directories, byte for byte.
 
     X.nz.safetensors becomes X.safetensors, Y.nz becomes Y, and DIR-nz becomes DIR; other names
-    need -o. The source is kept unless --rm is given. A PATH may be on a hub: hf://org/model-nz. What was compressed as the difference from
-    another model needs that: it is looked for where it was, or named with --base.
+    need -o. The source is kept unless --rm is given. A PATH may be on a hub: hf://org/model-nz.
+    What was compressed as the difference from another model needs that: it is looked for where it
+    was, or named with --base.
 
     --json prints: path, output (null: standard output), kind, compressed_bytes, original_bytes,
     ratio (compressed / original), seconds; for a directory also files and compressed_files; after

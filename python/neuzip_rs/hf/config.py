@@ -1,6 +1,7 @@
 """What a user may say about loading a compressed model, and what `config.json` keeps of it."""
 
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeAlias
 
 from transformers.quantizers import auto, register_quantization_config
 from transformers.utils import logging
@@ -9,6 +10,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from neuzip_rs._arguments import check_level, check_threads
 
 METHOD: Final = "neuzip"
+Names: TypeAlias = str | Iterable[str] | Callable[[str, Any], bool]
+"""Which parameters: patterns, or a function of name and parameter."""
 _logger = logging.get_logger(__name__)
 
 
@@ -17,11 +20,22 @@ class NeuzipConfig(QuantizationConfigMixin):
 
     In `config.json` this is `{"quant_method": "neuzip"}`, with the level if it is not "default".
     Everything else belongs to one call of `from_pretrained` and is not stored.
+
+        from_pretrained("model-nz", quantization_config=NeuzipConfig(keep_compressed=True))
+
+    gives a model whose weights stay compressed in memory (`neuzip_rs.nn`), also from a directory
+    that is not compressed.
     """
 
     def __init__(
         self,
+        keep_compressed: bool = False,
+        precision: int | None = None,
         *,
+        block_size: int = 512,
+        include: Names | None = None,
+        exclude: Names | None = None,
+        min_numel: int = 4096,
         level: str = "default",
         threads: int | None = None,
         verify: bool = True,
@@ -31,6 +45,13 @@ class NeuzipConfig(QuantizationConfigMixin):
         """Checks and keeps the settings.
 
         Args:
+            keep_compressed: Whether weights stay compressed and are decoded for each use.
+            precision: How many mantissa bits to keep of weights that stay compressed; by default
+                all, which is lossless.
+            block_size: Elements that are scaled together where a precision is given.
+            include: Which parameters stay compressed, as in `nz.nn.compress_`; by default all.
+            exclude: Which do not, of those.
+            min_numel: Parameters with fewer elements are plain.
             level: "fast", "default" or "max": what `save_pretrained` compresses with.
             threads: How many threads may work, by default `NEUZIP_NUM_THREADS` or every core.
             verify: Check the hash of everything decoded.
@@ -38,8 +59,11 @@ class NeuzipConfig(QuantizationConfigMixin):
             unknown: Settings in the `config.json` of a later release; ignored with a warning.
 
         Raises:
-            ValueError: If a setting has no such value.
+            ValueError: If a setting has no such value, or belongs to `keep_compressed`.
         """
+        if precision is not None and not keep_compressed:
+            message = "precision is of weights that stay compressed: it needs keep_compressed=True"
+            raise ValueError(message)
         check_level(level)
         check_threads(threads)
         if quant_method != METHOD:
@@ -48,13 +72,19 @@ class NeuzipConfig(QuantizationConfigMixin):
         if unknown:
             _logger.warning(f"neuzip settings that this release does not know: {sorted(unknown)}")
         self.quant_method = quant_method
+        self.keep_compressed = keep_compressed
+        self.precision = precision
+        self.block_size = block_size
+        self.include = include
+        self.exclude = exclude
+        self.min_numel = min_numel
         self.level = level
         self.threads = threads
         self.verify = verify
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What `from_pretrained(quantization_config=...)` says anew for a compressed model."""
-        return {"level": self.level, "threads": self.threads, "verify": self.verify}
+        return {name: value for name, value in vars(self).items() if name != "quant_method"}
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` keeps."""

@@ -8,23 +8,34 @@ whatever they refer to (a repeated tensor, another file, a base), in the backgro
 in which they are needed, and everything that transformers does with tensors stays its own.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from neuzip_rs import _native
 from neuzip_rs._arrays import Array
+from neuzip_rs.hf.types import Converter, Dtype, Model, Pending, Tensor
 from neuzip_rs.safetensors import safe_open
+
+if TYPE_CHECKING:
+    from neuzip_rs.hf.kept import Keeper
 
 _FLOATS: Final[dict[str, Any]] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F64": torch.float64,
+}
+_KEPT: Final = _FLOATS | {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 _ANY: Final = "neuzip"
 """Stands for the pattern of the converter that takes every tensor no other one wants."""
@@ -65,7 +76,7 @@ class Checkpoint:
         """The same: transformers copies converters, one for each parameter."""
         return self
 
-    def decode(self, name: str, dtype: Any = None) -> Array:
+    def decode(self, name: str, dtype: Dtype = None) -> Array:
         """Decodes a tensor, and casts it if it is to have another type.
 
         Raises:
@@ -81,14 +92,19 @@ class Checkpoint:
             raise
         return tensor if dtype is None else tensor.to(dtype)
 
-    def begin(self, name: str, dtype: Any = None) -> "Future[Array]":
+    def begin(self, name: str, dtype: Dtype = None) -> "Future[Array]":
         """Decodes a tensor in the background."""
         if self._pool is None:
             message = "nothing in this checkpoint is compressed"
             raise ValueError(message)
         return self._pool.submit(self.decode, name, dtype)
 
-    def dtype(self) -> Any:
+    def layout(self, name: str) -> tuple[Dtype, int]:
+        """The type of a tensor, None if it is no float, and how many elements it has."""
+        part = self._files[name].get_slice(name)
+        return _KEPT.get(part.get_dtype()), math.prod(part.get_shape())
+
+    def dtype(self) -> Dtype:
         """The type that transformers gives a model whose configuration names none.
 
         That of the first tensor, by name, of floats that a network can be made of.
@@ -113,19 +129,43 @@ class _Collecting:
     """What both converters do differently: they collect decoded tensors."""
 
     checkpoint: Checkpoint
-    wanted_dtype: Any = None
+    keeper: "Keeper | None" = None
+    wanted_dtype: Dtype = None
 
     def add_tensor(
-        self, target_key: str, source_key: str, source_pattern: str, future: Any
+        self, target_key: str, source_key: str, source_pattern: str, future: Pending
     ) -> None:
         """Collects a tensor of the checkpoint, decoded if it is compressed."""
-        if source_key in self.checkpoint:
+        if self.keeper is not None:
+            future = self.to_be_kept(source_key, future)
+        elif source_key in self.checkpoint:
             if isinstance(future, Future):
                 future = self.checkpoint.begin(source_key, self.wanted_dtype)
             else:
                 # Without threads transformers calls for tensors one at a time.
                 future = _Later(self.checkpoint.decode, source_key, self.wanted_dtype)
         super().add_tensor(target_key, source_key, source_pattern, future)  # type: ignore[misc]
+
+    def to_be_kept(self, source_key: str, future: Pending) -> Pending:
+        """What gives a tensor of which the parameter stays compressed.
+
+        Not in the background: that would fill the memory with decoded tensors.
+        """
+        if source_key in self.checkpoint:
+            return _Later(self.checkpoint.decode, source_key, self.wanted_dtype)
+        return _Later(future.result) if isinstance(future, Future) else future
+
+    def convert(self, layer_name: str, **more: Any) -> dict[str, Any]:
+        """What the converter makes of the tensors, compressed again if weights stay so."""
+        made: dict[str, Any] = super().convert(layer_name, **more)  # type: ignore[misc]
+        if self.keeper is None:
+            return made
+        return {name: self.keeper.keep(_only(tensor)) for name, tensor in made.items()}
+
+
+def _only(tensor: Tensor) -> Tensor:
+    """Converters give tensors, or lists with one in it."""
+    return tensor[0] if isinstance(tensor, list) else tensor
 
 
 class _Later:
@@ -153,37 +193,59 @@ class _Keep(ConversionOps):
 class AnyConverter(_Collecting, WeightConverter):
     """Takes every tensor that the model's own converters leave."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, keeper: "Keeper | None") -> None:
         """Makes the converter, which is the last one in the list."""
         # The CPU decodes: bytes that went to another device would have to come back.
         super().__init__([_ANY], [""], [_Keep()], force_cpu=True)
         self.checkpoint = checkpoint
+        self.keeper = keeper
+        self._code_of: str | None = None
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
         """Any name, and it stays."""
         self._was_used = True
         return source_key, _ANY
 
-    def convert(self, layer_name: str, **_: Any) -> dict[str, Any]:
-        """The decoded tensor under its own name."""
-        return {layer_name: self.materialize_tensors()[_ANY]}
+    def to_be_kept(self, source_key: str, future: Pending) -> Pending:
+        """The bytes in the file, if they can become the parameter."""
+        if self.keeper is not None and source_key in self.checkpoint:
+            dtype, numel = self.checkpoint.layout(source_key)
+            same = self.wanted_dtype in (None, dtype)
+            if same and self.keeper.takes_code(dtype, numel):
+                self._code_of = source_key
+                return future
+        return super().to_be_kept(source_key, future)
+
+    def convert(self, layer_name: str, model: Model = None, **_: Any) -> dict[str, Any]:
+        """The decoded tensor under its own name, or a parameter that stays compressed."""
+        tensor = self.materialize_tensors()[_ANY][0]
+        if self.keeper is None:
+            return {layer_name: tensor}
+        in_parameter = isinstance(model.get_parameter_or_buffer(layer_name), torch.nn.Parameter)
+        if self._code_of is not None:
+            parameter = self.keeper.from_code(tensor) if in_parameter else None
+            if parameter is not None:
+                return {layer_name: parameter}
+            tensor = self.checkpoint.decode(self._code_of)
+        return {layer_name: self.keeper.keep(tensor) if in_parameter else tensor}
 
 
-def collecting(converter: WeightConverter, checkpoint: Checkpoint) -> WeightConverter:
+def collecting(converter: Converter, checkpoint: Checkpoint, keeper: "Keeper | None") -> Converter:
     """One of the model's own converters, collecting decoded tensors; all else is as it was."""
     kind = type(converter)
-    made = object.__new__(type(kind.__name__, (_Collecting, kind), {}))
+    made: Converter = object.__new__(type(kind.__name__, (_Collecting, kind), {}))
     for owner in kind.__mro__:
         for name in getattr(owner, "__slots__", ()):
             object.__setattr__(made, name, getattr(converter, name))
-    made.__dict__.update(getattr(converter, "__dict__", {}), checkpoint=checkpoint)
+    own = getattr(converter, "__dict__", {})
+    made.__dict__.update(own, checkpoint=checkpoint, keeper=keeper)
     return made
 
 
 class DecodeAlone(ConversionOps):
     """Decodes a tensor that reached its parameter without any converter."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str, dtype: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, name: str, dtype: Dtype) -> None:
         """Begins decoding.
 
         Args:

@@ -5,7 +5,7 @@ It is the one place where transformers lets a checkpoint say how its tensors are
 """
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.core_model_loading import WeightConverter, WeightRenaming
@@ -14,6 +14,10 @@ from transformers.quantizers import HfQuantizer, auto, register_quantizer
 from neuzip_rs.hf.config import METHOD, NeuzipConfig
 from neuzip_rs.hf.loading import AnyConverter, Checkpoint, DecodeAlone, collecting
 from neuzip_rs.hf.saving import save_pretrained
+from neuzip_rs.hf.types import Converter, Dtype, Model, Tensor
+
+if TYPE_CHECKING:
+    from neuzip_rs.hf.kept import Keeper
 
 
 class NeuzipQuantizer(HfQuantizer):
@@ -26,6 +30,7 @@ class NeuzipQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._checkpoint: Checkpoint | None = None
         self._dtype_guessed = False
+        self._keeper: Keeper | None = None
         self._own_converters: list[tuple[Any, Any]] = []
 
     # --- loading, in the order in which transformers calls ------------------------------------
@@ -38,16 +43,21 @@ class NeuzipQuantizer(HfQuantizer):
         self._dtype_guessed = not dtype.is_floating_point
         return torch.get_default_dtype() if self._dtype_guessed else dtype
 
-    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+    def _process_model_before_weight_loading(self, model: Model, **kwargs: Any) -> Model:
         _refuse_parallel(model)
         settings = self.quantization_config
         files = [str(path) for path in kwargs.get("checkpoint_files") or ()]
         self._checkpoint = Checkpoint(files, threads=settings.threads, verify=settings.verify)
+        if settings.keep_compressed:
+            # Only here: it needs neuzip_rs.nn.
+            from neuzip_rs.hf.kept import Keeper
+
+            self._keeper = Keeper(settings)
         if self._dtype_guessed:
             _give_dtype(model, self._checkpoint.dtype())
         return model
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Model) -> list[Any]:
         """Lets every converter of the model collect decoded tensors."""
         conversions: list[Any] = super().update_weight_conversions(weight_conversions, model)
         if not self._checkpoint:
@@ -55,15 +65,15 @@ class NeuzipQuantizer(HfQuantizer):
         changed = []
         for conversion in conversions:
             if isinstance(conversion, WeightConverter):
-                made = collecting(conversion, self._checkpoint)
+                made = collecting(conversion, self._checkpoint, self._keeper)
                 self._own_converters.append((made, conversion))
                 changed.append(made)
             else:
                 changed.append(conversion)
-        return [*changed, AnyConverter(self._checkpoint)]
+        return [*changed, AnyConverter(self._checkpoint, self._keeper)]
 
-    def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
-        """What to cast a stored tensor to: compressed bytes to nothing, the decoded tensor later."""
+    def get_new_dtype(self, converter: Converter, param: Tensor, dtype: Dtype) -> Dtype:
+        """What to cast a stored tensor to; compressed bytes to nothing, decoded ones later."""
         stored = param.get_dtype() if hasattr(param, "get_dtype") else None
         if not self._checkpoint or stored != "U8":
             return dtype
@@ -76,8 +86,8 @@ class NeuzipQuantizer(HfQuantizer):
             converter.wanted_dtype = dtype
         return None
 
-    def postprocess_model(self, model: Any, **kwargs: Any) -> Any:
-        """Leaves an ordinary model that saves itself compressed."""
+    def postprocess_model(self, model: Model, **_: Any) -> Model:
+        """Leaves a model that behaves as any other, and saves itself compressed."""
         if self._checkpoint is not None:
             self._checkpoint.close()
             self._checkpoint = None
@@ -89,6 +99,9 @@ class NeuzipQuantizer(HfQuantizer):
             if not isinstance(conversion, AnyConverter)
         ]
         self._own_converters = []
+        if self._keeper is not None:
+            self._keeper.complete(model)
+            self._keeper = None
         model.config.quantization_config = self.quantization_config
         model.is_quantized = False
         del model.quantization_method
@@ -97,12 +110,26 @@ class NeuzipQuantizer(HfQuantizer):
 
     # --- what a model can do ------------------------------------------------------------------
 
-    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+    def get_state_dict_and_metadata(self, model: Model) -> tuple[Any, dict[str, str]]:
+        """What `save_pretrained` writes: weights that stay compressed are decoded for it."""
+        if not self.quantization_config.keep_compressed:
+            return None, {}
+        from neuzip_rs.hf.kept import decoded_state
+
+        return decoded_state(model), {}
+
+    def _dequantize(self, model: Model, dtype: Dtype = None) -> Model:
+        if self.quantization_config.keep_compressed:
+            from neuzip_rs import nn
+
+            nn.decompress_(model)
+        # The bits that were compressed: no other type is wanted.
+        del dtype
         return model
 
-    def remove_quantization_config(self, model: Any) -> None:
+    def remove_quantization_config(self, model: Model) -> None:
         """Makes the model one that was never compressed."""
-        vars(model).pop("save_pretrained", None)
+        model.__dict__.pop("save_pretrained", None)
         super().remove_quantization_config(model)
 
     def is_serializable(self) -> bool:
@@ -125,7 +152,7 @@ class NeuzipQuantizer(HfQuantizer):
         return True
 
 
-def _refuse_parallel(model: Any) -> None:
+def _refuse_parallel(model: Model) -> None:
     """Raises unless the whole of each weight is loaded.
 
     Raises:
@@ -142,7 +169,7 @@ def _refuse_parallel(model: Any) -> None:
         raise ValueError(message)
 
 
-def _give_dtype(model: Any, dtype: torch.dtype | None) -> None:
+def _give_dtype(model: Model, dtype: torch.dtype | None) -> None:
     """Gives a model on the meta device the type of the checkpoint's weights."""
     built = torch.get_default_dtype()
     if dtype is None or dtype == built:

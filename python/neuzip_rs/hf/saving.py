@@ -15,10 +15,11 @@ from neuzip_rs.directory.config import CONFIG_NAME, mark_config
 from neuzip_rs.directory.manifest import MANIFEST_NAME
 from neuzip_rs.directory.transfer import write_file
 from neuzip_rs.directory.tree import keep_attributes
+from neuzip_rs.hf.types import Model
 
 
 def save_pretrained(
-    model: Any,
+    model: Model,
     save_directory: str | os.PathLike[str],
     *,
     level: str | None = None,
@@ -33,7 +34,7 @@ def save_pretrained(
     wherever `neuzip_rs.hf` was imported. Adapters (PEFT) are saved as they are.
 
     Args:
-        model: Any model of transformers, loaded from a compressed directory or not.
+        model: Model model of transformers, loaded from a compressed directory or not.
         save_directory: Where to write.
         level: "fast", "default" or "max"; by default what the model's configuration says.
         threads: How many threads may work, by default what the configuration says or every core.
@@ -42,7 +43,7 @@ def save_pretrained(
         **kwargs: What `model.save_pretrained` takes: `max_shard_size`, `variant`, `token`, ...
     """
     settings = getattr(model.config, "quantization_config", None)
-    level = level or getattr(settings, "level", "default")
+    level = str(level or getattr(settings, "level", "default"))
     threads = threads or getattr(settings, "threads", None)
     check_level(level)
     check_threads(threads)

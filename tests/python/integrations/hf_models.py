@@ -2,19 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 import transformers as tf
 
 from neuzip_rs.directory import compress_directory
 
+Model: TypeAlias = Any
 _TEXT: Final = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _DECODER: Final = _TEXT | {"intermediate_size": 96, "num_key_value_heads": 2, "vocab_size": 160}
 _EXPERTS: Final = {"num_experts_per_tok": 2, "bos_token_id": 0, "eos_token_id": 1}
 _TOKENS: Final = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 
-MODELS: Final[dict[str, Callable[[], Any]]] = {
+MODELS: Final[dict[str, Callable[[], Model]]] = {
     "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**_DECODER)),
     "llama tied": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**_DECODER, tie_word_embeddings=True)),
     "mixtral": lambda: tf.MixtralForCausalLM(
@@ -86,7 +87,7 @@ MODELS: Final[dict[str, Callable[[], Any]]] = {
 }
 
 
-def make(name: str, dtype: torch.dtype = torch.float32) -> Any:
+def make(name: str, dtype: torch.dtype = torch.float32) -> Model:
     """A model with weights as trained ones have them: no two alike, nothing zero."""
     torch.manual_seed(0)
     model = MODELS[name]().eval()
@@ -114,7 +115,7 @@ def same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return torch.equal(*flat)
 
 
-def differences(ours: Any, theirs: Any) -> list[str]:
+def differences(ours: Model, theirs: Model) -> list[str]:
     """The names of what differs in the state of two models."""
     mine, other = ours.state_dict(), theirs.state_dict()
     assert mine, "a model without weights proves nothing"

@@ -1,5 +1,6 @@
 """`from_pretrained` of compressed directories: every architecture, every bit."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -49,7 +50,9 @@ def test_loads_bit_exact(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("wanted", [None, *DTYPES], ids=str)
-def test_casts_as_plain_checkpoints_are(tmp_path: Path, dtype: Any, wanted: Any) -> None:
+def test_casts_as_plain_checkpoints_are(
+    tmp_path: Path, dtype: torch.dtype, wanted: torch.dtype | None
+) -> None:
     plain, compressed = make_folders(tmp_path, "llama", dtype)
     options = {} if wanted is None else {"dtype": wanted}
     expected = tf.AutoModelForCausalLM.from_pretrained(plain, **options)
@@ -60,7 +63,7 @@ def test_casts_as_plain_checkpoints_are(tmp_path: Path, dtype: Any, wanted: Any)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_type_comes_from_the_weights_if_the_configuration_names_none(
-    tmp_path: Path, dtype: Any
+    tmp_path: Path, dtype: torch.dtype
 ) -> None:
     plain, _ = make_folders(tmp_path, "bert", dtype)
     config = json.loads((plain / "config.json").read_text())
@@ -108,7 +111,9 @@ def test_key_mapping(tmp_path: Path) -> None:
 def test_same_outputs(tmp_path: Path) -> None:
     plain, compressed = make_folders(tmp_path, "mixtral")
     tokens = torch.arange(12).reshape(2, 6)
-    expected = tf.AutoModelForCausalLM.from_pretrained(plain)
+    # Copied: transformers leaves plain weights where the file has them, at odd addresses, and
+    # matrix products add up differently there.
+    expected = copy.deepcopy(tf.AutoModelForCausalLM.from_pretrained(plain))
     loaded = tf.AutoModelForCausalLM.from_pretrained(compressed)
     assert same_bits(loaded(tokens).logits, expected(tokens).logits)
     generate = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
@@ -218,6 +223,7 @@ def test_settings_at_load(tmp_path: Path) -> None:
         ({"level": "slow"}, "level"),
         ({"threads": 0}, "threads"),
         ({"quant_method": "gptq"}, "quant_method"),
+        ({"precision": 3}, "keep_compressed"),
     ],
 )
 def test_settings_are_checked(arguments: dict[str, Any], expected: str) -> None:
@@ -229,7 +235,7 @@ def test_registered_once(tmp_path: Path) -> None:
     registered = auto.LOADING_ATTRIBUTES_CONFIG_TYPES
     neuzip_rs.hf.config.register()
     neuzip_rs.hf.quantizer.register()
-    assert auto.LOADING_ATTRIBUTES_CONFIG_TYPES == registered
+    assert registered == auto.LOADING_ATTRIBUTES_CONFIG_TYPES
     assert registered.count(NeuzipConfig) == 1
 
 
@@ -256,7 +262,8 @@ def test_published_encoder(tmp_path: Path) -> None:
         loaded = tf.AutoModel.from_pretrained(compressed)
         assert differences(loaded, expected) == []
         tokens = torch.arange(1000, 1024).reshape(2, 12)
-        assert same_bits(loaded(tokens).pooler_output, expected(tokens).pooler_output)
+        aligned = copy.deepcopy(expected)
+        assert same_bits(loaded(tokens).pooler_output, aligned(tokens).pooler_output)
         loaded.save_pretrained(tmp_path / "again")
         weights = load_state_dict(tmp_path / "again")
         original = load_state_dict(plain)
@@ -282,9 +289,9 @@ def test_tensor_parallelism_is_refused(tmp_path: Path) -> None:
         "    print(f'refused: {error}', flush=True)\n"
         "torch.distributed.destroy_process_group()\n"
     )
+    launch = [sys.executable, "-m", "torch.distributed.run"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-        + [str(program), str(compressed)],
+        [*launch, "--nproc-per-node=2", "--standalone", str(program), str(compressed)],
         capture_output=True,
         text=True,
         timeout=180,
