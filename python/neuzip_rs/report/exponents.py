@@ -58,6 +58,13 @@ class Histogram:
         window = range(int(present[0]), int(present[-1]) + 1)
         return [(exponent, float(self.counts[exponent]) / self.elements) for exponent in window]
 
+    def common(self, most: int = 32) -> list[tuple[int, float]]:
+        """A window of neighbouring exponents, at most so many, that holds as much as one can."""
+        shares = self.shares()
+        starts = range(max(1, len(shares) - most + 1))
+        best = max(starts, key=lambda i: sum(share for _, share in shares[i : i + most]))
+        return shares[best : best + most]
+
 
 def count(path: Path, threads: int | None) -> dict[str, dict[str, Histogram]]:
     """Counts the exponents of the tensors in a .safetensors file, compressed or not.

@@ -80,12 +80,12 @@ def _types(facts: Facts) -> Iterator[str]:
         fields = [field for field in group.fields() if field["elements"]]
         if not fields:
             yield '<p class="note">Nothing is stored in fields: constants and repeats only.</p>'
-        for field in fields:
-            yield _field(field)
+        for field in sorted(fields, key=lambda field: -field["stored_bytes"]):
+            yield _field(field, facts.stored_bytes)
     yield "</section>"
 
 
-def _field(field: dict[str, Any]) -> str:
+def _field(field: dict[str, Any], whole: int) -> str:
     stored = 8 * field["stored_bytes"] / field["elements"]
     known = field["entropy_bits"]
     entropy = field["table_bits"] if known is None else known
@@ -95,10 +95,11 @@ def _field(field: dict[str, Any]) -> str:
     if entropy is not None:
         mark = f'<span class="mark" style="left:{min(100, 100 * entropy / width):.2f}%"></span>'
         said = f"entropy {entropy:.2f}"
+    share = f"{percent(field['stored_bytes'], whole)} of all"
     kind = "coded" if field["mode"] == "coded" else "raw"
     return (
         f'<div class="row"><div class="name">{_text(field["name"])}'
-        f"<small>{_text(field['mode'])}</small></div>"
+        f"<small>{_text(field['mode'])}, {share}</small></div>"
         f'<div class="track"><span class="{kind}" style="width:{100 * stored / width:.2f}%"></span>'
         f'{mark}</div><div class="value">{stored:.2f} of {field["bits"]} bits'
         f"<small>{said}</small></div></div>"
@@ -125,7 +126,7 @@ def _histogram(name: str, histogram: Histogram) -> Iterator[str]:
     entropy, bits = histogram.entropy, histogram.bits
     yield f"<h3>{_text(name)}: {entropy:.2f} bits of entropy in {bits}</h3>"
     yield _gauge(entropy, bits)
-    columns = _common(histogram.shares())
+    columns = histogram.common()
     top = max((share for _, share in columns), default=1.0)
     shown = f"exponents {columns[0][0]} to {columns[-1][0]}"
     yield f'<figure role="img" aria-label="Histogram of {shown}"><div class="histogram">'
@@ -150,15 +151,6 @@ def _gauge(entropy: float, bits: int) -> str:
         f'style="width:{100 * entropy / bits:.2f}%"></span></div>'
         f'<div class="value">{entropy:.2f} of {bits} bits</div></div>'
     )
-
-
-def _common(shares: list[tuple[int, float]], most: int = 48) -> list[tuple[int, float]]:
-    """A window of neighbouring exponents that holds as much as one of its width can."""
-    if len(shares) <= most:
-        return shares
-    sums = [sum(share for _, share in shares[i : i + most]) for i in range(len(shares) - most + 1)]
-    start = max(range(len(sums)), key=sums.__getitem__)
-    return shares[start : start + most]
 
 
 def _layers(facts: Facts) -> Iterator[str]:

@@ -64,15 +64,16 @@ def _draw_layers(axes: Any, layers: list[Group]) -> None:  # noqa: ANN401 - matp
     axes.set_yticks(places, [_short(group.name) for group in layers], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(0, max([100.0, *left]) * 1.08)
-    axes.set_xlabel("% of the original size")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=3, fontsize=8, frameon=False)
+    axes.set_xlabel("% of the original size", fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, frameon=False)
 
 
 def _draw_exponents(axes: Any, group: Group) -> None:  # noqa: ANN401 - matplotlib's
     histogram = group.exponents
     if histogram is None:
         return
-    shares = histogram.shares()
+    shares = histogram.common()
     axes.bar([e for e, _ in shares], [100 * s for _, s in shares], width=0.9, color="#0072b2")
     axes.set_title(
         f"{group.name}: {histogram.entropy:.2f} bits of entropy in an exponent of {histogram.bits}",
