@@ -42,7 +42,7 @@ _WRONG: Final = (
     ValueError,
     struct.error,
 )
-_FRAMEWORKS: Final = frozenset({"bytes", "cupy", "numpy", "torch"})
+_FRAMEWORKS: Final = frozenset({"bytes", "cupy", "jax", "numpy", "torch"})
 _RESERVED: Final = frozenset({_STRUCTURE, "__metadata__"})
 
 

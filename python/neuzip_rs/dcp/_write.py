@@ -243,10 +243,10 @@ class RemoteWriter(LocalWriter):
 
     def _publish(self, target: Any, data: bytes) -> None:  # noqa: ANN401 - a path of the file system
         # One request: an object is there when all of it is.
-        self.fs.fs.pipe_file(target, data)
+        cast("Any", self.fs).fs.pipe_file(target, data)
 
     def _listed(self) -> list[str]:
-        return cast("list[str]", self.fs.ls(self.path))
+        return list(cast("Any", self.fs).ls(self.path))
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
