@@ -26,6 +26,7 @@ from neuzip_rs._tensor import compress, decompress
 if TYPE_CHECKING:
     import neuzip_rs.safetensors as safetensors
     from neuzip_rs._explain import estimate, explain
+    from neuzip_rs.original import open  # noqa: A004 - as it is called: nz.open
     from neuzip_rs.state import load, save
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "estimate",
     "explain",
     "load",
+    "open",
     "safetensors",
     "save",
     "simd_tier",
@@ -50,7 +52,9 @@ __all__ = [
 _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "estimate": ("neuzip_rs._explain", "estimate"),
     "explain": ("neuzip_rs._explain", "explain"),
+    "dcp": ("neuzip_rs.dcp", None),
     "load": ("neuzip_rs.state", "load"),
+    "open": ("neuzip_rs.original", "open"),
     "safetensors": ("neuzip_rs.safetensors", None),
     "save": ("neuzip_rs.state", "save"),
     "state": ("neuzip_rs.state", None),
