@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any
 
 from neuzip_rs import _native
-from neuzip_rs._bases import Base, base_arguments, in_order
+from neuzip_rs._bases import Base, base_arguments, check_base, in_order
 from neuzip_rs.cli import options
 from neuzip_rs.cli.fetched import fetch, is_hub_path
 from neuzip_rs.cli.outcome import report
@@ -20,12 +20,14 @@ from neuzip_rs.cli.places import (
 )
 from neuzip_rs.cli.removal import check_restorable, remove_source
 from neuzip_rs.cli.session import Session, UsageError
+from neuzip_rs.cli.staging import Staging, staged_places
 from neuzip_rs.cli.streams import compress_stream, compress_to_stream, open_source, open_target
 from neuzip_rs.directory.check import verify_directory
 from neuzip_rs.directory.content import COMPRESSED_KINDS
 from neuzip_rs.directory.pack import compress_directory
 from neuzip_rs.directory.transfer import DirectoryResult
 from neuzip_rs.directory.tree import keep_attributes
+from neuzip_rs.remote import is_url
 
 
 def compress(
@@ -58,17 +60,20 @@ def compress(
     an error only path and error.
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
-    places = Places(output, force, several=len(paths) > 1)
     count = options.thread_count(threads)
-    try:
-        places.check(paths, remove=remove, as_json=as_json)
-        chain = _chain(paths, output, base, keyframe_every)
-    except UsageError as error:
-        session.refuse(str(error))
-    if chain is not None:
-        paths = in_order(paths)
-    work = _Compression(session, places, level.value, count, remove, base, chain, keyframe_every)
-    session.run(paths, work.path)
+    with Staging(session) as staging:
+        try:
+            places = staged_places(staging, paths, output, force, remove=remove)
+            places.check(paths, remove=remove, as_json=as_json)
+            chain = _chain(staging, paths, output, base, keyframe_every)
+        except UsageError as error:
+            session.refuse(str(error))
+        if chain is not None:
+            paths = in_order(paths)
+        work = _Compression(
+            *(session, places, level.value, count, remove, base, chain, keyframe_every, staging)
+        )
+        session.run(paths, lambda path: staging.run(path, work.path, overwrite=force))
 
 
 @dataclass(slots=True)
@@ -90,7 +95,11 @@ class _Chain:
 
 
 def _chain(
-    paths: list[str], output: str | None, base: str | None, keyframe_every: int | None
+    staging: Staging,
+    paths: list[str],
+    output: str | None,
+    base: str | None,
+    keyframe_every: int | None,
 ) -> _Chain | None:
     """The chain that several PATHs make; one PATH is a directory with a chain in it."""
     if keyframe_every is None:
@@ -103,7 +112,7 @@ def _chain(
         raise UsageError(message)
     if len(paths) > 1:
         return _Chain(keyframe_every)
-    if not Path(paths[0]).is_dir():
+    if not staging.is_folder(paths[0]):
         message = f"{paths[0]}: --keyframe-every needs several checkpoints, or a directory of them"
         raise UsageError(message)
     return None
@@ -119,6 +128,7 @@ class _Compression:
     named_base: str | None
     chain: _Chain | None
     keyframe_every: int | None
+    staging: Staging
 
     def path(self, path: str) -> None:
         """Compresses one PATH."""
@@ -136,14 +146,16 @@ class _Compression:
         else:
             self._stream(path)
 
-    def _base(self) -> Base | None:
+    def _base(self, target: Path | None) -> Base | None:
         if self.chain is not None:
             return self.chain.base()
         if self.named_base is None:
             return None
-        # The error names the path as the user wrote it.
-        Path(self.named_base).stat()
-        return Base.at(Path(self.named_base))
+        named = self.staging.source(self.named_base)
+        check_base(named)
+        # Of two different places neither has a path to the other.
+        alike = is_url(self.named_base) == self.staging.is_inside(target)
+        return Base(Path(named), Path(named) if alike else None)
 
     def _done(self, source: Path, target: Path | None) -> None:
         if self.chain is not None and target is not None:
@@ -163,7 +175,7 @@ class _Compression:
                 level=self.level,
                 threads=self.threads,
                 overwrite=self.places.force,
-                base=self._base(),
+                base=self._base(target),
                 keyframe_every=None if self.chain else self.keyframe_every,
                 progress=progress,
                 note=self.session.note,
@@ -181,7 +193,7 @@ class _Compression:
             message = f"{path} is already compressed"
             raise ValueError(message)
         target = self.places.target(str(source), compressed_name(name, SourceKind.FILE, content))
-        base = self._base()
+        base = self._base(target)
         if base is not None and content != "safetensors":
             self.session.note(f"{path}: differences are taken of .safetensors files only")
             base = None
@@ -234,7 +246,7 @@ class _Compression:
                 level=self.level,
                 threads=self.threads,
                 progress=progress,
-                base=self._base(),
+                base=self._base(target),
             )
         self._report(path, target, "stream", sizes, started, {})
 
