@@ -2,8 +2,8 @@
 
     python -m tests.python.cuda.count
 
-Integer operations are counted over the whole loop of a tile of 512 elements, in which each thread has
-16, escapes left out; the refill of the ring, which every third tile needs, is counted every time.
+Integer operations are counted over the whole loop of a tile of 512 elements, in which each thread
+has 16, escapes left out; the refill of the ring, which every third tile needs, counts every time.
 """
 
 import re
@@ -63,7 +63,9 @@ def operations(loop: list[str]) -> Counter[str]:
 
 def integer_operations(arguments: str, architecture: int) -> float:
     """Integer operations per element of a variant."""
-    names = operations(tile_loop(compiled(variant(arguments), architecture).disassembly()["decode_cut"]))
+    names = operations(
+        tile_loop(compiled(variant(arguments), architecture).disassembly()["decode_cut"])
+    )
     other = _MEMORY | _CONTROL | _MOVES
     return sum(count for name, count in names.items() if name not in other) / PER_THREAD
 
