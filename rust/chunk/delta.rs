@@ -73,7 +73,12 @@ impl<'a> DeltaCoder<'a> {
             aligned,
             model,
             cut: DeltaCut::new(model),
-            most_raw_bits: model.classes.iter().map(|class| class.raw_bits).max().unwrap_or(0),
+            most_raw_bits: model
+                .classes
+                .iter()
+                .map(|class| class.raw_bits)
+                .max()
+                .unwrap_or(0),
             spec: ContextSpec::new(tables),
             escapes: model
                 .classes
@@ -177,7 +182,13 @@ impl<W: Word> Task for Split<'_, W> {
             let raw_bits = &mut raw_bits[range.clone()];
             let indices = &mut indices[range];
             cut.classify::<W>(coder.kernels, old, classes, raw_bits);
-            let lost = cut.split(coder.kernels, (new, old), (classes, raw_bits), &mut block, indices);
+            let lost = cut.split(
+                coder.kernels,
+                (new, old),
+                (classes, raw_bits),
+                &mut block,
+                indices,
+            );
             if lost != W::default() {
                 return false;
             }
@@ -332,7 +343,13 @@ impl<W: Word> Task for Join<'_, W> {
                     *raw = *raw | W::truncate(u64::from(value)) << (8 * byte as u32);
                 }
             }
-            cut.join(coder.kernels, base, (classes, raw_bits, indices), &mut block, out);
+            cut.join(
+                coder.kernels,
+                base,
+                (classes, raw_bits, indices),
+                &mut block,
+                out,
+            );
             // There is seldom anything to do.
             if indices.contains(&ESCAPE) {
                 for i in (0..range.len()).filter(|&i| indices[i] == ESCAPE) {
