@@ -530,6 +530,8 @@ struct Scratch {
     indices: Vec<Vec<u8>>,
     escapes: Vec<Vec<u16>>,
     zeros: Vec<u8>,
+    /// Escapes of one run of the fused kernel.
+    stray: Vec<u16>,
 }
 
 thread_local! {
@@ -582,7 +584,8 @@ impl CutCoder {
             indices.resize(elements, 0);
             let escapes = &mut scratch.escapes[number];
             escapes.clear();
-            let found = (&mut indices[..elements], escapes, &mut zeros[..]);
+            let stray = &mut scratch.stray;
+            let found = (&mut indices[..elements], escapes, &mut zeros[..], stray);
             if !self.split::<W>(coder, (plane, table), job, found) {
                 // Without an exact histogram this is a rare chunk: it is stored raw.
                 job.payload.clear();
@@ -628,7 +631,7 @@ impl CutCoder {
         coder: &ModelCoder<'_>,
         (coder_of_plane, table): (&PlaneCoder, &[u8; MAX_SYMBOLS]),
         job: &mut EncodeJob<'_>,
-        (indices, escapes, zeros): (&mut [u8], &mut Vec<u16>, &mut [u8]),
+        (indices, escapes, zeros, stray): (&mut [u8], &mut Vec<u16>, &mut [u8], &mut Vec<u16>),
     ) -> bool {
         let (kernels, elements) = (coder.kernels, indices.len());
         let plane = &coder_of_plane.table;
@@ -642,14 +645,9 @@ impl CutCoder {
         let mut raw = RawWriter::new(shape, cut.raw_bits, room, zeros);
         let last = elements.saturating_sub(1) / TILE * TILE;
         let fused = self.split_form(coder, (coder_of_plane, table));
-        let mut stray = vec![
-            0;
-            if fused.is_some() {
-                SUB_BLOCK + LANES
-            } else {
-                0
-            }
-        ];
+        if fused.is_some() {
+            stray.resize(SUB_BLOCK + LANES, 0);
+        }
         let mut start = 0;
         while start < elements {
             if let Some(form) = &fused
@@ -666,7 +664,7 @@ impl CutCoder {
                     indices: &mut indices[start..end],
                     low,
                     packed: bits,
-                    escapes: &mut stray,
+                    escapes: stray,
                 };
                 let found = kernels.split_cut(form, run, (end - start) / LANES);
                 if found > 0 && !plane.has_escape() {

@@ -134,7 +134,9 @@ impl<W: Word> Task for Split<'_, W> {
                                 let has_escape = plane.has_escape();
                                 indices.extend(words, field, contexts, has_escape, indexed)
                             }
-                            (AnyIndices::Table(table), _) => indexed.extend(words, field, table),
+                            (AnyIndices::Table(table), _) => {
+                                indexed.extend(coder.kernels, words, field, table)
+                            }
                             (AnyIndices::Contexts(_), AnyCoder::Table(_)) => false,
                         };
                         if !possible {
