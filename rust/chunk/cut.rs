@@ -32,9 +32,6 @@ use crate::simd::cut::{CutForm, CutRun, ScaleWords, SplitForm, SplitRun};
 /// Elements of a tile: small enough that the tiles of all chunks in turn stay in the first cache.
 const TILE: usize = 1024;
 
-/// Next chunks are fetched whole up to this size.
-const AHEAD_CHUNK: usize = 1 << 17;
-
 /// A cut with its tables.
 #[derive(Debug)]
 pub(super) struct CutCoder {
@@ -497,13 +494,7 @@ impl CutCoder {
         let indices = scratch.indices.iter().map(|indices| &indices[..elements]);
         let indices: Vec<&[u8]> = indices.collect();
         for (encoder, job) in scratch.encoders.iter_mut().zip(&*jobs) {
-            // What is fetched must not push out what is still to be read of these chunks.
-            let len = if job.chunk.len() > AHEAD_CHUNK {
-                job.next.len().min(AHEAD_CHUNK / 2)
-            } else {
-                job.next.len()
-            };
-            encoder.ahead = (job.next.as_ptr().addr(), len);
+            encoder.ahead = (job.next.as_ptr().addr(), job.next.len());
         }
         let run = |encoders: &mut [Encoder], indices: &[&[u8]]| {
             Encoder::encode(coder.kernels, &self.plane.spec, encoders, indices);

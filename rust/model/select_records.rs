@@ -30,6 +30,8 @@ const BLOCK_BYTES: [usize; 19] = [
 const SEARCH_BYTES: usize = 1 << 15;
 /// Records of each length that are looked at first, and the lengths that are then compared on more bytes.
 const PROBE_RECORDS: usize = 64;
+/// As neighbours at so many places: small tensors may lie before those that are quantised.
+const PROBE_PLACES: usize = 4;
 const PROBED_LENGTHS: usize = 6;
 /// What the places of those records must save together: noise saves nothing.
 const PROBE_GAIN: u64 = 64 * ONE_BIT;
@@ -155,8 +157,12 @@ fn promising(bytes: &[u8], start: usize, lengths: Vec<usize>) -> Vec<usize> {
     let mut gains: Vec<(u64, usize)> = lengths
         .into_iter()
         .map(|length| {
-            let bytes = &bytes[..bytes.len().min(PROBE_RECORDS * length)];
-            let places = count_places(bytes, start, length);
+            let run = bytes.len().min(PROBE_RECORDS / PROBE_PLACES * length);
+            let mut places = vec![[[0; HALF]; 2]; length];
+            for place in 0..PROBE_PLACES {
+                let at = (bytes.len() - run) * place / (PROBE_PLACES - 1);
+                add_places(&bytes[at..at + run], start + at, &mut places);
+            }
             let lengths = code_lengths(&sum(places.iter()));
             let gain = |(counts, lengths): (&[u32; HALF], &[u64; HALF])| {
                 coded_half(counts, lengths).saturating_sub(table_cost(counts))
