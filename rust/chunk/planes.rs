@@ -300,7 +300,8 @@ impl<W: Word> Task for Join<'_, '_, W> {
                             };
                             let contexts = &mut context_buffer[..count];
                             plane.contexts(words, 0, lines, contexts);
-                            plane.append(decoder, contexts, &mut index_buffer[..count], words)?;
+                            let indices = &mut index_buffer[..count];
+                            plane.append(coder.kernels, decoder, (contexts, indices), words)?;
                         }
                         Some((AnyCoder::Table(table), decoder)) if plane.bits > 8 => {
                             append::<W, u16>(coder.kernels, table, decoder, words)?;

@@ -19,7 +19,7 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    fn place(self, symbol: u16) -> u16 {
+    pub(crate) fn place(self, symbol: u16) -> u16 {
         symbol << self.shift | self.constant
     }
 }
