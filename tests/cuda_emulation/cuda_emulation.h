@@ -292,6 +292,10 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
     }
     return result;
 }
+inline uint32_t __dp4a(uint32_t a, uint32_t b, uint32_t c) {
+    for (int i = 0; i < 32; i += 8) c += (a >> i & 255) * (b >> i & 255);
+    return c;
+}
 template <class T>
 T emulated_bits(uint32_t bits) {
     T value;
