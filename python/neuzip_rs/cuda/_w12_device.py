@@ -1,9 +1,9 @@
 """What W12 needs of a GPU: launches on torch's current stream, scratch memory, a few figures."""
 
-from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+from neuzip_rs.cuda import _runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,15 +13,8 @@ Tensor: TypeAlias = Any
 TorchDevice: TypeAlias = Any
 Module: TypeAlias = Any
 # CuPy's, likewise.
-RawModule: TypeAlias = Any
 RawKernel: TypeAlias = Any
 
-_HERE: Final = Path(__file__).resolve()
-# In the package, and before it is built in the repository.
-_SOURCES: Final = next(
-    folder for folder in (_HERE.parent / "sources", _HERE.parents[3] / "cuda") if folder.is_dir()
-)
-_CUPY_EXTRAS: Final = "cuda12]' or 'neuzip_rs[cuda13"
 # Streams of which a process keeps scratch memory; beyond, it is made for each product.
 _MAX_WORKSPACES: Final = 64
 _MIN_TICKETS: Final = 4096
@@ -59,23 +52,16 @@ class Device(Protocol):
         """Addresses of that many FP32, and of tickets: 32-bit zeros that kernels leave zero."""
 
 
-def needed(name: str, extra: str) -> Module:
-    """Imports a package that is not installed with neuzip_rs itself.
-
-    Args:
-        name: The package.
-        extra: Of neuzip_rs, which brings it along.
-
-    Returns:
-        The module.
+def torch() -> Module:
+    """The module torch.
 
     Raises:
-        ImportError: If it is not there; says what to install.
+        ImportError: If it is not installed; the message names the extra.
     """
     try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        message = f"W12 needs {name}: pip install 'neuzip_rs[{extra}]'"
+        return import_module("torch")
+    except ImportError as error:
+        message = "W12 needs torch, which cannot be imported: install neuzip_rs[torch]"
         raise ImportError(message) from error
 
 
@@ -109,10 +95,11 @@ class _Gpu:
     """A CUDA device, through CuPy."""
 
     def __init__(self, device: TorchDevice) -> None:
-        self._cupy = needed("cupy", _CUPY_EXTRAS)
-        self._torch = needed("torch", "torch")
+        _runtime.cupy()
+        self._torch = torch()
         self._device = device
         self._properties = self._torch.cuda.get_device_properties(device)
+        self._kernels: dict[str, RawKernel] = {}
         self._workspaces: dict[int, tuple[Tensor, Tensor]] = {}
         self._captured_tickets: Tensor | None = None
         self._captured_used = 0
@@ -140,11 +127,11 @@ class _Gpu:
     ) -> None:
         stream = self._torch.cuda.current_stream(self._device).cuda_stream
         blocks: tuple[int, ...] = (grid,) if isinstance(grid, int) else grid
-        cuda = self._cupy.cuda
-        with cuda.Device(self._device.index), cuda.ExternalStream(stream):
-            _kernel(self._cupy, source, kernel)(
-                blocks, (block,), arguments, shared_mem=shared_bytes
-            )
+        with _runtime.on(self._device.index, stream):
+            function = self._kernels.get(kernel)
+            if function is None:
+                function = self._kernels[kernel] = _runtime.kernel(source, kernel)
+            function(blocks, (block,), arguments, shared_mem=shared_bytes)
 
     def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
         if not partial_sums:
@@ -182,14 +169,3 @@ class _Gpu:
 
     def _zeros(self, count: int) -> Tensor:
         return self._torch.zeros(count, dtype=self._torch.int32, device=self._device)
-
-
-@cache
-def _module(cupy: Module, source: str) -> RawModule:
-    code = (_SOURCES / f"{source}.cu").read_text()
-    return cupy.RawModule(code=code, options=("-std=c++17", f"-I{_SOURCES}"))
-
-
-@cache
-def _kernel(cupy: Module, source: str, name: str) -> RawKernel:
-    return _module(cupy, source).get_function(name)

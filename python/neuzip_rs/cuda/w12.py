@@ -21,7 +21,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from neuzip_rs.cuda._w12_device import Device, Module, Tensor, TorchDevice, device_of, needed
+from neuzip_rs.cuda import _w12_device
+from neuzip_rs.cuda._w12_device import Device, Module, Tensor, TorchDevice, device_of
 from neuzip_rs.cuda._w12_plan import (
     MAX_BATCH,
     THREADS,
@@ -117,7 +118,7 @@ def pack(
         TypeError: If `weight` is no BF16 tensor.
         ValueError: If it is no matrix, or not on a GPU.
     """
-    torch = needed("torch", "torch")
+    torch = _w12_device.torch()
     if not isinstance(weight, torch.Tensor) or weight.dtype is not torch.bfloat16:
         message = f"W12 packs BF16 tensors, not {getattr(weight, 'dtype', type(weight).__name__)}"
         raise TypeError(message)
@@ -179,7 +180,7 @@ def unpack(weight: W12) -> Tensor:
     Returns:
         BF16 `[outputs, inputs]` on the same device.
     """
-    torch = needed("torch", "torch")
+    torch = _w12_device.torch()
     plain = torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)
     _decode(weight, 0, plain)
     return plain
@@ -216,7 +217,7 @@ def linear(
         TypeError: If `x` or `bias` is no BF16 tensor.
         ValueError: If shapes or devices do not fit, or a gradient would be needed.
     """
-    torch = needed("torch", "torch")
+    torch = _w12_device.torch()
     if not isinstance(weight, W12):
         return torch.nn.functional.linear(x, weight, bias)
     _check(torch, x, weight, bias)

@@ -337,10 +337,10 @@ def test_wrong_arguments_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(ImportError, match=r"needs cupy: .*\[cuda12\]' or 'neuzip_rs\[cuda13\]'"):
+    with pytest.raises(ImportError, match=r"install neuzip_rs\[cuda12\] or neuzip_rs\[cuda13\]"):
         _w12_device._Gpu(torch.device("cuda:0"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"needs torch: pip install 'neuzip_rs\[torch\]'"):
+    with pytest.raises(ImportError, match=r"install neuzip_rs\[torch\]"):
         w12.pack(torch.zeros(4, 4, dtype=torch.bfloat16))
 
 
