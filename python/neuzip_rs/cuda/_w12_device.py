@@ -1,6 +1,7 @@
 """What W12 needs of a GPU: launches on torch's current stream, scratch memory, a few figures."""
 
 from importlib import import_module
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from neuzip_rs.cuda import _runtime
@@ -48,8 +49,8 @@ class Device(Protocol):
     ) -> None:
         """Launches a kernel of cuda/`source`.cu on torch's current stream."""
 
-    def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
-        """Addresses of that many FP32, and of tickets: 32-bit zeros that kernels leave zero."""
+    def workspace(self, partial_sums: int, tickets: int) -> tuple[Tensor, Tensor]:
+        """At least that many FP32, and tickets: 32-bit zeros that kernels leave zero."""
 
 
 def torch() -> Module:
@@ -103,6 +104,7 @@ class _Gpu:
         self._workspaces: dict[int, tuple[Tensor, Tensor]] = {}
         self._captured_tickets: Tensor | None = None
         self._captured_used = 0
+        self._lock = Lock()
 
     @property
     def multiprocessors(self) -> int:
@@ -133,9 +135,7 @@ class _Gpu:
                 function = self._kernels[kernel] = _runtime.kernel(source, kernel)
             function(blocks, (block,), arguments, shared_mem=shared_bytes)
 
-    def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
-        if not partial_sums:
-            return 0, 0
+    def workspace(self, partial_sums: int, tickets: int) -> tuple[Tensor, Tensor]:
         if self._torch.cuda.is_current_stream_capturing():
             return self._captured_workspace(partial_sums, tickets)
         if self._captured_tickets is None:
@@ -149,20 +149,22 @@ class _Gpu:
             found = self._empty(sizes[0]), self._zeros(sizes[1])
             if stream in self._workspaces or len(self._workspaces) < _MAX_WORKSPACES:
                 self._workspaces[stream] = found
-        return found[0].data_ptr(), found[1].data_ptr()
+        return found
 
-    def _captured_workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
+    def _captured_workspace(self, partial_sums: int, tickets: int) -> tuple[Tensor, Tensor]:
         """Scratch memory of a launch in a graph, which may be replayed next to anything else.
 
         Tickets of its own, never given to another: zeroing them would be a node of the graph. A
         graph's memory goes back to the graph when its tensor does, and is used again in order.
         """
         partial = self._empty(partial_sums)
-        slab, first = self._captured_tickets, self._captured_used
+        slab = self._captured_tickets
+        with self._lock:
+            first = self._captured_used
+            self._captured_used += tickets
         if slab is None or first + tickets > slab.numel():
-            return partial.data_ptr(), self._zeros(tickets).data_ptr()
-        self._captured_used += tickets
-        return partial.data_ptr(), slab[first:].data_ptr()
+            return partial, self._zeros(tickets)
+        return partial, slab[first:]
 
     def _empty(self, count: int) -> Tensor:
         return self._torch.empty(count, dtype=self._torch.float32, device=self._device)

@@ -272,7 +272,9 @@ def _fused(
         x = x.clone(memory_format=torch.contiguous_format)
     if bias is not None:
         bias = bias.contiguous()
-    partial, tickets = device.workspace(launch.partial_sums(batch), launch.groups)
+    partial = tickets = None
+    if launch.slices > 1:
+        partial, tickets = device.workspace(launch.partial_sums(batch), launch.groups)
     weights = _by_value(
         _WEIGHTS,
         *(weight.tiles.data_ptr(), weight.starts.data_ptr(), weight.escapes.data_ptr()),
@@ -280,8 +282,8 @@ def _fused(
     )
     product = _by_value(
         _PRODUCT,
-        *(x.data_ptr(), x.stride(0), batch, 0 if bias is None else bias.data_ptr(), y.data_ptr()),
-        *(launch.row_warps_log2, launch.slice_tiles, partial, tickets),
+        *(x.data_ptr(), x.stride(0), batch, _address(bias), y.data_ptr()),
+        *(launch.row_warps_log2, launch.slice_tiles, _address(partial), _address(tickets)),
     )
     device.launch(
         *("w12_linear", launch.kernel, (launch.groups, launch.slices), THREADS, weights, product),
@@ -326,6 +328,10 @@ def _grid(device: Device, tile_count: int) -> int:
 
 def _pointer(tensor: Tensor) -> np.uint64:
     return np.uint64(tensor.data_ptr())
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else int(tensor.data_ptr())
 
 
 def _by_value(layout: Struct, *values: int) -> np.void:
