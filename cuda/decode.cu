@@ -9,11 +9,11 @@ constexpr uint32_t ANY_WARPS = 4;
 
 // Chunks of the usual cut of floats.
 extern "C" __global__ void __launch_bounds__(32, 16)
-    decode_cut(const uint8_t* plan, uint32_t count, Status* status) {
+    decode_cut(const uint8_t* plan, uint32_t first, uint32_t count, Status* status) {
     __shared__ CutRoom room;
     uint32_t in_room = 0;
     for (uint32_t number = blockIdx.x; number < count; number += gridDim.x) {
-        const Chunk& chunk = reinterpret_cast<const Chunk*>(plan)[number];
+        const Chunk& chunk = reinterpret_cast<const Chunk*>(plan)[first + number];
         const Model& model = *reinterpret_cast<const Model*>(plan + static_cast<uint64_t>(chunk.model) * ALIGNMENT);
         if (chunk.model != in_room) {
             const uint4* table = reinterpret_cast<const uint4*>(
