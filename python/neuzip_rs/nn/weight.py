@@ -126,7 +126,9 @@ class CompressedWeight(torch.Tensor):
         if geometry.cast is not None:
             # Before the view: a cast of overlapping elements would be laid out differently.
             flat = flat.to(geometry.cast)
-        return flat.as_strided(geometry.size, geometry.stride, geometry.offset - start)
+        # Counted from the start of the memory, of which `flat` may be a part.
+        offset = flat.storage_offset() + geometry.offset - start
+        return flat.as_strided(geometry.size, geometry.stride, offset)
 
     def decoded(self) -> torch.Tensor:
         """Decodes it into a plain tensor in memory of its own."""
