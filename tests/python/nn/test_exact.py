@@ -30,9 +30,7 @@ def run(network: nn.Module, ids: torch.Tensor) -> list[torch.Tensor | None]:
     return [loss.detach(), *gradients]
 
 
-def assert_same(
-    plain: list[torch.Tensor | None], compressed: list[torch.Tensor | None]
-) -> None:
+def assert_same(plain: list[torch.Tensor | None], compressed: list[torch.Tensor | None]) -> None:
     assert len(plain) == len(compressed)
     for one, other in zip(plain, compressed, strict=True):
         assert (one is None) == (other is None)
@@ -217,8 +215,12 @@ def test_generation() -> None:
     ids = token_ids()[:1]
     results = [
         network.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False,
-            pad_token_id=0, use_cache=True,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            do_sample=False,
+            pad_token_id=0,
+            use_cache=True,
         )
         for network in (plain, compressed)
     ]
