@@ -6,7 +6,7 @@
     same = nz.decompress(c)         # every bit of it
     nz.explain(c).reasons           # where the bits go, and why
 
-Importing neuzip_rs imports no array framework; `nz.nn`, `nz.safetensors`, `nz.save` and
+Importing neuzip_rs imports no array framework; `nz.nn`, `nz.optim`, `nz.safetensors`, `nz.save` and
 `nz.load` are loaded when they are first used.
 """
 
@@ -25,8 +25,10 @@ from neuzip_rs._tensor import compress, decompress
 
 if TYPE_CHECKING:
     import neuzip_rs.nn as nn
+    import neuzip_rs.optim as optim
     import neuzip_rs.safetensors as safetensors
     from neuzip_rs._explain import estimate, explain
+    from neuzip_rs.original import open  # noqa: A004 - as it is called: nz.open
     from neuzip_rs.state import load, save
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "explain",
     "load",
     "nn",
+    "open",
+    "optim",
     "safetensors",
     "save",
     "simd_tier",
@@ -52,8 +56,11 @@ __all__ = [
 _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "estimate": ("neuzip_rs._explain", "estimate"),
     "explain": ("neuzip_rs._explain", "explain"),
+    "dcp": ("neuzip_rs.dcp", None),
     "load": ("neuzip_rs.state", "load"),
     "nn": ("neuzip_rs.nn", None),
+    "open": ("neuzip_rs.original", "open"),
+    "optim": ("neuzip_rs.optim", None),
     "safetensors": ("neuzip_rs.safetensors", None),
     "save": ("neuzip_rs.state", "save"),
     "state": ("neuzip_rs.state", None),
