@@ -9,7 +9,16 @@ Needs torch, which is imported with this module and not with `neuzip_rs`.
 
 from neuzip_rs.nn import lazy as _lazy  # noqa: F401  # registers its operators
 from neuzip_rs.nn.compress import compress_, decompress_
+from neuzip_rs.nn.report import MemoryReport, TensorMemory, memory_report
 from neuzip_rs.nn.scratch import free_cache
 from neuzip_rs.nn.weight import CompressedWeight
 
-__all__ = ["CompressedWeight", "compress_", "decompress_", "free_cache"]
+__all__ = [
+    "CompressedWeight",
+    "MemoryReport",
+    "TensorMemory",
+    "compress_",
+    "decompress_",
+    "free_cache",
+    "memory_report",
+]

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from neuzip_rs.nn import modules
 from neuzip_rs.nn.codec import DTYPES, codec_for
 from neuzip_rs.nn.record import Layout, Record
+from neuzip_rs.nn.rounding import Rounding, check_rounding, effective
 from neuzip_rs.nn.weight import CompressedWeight
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -24,15 +25,24 @@ _PLAIN_TYPES: Final = (torch.Tensor, nn.Parameter)
 def compress_(
     module: _Module,
     *,
+    precision: int | None = None,
+    block_size: int = 512,
     include: Names | None = None,
     exclude: Names | None = None,
     min_numel: int = 4096,
 ) -> _Module:
     """Compresses the parameters of a module in place.
 
+    With `precision`, for inference only, elements are rounded before, in blocks that are scaled so
+    that the error is smallest; see `neuzip_rs.nn.rounding`. Everything else is lossless.
+
     Args:
         module: Any module; it keeps its type, and its parameters stay the same objects, so that
             optimizers and ties see what has become of them.
+        precision: How many bits of the mantissa to keep, by default all of them: 0 to 7 for
+            bfloat16, to 10 for float16, to 23 for float32. With 3, 1 and 0 bits, bfloat16 takes
+            about 0.41, 0.29 and 0.23 of its size.
+        block_size: How many elements share a scale, where elements are rounded.
         include: Which parameters to compress, by default all. Patterns (`*`, `?`, `[ab]`) are
             compared with whole parts of a name: "lm_head", "weight", "layers.0" and "*.q_proj" all
             match inside of longer names. A function gets the name and the parameter.
@@ -49,21 +59,25 @@ def compress_(
         RuntimeError: If a parameter is in use by a graph.
     """
     _check_arguments(module, min_numel)
+    rounding = check_rounding(precision, block_size)
     names = _names(module)
     chosen = _choose(names, include, exclude)
     overlapping = _overlapping(list(names))
     to_compress = [
         parameter
         for parameter in chosen
-        if not isinstance(parameter, CompressedWeight)
+        if _is_to_change(parameter, rounding)
         and parameter.numel() >= max(min_numel, 1)
         and id(parameter) not in overlapping
     ]
     for parameter in to_compress:
-        _check_parameter(names[parameter][0], parameter)
+        _check_parameter(names[parameter][0], parameter, rounding)
     holders = _holders(module)
     for parameter in to_compress:
-        record = Record.encode(parameter)
+        if isinstance(parameter, CompressedWeight):
+            parameter.assign(Record.encode(parameter.decoded(), rounding))
+            continue
+        record = Record.encode(parameter, rounding)
         compressed = CompressedWeight.parameter(record, requires_grad=parameter.requires_grad)
         _exchange(parameter, cast("nn.Parameter", compressed), holders[parameter])
         for holder in holders[parameter]:
@@ -120,8 +134,18 @@ def _check_arguments(module: object, min_numel: object) -> None:
         raise ValueError(message)
 
 
-def _check_parameter(name: str, parameter: torch.Tensor) -> None:
+def _is_to_change(parameter: torch.Tensor, rounding: Rounding | None) -> bool:
+    """Whether compressing would change a parameter: also a compressed one that is to be rounded."""
+    if not isinstance(parameter, CompressedWeight):
+        return True
+    wanted = rounding is not None and effective(rounding, parameter.dtype)
+    return wanted not in {False, None, parameter.record.rounding}
+
+
+def _check_parameter(name: str, parameter: torch.Tensor, rounding: Rounding | None) -> None:
     """Raises an error that names the parameter if it cannot be compressed."""
+    if isinstance(parameter, CompressedWeight):
+        return
     if is_lazy(parameter):
         message = f"parameter {name!r} has no shape yet: run the module once before"
         raise ValueError(message)
@@ -146,6 +170,11 @@ def _check_parameter(name: str, parameter: torch.Tensor) -> None:
         raise TypeError(message)
     Layout.of(parameter)
     codec_for(parameter.device)
+    try:
+        effective(rounding, parameter.dtype)
+    except (TypeError, ValueError) as error:
+        error.add_note(f"This is parameter {name!r}.")
+        raise
 
 
 def _names(module: nn.Module) -> dict[nn.Parameter, list[str]]:

@@ -129,6 +129,7 @@ def _copy(_: Operator, weight: CompressedWeight, others: _Others, __: _Keywords)
     if isinstance(source, CompressedWeight):
         if source.is_whole and source.record.layout == record.layout:
             record.code = source.record.code.to(weight.device)
+            record.rounding = source.record.rounding
             return weight
         source = source.decoded()
     record.encode_from(source.detach().to(weight.dtype).expand(weight.shape))

@@ -139,7 +139,7 @@ def _convert(parameter: CompressedWeight, fn: Callable[[torch.Tensor], torch.Ten
                 record = converted.record
             else:
                 plain = converted.decode() if isinstance(converted, CompressedWeight) else converted
-                record = Record.encode(plain)
+                record = Record.encode(plain, parameter.record.rounding)
             parameter.assign(record)
         if parameter.grad is not None:
             parameter.grad.data = fn(parameter.grad)

@@ -6,7 +6,7 @@ torch.export) contains this operator instead, with the code as its input.
 
 import torch
 
-from neuzip_rs.nn.codec import codec_for
+from neuzip_rs.nn import codes
 
 
 # Tagged as if it drew random numbers: a compiler that folds constants would otherwise replace it by
@@ -30,7 +30,7 @@ def decode(code: torch.Tensor, start: int, count: int, dtype: torch.dtype) -> to
         CorruptDataError: If the code is damaged.
     """
     out = torch.empty(count * dtype.itemsize, dtype=torch.uint8, device=code.device)
-    codec_for(code.device).decode(code.contiguous(), out, start * dtype.itemsize)
+    codes.decode(code.contiguous(), out, start * dtype.itemsize)
     return out.view(dtype)
 
 

@@ -9,8 +9,9 @@ from typing import NamedTuple, Self
 
 import torch
 
-from neuzip_rs.nn import scratch
-from neuzip_rs.nn.codec import DTYPES, Header, codec_for
+from neuzip_rs.nn import codes, scratch
+from neuzip_rs.nn.codec import DTYPES, codec_for
+from neuzip_rs.nn.rounding import Rounding, effective
 
 
 class Layout(NamedTuple):
@@ -73,19 +74,23 @@ class Layout(NamedTuple):
 class Record:
     """A code on some device, and the layout of what is in it."""
 
-    __slots__ = ("code", "layout")
+    __slots__ = ("code", "layout", "rounding")
 
     code: torch.Tensor
     layout: Layout
+    rounding: Rounding | None
 
-    def __init__(self, code: torch.Tensor, layout: Layout) -> None:
+    def __init__(
+        self, code: torch.Tensor, layout: Layout, rounding: Rounding | None = None
+    ) -> None:
         """Takes a code of a tensor of this layout, as it is."""
         self.code = code
         self.layout = layout
+        self.rounding = rounding
 
     @classmethod
-    def encode(cls, tensor: torch.Tensor) -> Self:
-        """Compresses a tensor.
+    def encode(cls, tensor: torch.Tensor, rounding: Rounding | None = None) -> Self:
+        """Compresses a tensor, rounded if so asked.
 
         Raises:
             TypeError: If parameters of its type cannot be compressed.
@@ -93,7 +98,8 @@ class Record:
             NotImplementedError: If there is no codec for its device.
         """
         layout = Layout.of(tensor)
-        return cls(_encode(tensor, layout), layout)
+        rounding = effective(rounding, layout.dtype)
+        return cls(_encode(tensor, layout, rounding), layout, rounding)
 
     @classmethod
     def of_code(cls, code: torch.Tensor) -> Self:
@@ -102,8 +108,9 @@ class Record:
         Raises:
             CorruptDataError: If that is no code, or its header is damaged.
         """
-        header: Header = codec_for(code.device).header(code)
-        return cls(code, Layout(header.dtype, header.shape, contiguous_stride(header.shape)))
+        header = codes.header(code)
+        layout = Layout(header.dtype, header.shape, contiguous_stride(header.shape))
+        return cls(code, layout, header.rounding)
 
     def decode(self) -> torch.Tensor:
         """The tensor, to be read at once and not written: its memory is used again.
@@ -141,33 +148,33 @@ class Record:
                 device=self.code.device,
             )
             tensor = room.copy_(tensor)
-        self.code = _encode(tensor, self.layout)
+        self.code = _encode(tensor, self.layout, self.rounding)
 
     def row_major_code(self) -> torch.Tensor:
         """The code as `state_dict` has it: of the elements in the order of the indices."""
         if self.layout.is_row_major():
             return self.code
-        return Record.encode(self.decode().contiguous()).code
+        return Record.encode(self.decode().contiguous(), self.rounding).code
 
     def copy(self) -> "Record":
         """A record with the same contents that later changes of this one do not reach.
 
         It costs no memory until then.
         """
-        return Record(self.code, self.layout)
+        return Record(self.code, self.layout, self.rounding)
 
     def to(self, device: torch.device) -> "Record":
         """The same contents on another device, whose codec must be there."""
         codec_for(device)
-        return Record(self.code.to(device), self.layout)
+        return Record(self.code.to(device), self.layout, self.rounding)
 
-    def __getstate__(self) -> tuple[torch.Tensor, Layout]:
+    def __getstate__(self) -> tuple[torch.Tensor, Layout, Rounding | None]:
         """What pickle keeps."""
-        return self.code, self.layout
+        return self.code, self.layout, self.rounding
 
-    def __setstate__(self, state: tuple[torch.Tensor, Layout]) -> None:
+    def __setstate__(self, state: tuple[torch.Tensor, Layout, Rounding | None]) -> None:
         """Restores what `__getstate__` gave."""
-        self.code, self.layout = state
+        self.code, self.layout, self.rounding = state
 
 
 def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
@@ -180,7 +187,7 @@ def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _encode(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _encode(tensor: torch.Tensor, layout: Layout, rounding: Rounding | None) -> torch.Tensor:
     if tensor.dtype not in DTYPES:
         names = ", ".join(DTYPES.values())
         message = f"parameters of type {tensor.dtype} cannot be compressed, only {names}"
@@ -190,7 +197,7 @@ def _encode(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
         ordered = tensor.detach().permute(layout.memory_order())
         # The same memory; strides of dimensions of size 1 are put straight.
         flat = ordered.as_strided(ordered.shape, contiguous_stride(ordered.shape))
-        return codec_for(tensor.device).encode(flat)
+        return codes.encode(flat, rounding)
 
 
 def _product(sizes: Sequence[int]) -> int:

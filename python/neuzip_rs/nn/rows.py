@@ -4,7 +4,7 @@ from typing import Final
 
 import torch
 
-from neuzip_rs.nn.codec import codec_for
+from neuzip_rs.nn import codes
 from neuzip_rs.nn.record import Record
 
 # What one more piece costs, in bytes that could be decoded meanwhile: a call, and the parts of
@@ -40,14 +40,13 @@ def decode_rows(record: Record, indices: torch.Tensor) -> tuple[torch.Tensor, to
     decoded_rows = sum(stop - start for start, stop, _ in pieces)
     if 2 * (decoded_rows * row_bytes + len(pieces) * _PIECE_BYTES) > layout.nbytes:
         return None
-    codec = codec_for(record.code.device)
     room = torch.empty(decoded_rows * row_bytes, dtype=torch.uint8, device=record.code.device)
     shift = torch.empty_like(wanted)
     done = 0
     found = 0
     for start, stop, count in pieces:
         part = room.narrow(0, done * row_bytes, (stop - start) * row_bytes)
-        codec.decode(record.code, part, start * row_bytes)
+        codes.decode(record.code, part, start * row_bytes)
         shift[found : found + count] = done - start
         done += stop - start
         found += count

@@ -15,7 +15,7 @@ from typing import Final
 
 import torch
 
-from neuzip_rs.nn.codec import codec_for
+from neuzip_rs.nn import codes
 
 # References to a storage that only this module holds: by the tensor, and by the storage object.
 _OWN_REFERENCES: Final = 2
@@ -50,9 +50,10 @@ def decode(code: torch.Tensor, start_bytes: int, nbytes: int) -> torch.Tensor:
         CorruptDataError: If the code is damaged.
     """
     own = _scratch
+    version = _version(code)
     if (
         own.code is code
-        and own.version == code._version
+        and own.version == version
         and own.memory is not None
         and own.start <= start_bytes
         and start_bytes + nbytes <= own.stop
@@ -74,8 +75,8 @@ def decode(code: torch.Tensor, start_bytes: int, nbytes: int) -> torch.Tensor:
             memory = own.memory = torch.empty(nbytes, dtype=torch.uint8, device=code.device)
         own.storage = memory.untyped_storage()
     out = memory.narrow(0, 0, nbytes)
-    codec_for(code.device).decode(code, out, start_bytes)
-    own.code, own.version = code, code._version
+    codes.decode(code, out, start_bytes)
+    own.code, own.version = code, version
     own.start, own.stop = start_bytes, start_bytes + nbytes
     return out
 
@@ -95,6 +96,11 @@ def settle() -> None:
     """Gives the memory up if anybody else still holds it, after an operator has returned."""
     if _scratch.storage is not None and not _scratch.is_free():
         _scratch.clear()
+
+
+def _version(code: torch.Tensor) -> int:
+    """How often torch has changed a code in place, which only its owner's user may do."""
+    return 0 if code.is_inference() else code._version
 
 
 def free_cache() -> None:

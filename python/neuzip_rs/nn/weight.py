@@ -273,7 +273,8 @@ class CompressedWeight(torch.Tensor):
                 raise RuntimeError(message)
             record = memo.get(id(self.record))
             if record is None:
-                record = Record(self.record.code.clone(), self.record.layout)
+                record = self.record.copy()
+                record.code = record.code.clone()
                 memo[id(self.record)] = record
             done = _rebuild(
                 CompressedWeight, record, self.geometry, self.requires_grad, self._attributes(memo)
