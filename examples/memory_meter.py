@@ -65,14 +65,15 @@ class Meter:
             decode(code, out, start_bytes)
             self.sample(out)
 
-        def counted_update(slot: Slot, gradient: torch.Tensor, **options: Any) -> None:  # noqa: ANN401
+        def counted_update(slot: Slot, gradient: torch.Tensor, **options: Any) -> None:
             self._gradient = gradient
             self.sample()
             update(slot, gradient, **options)
             self._gradient = None
 
-        with _changed(own, encode=counted_encode, decode=counted_decode), _changed(
-            Slot, update=counted_update
+        with (
+            _changed(own, encode=counted_encode, decode=counted_decode),
+            _changed(Slot, update=counted_update),
         ):
             yield
 

@@ -35,6 +35,11 @@ def loss_of(net: nn.Module, index: int = 0) -> torch.Tensor:
     return loss
 
 
+def backward(net: nn.Module, step: int, passes: int) -> None:
+    for j in range(passes):
+        loss_of(net, step * passes + j).backward()
+
+
 def weights(net: nn.Module) -> dict[str, str]:
     return {name: language.digest(p) for name, p in net.named_parameters()}
 
@@ -54,7 +59,7 @@ def same_training(
     assert results[0] == results[1]
 
 
-# --- an optimizer as torch knows them ---------------------------------------------------------------
+# --- an optimizer as torch knows them -----------------------------------------------------------
 
 
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
@@ -92,9 +97,7 @@ def test_it_is_an_optimizer_of_the_parameters_of_the_model() -> None:
     assert isinstance(optimizer, torch.optim.Optimizer)
     assert len(optimizer.param_groups) == 1
     assert optimizer.param_groups[0]["lr"] == 1e-3
-    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [
-        id(p) for p in net.parameters()
-    ]
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in net.parameters()]
     train(net, optimizer, 1)
     assert set(optimizer.state) == set(net.parameters())
     assert "AdamW" not in repr(optimizer.state_dict()["param_groups"])
@@ -172,7 +175,7 @@ def test_states_can_be_read_while_they_are_compressed() -> None:
     assert held >= 6
 
 
-# --- what is trained ---------------------------------------------------------------------------------
+# --- what is trained ----------------------------------------------------------------------------
 
 
 @MAKERS
@@ -243,7 +246,7 @@ def test_a_model_may_be_compressed_and_decompressed_in_between() -> None:
     same_training(in_backward, adamw, body)
 
 
-# --- hooks -------------------------------------------------------------------------------------------
+# --- hooks --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -370,7 +373,7 @@ def test_gradients_are_freed_before_backward_returns(
 
 def test_a_failing_update_leaves_a_compressed_weight_as_it_was() -> None:
     class Failing(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Callable[[], float] | None = None) -> None:
             super().step(closure)
             raise ArithmeticError
 
@@ -385,7 +388,7 @@ def test_a_failing_update_leaves_a_compressed_weight_as_it_was() -> None:
     assert net(torch.ones(1, 64)).isfinite().all()
 
 
-# --- clipping ----------------------------------------------------------------------------------------
+# --- clipping -----------------------------------------------------------------------------------
 
 
 @MAKERS
@@ -422,21 +425,17 @@ def test_clipping_by_the_norm_of_all_gradients(
         optimizer = maker(net, adamw, **options)
         norms = []
 
-        def backward(step: int) -> None:
-            for j in range(accumulate):
-                loss_of(net, step * accumulate + j).backward()
-
         for i in range(4):
             if isinstance(optimizer, nz.optim.InBackward):
                 with (
                     torch.random.fork_rng(),
                     optimizer.clip_in_two_passes(0.5, norm_type) as measured,
                 ):
-                    backward(i)
+                    backward(net, i, accumulate)
                 norms.append(measured.total.item())
-                backward(i)
+                backward(net, i, accumulate)
             else:
-                backward(i)
+                backward(net, i, accumulate)
                 total = torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5, norm_type)
                 norms.append(total.item())
             optimizer.step()

@@ -2,7 +2,8 @@
 
 import copy
 import pickle
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from torch import nn
 import neuzip_rs as nz
 from tests.python.optim import language
 from tests.python.optim.language import batches, compressed, in_backward
+
+Make = Callable[..., nz.optim.InBackward]
+Wrong: TypeAlias = Any
 
 BOTH = pytest.mark.parametrize("make", [in_backward, compressed])
 
@@ -29,7 +33,7 @@ def backward(net: nn.Module) -> None:
 
 
 @BOTH
-def test_clipping_in_one_pass(make: Any) -> None:
+def test_clipping_in_one_pass(make: Make) -> None:
     net = small()
     optimizer = make(net, sgd)
     backward(net)
@@ -42,7 +46,7 @@ def test_clipping_in_one_pass(make: Any) -> None:
 
 
 @BOTH
-def test_grad_scaler(make: Any) -> None:
+def test_grad_scaler(make: Make) -> None:
     net = small()
     optimizer = make(net, sgd)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -63,7 +67,7 @@ def test_grad_scaler_that_does_nothing() -> None:
 
 
 @BOTH
-def test_passes_that_were_not_declared(make: Any) -> None:
+def test_passes_that_were_not_declared(make: Make) -> None:
     net = small()
     optimizer = make(net, sgd)
     backward(net)
@@ -74,7 +78,7 @@ def test_passes_that_were_not_declared(make: Any) -> None:
 
 
 @BOTH
-def test_a_second_pass_through_a_graph(make: Any) -> None:
+def test_a_second_pass_through_a_graph(make: Make) -> None:
     net = small()
     optimizer = make(net, sgd)
     (batch,) = batches(1)
@@ -88,7 +92,7 @@ def test_a_second_pass_through_a_graph(make: Any) -> None:
 
 
 @BOTH
-def test_an_update_between_forward_and_backward(make: Any) -> None:
+def test_an_update_between_forward_and_backward(make: Make) -> None:
     net = small()
     optimizer = make(net, sgd)
     (batch,) = batches(1)
@@ -118,7 +122,7 @@ class Shared(nn.Module):
 
 
 @BOTH
-def test_reentrant_checkpointing_with_shared_weights(make: Any) -> None:
+def test_reentrant_checkpointing_with_shared_weights(make: Make) -> None:
     net = Shared(reentrant=True)
     optimizer = make(net, sgd)
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
@@ -129,29 +133,29 @@ def test_reentrant_checkpointing_with_shared_weights(make: Any) -> None:
 
 
 class NeedsClosure(torch.optim.SGD):
-    def step(self, closure: Any) -> Any:  # type: ignore[override]
+    def step(self, closure: Wrong) -> Wrong:  # type: ignore[override]
         return super().step(closure)
 
 
 class SharesValues(torch.optim.SGD):
     """Like Prodigy or schedule-free optimizers: what one parameter does matters to the others."""
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Wrong = None) -> Wrong:  # type: ignore[override]
         super().step(closure)
         self.param_groups[0]["lr"] *= 0.5
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, NeedsClosure])
-def test_optimizers_that_need_all_gradients_at_once(optimizer: Any) -> None:
+def test_optimizers_that_need_all_gradients_at_once(optimizer: Wrong) -> None:
     with pytest.raises(TypeError, match="needs all gradients at once"):
         nz.optim.InBackward(small(), optimizer)
 
 
 @BOTH
-def test_optimizers_that_share_values_among_parameters(make: Any) -> None:
+def test_optimizers_that_share_values_among_parameters(make: Make) -> None:
     net = small()
     optimizer = make(net, lambda params: SharesValues(params, 0.1))
-    with pytest.raises(TypeError, match="SharesValues changes 'lr' .* all gradients at once"):
+    with pytest.raises(TypeError, match=r"SharesValues changes 'lr' .* all gradients at once"):
         backward(net)
     optimizer.zero_grad()
 
@@ -169,7 +173,7 @@ def test_differentiable_updates() -> None:
         (lambda params: None, "must return a torch.optim.Optimizer"),
     ],
 )
-def test_factories_that_are_none(factory: Any, message: str) -> None:
+def test_factories_that_are_none(factory: Wrong, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         nz.optim.InBackward(small(), factory)
 
@@ -187,7 +191,7 @@ def test_too_few_steps(steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [True, 1.0, "1"])
-def test_steps_that_are_no_number(steps: Any) -> None:
+def test_steps_that_are_no_number(steps: Wrong) -> None:
     with pytest.raises(TypeError, match="accumulate_steps"):
         nz.optim.InBackward(small(), sgd, accumulate_steps=steps)
 
@@ -195,7 +199,7 @@ def test_steps_that_are_no_number(steps: Any) -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
         nz.optim.InBackward(small().requires_grad_(False), sgd)
-    with pytest.raises(TypeError, match="torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
         nz.optim.InBackward([nn.Parameter(torch.ones(1))], sgd)  # type: ignore[arg-type]
 
 
@@ -222,12 +226,12 @@ def test_measuring_in_the_midst_of_a_step() -> None:
 
 
 def test_a_data_parallel_wrapper() -> None:
-    with pytest.raises(TypeError, match="DataParallel.*process_group"):
+    with pytest.raises(TypeError, match=r"DataParallel.*process_group"):
         nz.optim.InBackward(nn.DataParallel(small()), sgd)
 
 
 @pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_copies(copier: Any) -> None:
+def test_copies(copier: Wrong) -> None:
     with pytest.raises(TypeError, match="state_dict"):
         copier(in_backward(small(), sgd))
 
