@@ -24,6 +24,7 @@ from neuzip_rs._native import CompressedTensor, __version__, simd_tier
 from neuzip_rs._tensor import compress, decompress
 
 if TYPE_CHECKING:
+    import neuzip_rs.models as models
     import neuzip_rs.safetensors as safetensors
     from neuzip_rs._explain import estimate, explain
     from neuzip_rs.original import open  # noqa: A004 - as it is called: nz.open
@@ -42,6 +43,7 @@ __all__ = [
     "estimate",
     "explain",
     "load",
+    "models",
     "open",
     "safetensors",
     "save",
@@ -54,6 +56,7 @@ _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "explain": ("neuzip_rs._explain", "explain"),
     "dcp": ("neuzip_rs.dcp", None),
     "load": ("neuzip_rs.state", "load"),
+    "models": ("neuzip_rs.models", None),
     "open": ("neuzip_rs.original", "open"),
     "safetensors": ("neuzip_rs.safetensors", None),
     "save": ("neuzip_rs.state", "save"),

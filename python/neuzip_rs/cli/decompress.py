@@ -19,6 +19,8 @@ from neuzip_rs.directory.content import COMPRESSED_KINDS
 from neuzip_rs.directory.manifest import Manifest
 from neuzip_rs.directory.restore import decompress_directory
 from neuzip_rs.directory.tree import keep_attributes
+from neuzip_rs.models import MODELS_NAME, read
+from neuzip_rs.models import decompress as decompress_model
 from neuzip_rs.remote import Places as RemotePlaces
 from neuzip_rs.remote import download, is_url
 from neuzip_rs.remote.download import original_pieces
@@ -128,8 +130,35 @@ class _Decompression:
         else:
             self._stream(path)
 
+    def _models(self, source: Path, path: str) -> None:
+        target = self.places.folder_target(path, self._name(source, SourceKind.FOLDER))
+        started = perf_counter()
+        records = read(source)
+        compressed = original = 0
+        for name in records:
+            if self.remove:
+                message = f"{path}: --rm is for one model, not for a folder of them"
+                raise UsageError(message)
+            with self.session.progress("decompressing", name) as progress:
+                sizes = decompress_model(
+                    source,
+                    target,
+                    name,
+                    threads=self.threads,
+                    overwrite=self.places.force,
+                    max_output_size=self.limit,
+                    progress=progress,
+                    note=self.session.note,
+                )
+            compressed, original = compressed + sizes[0], original + sizes[1]
+        counts = {"models": len(records), "files": sum(r.files for r in records.values())}
+        self._report(path, target, "models", (compressed, original), started, counts)
+
     def _folder(self, path: str) -> None:
         source = located(path)
+        if (source / MODELS_NAME).is_file():
+            self._models(source, path)
+            return
         # What is wrong with the folder counts for more than what is wrong with its name.
         Manifest.read_from(source)
         name = self._name(source, SourceKind.FOLDER)
