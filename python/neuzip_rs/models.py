@@ -29,7 +29,7 @@ from neuzip_rs.directory.restore import decompress_directory
 from neuzip_rs.directory.transfer import Note
 from neuzip_rs.directory.tree import TreeFile, keep_attributes, scan
 
-__all__ = ["MODELS_NAME", "Record", "compress", "decompress", "find", "read", "write"]
+__all__ = ["MODELS_NAME", "Record", "compress", "decompress", "done", "find", "read", "write"]
 
 MODELS_NAME: Final = "neuzip_models.json"
 """The manifest of all models, at the top of the output."""
@@ -74,6 +74,20 @@ def find(root: str | os.PathLike[str]) -> list[str]:
     return sorted(_models_in(top, top))
 
 
+def done(
+    root: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    name: str,
+    *,
+    level: str = "default",
+) -> Record | None:
+    """What has been done with a model, if that is what `compress` would do now; None otherwise."""
+    known = _known(Path(output), name)
+    if known is None or (known.level, known.source) != (level, _fingerprint(Path(root) / name)):
+        return None
+    return known if _is_complete(Path(output) / known.stored, known) else None
+
+
 def compress(
     root: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -109,11 +123,10 @@ def compress(
     single = source.is_file()
     stored = name[: -len(_SUFFIX)] + ".nz" + _SUFFIX if single else name
     target = top / stored
-    fingerprint = _fingerprint(source)
-    known = _known(top, name)
-    wanted = (level, fingerprint)
-    if known is not None and (known.level, known.source) == wanted and _is_complete(target, known):
+    known = done(root, output, name, level=level)
+    if known is not None:
         return known
+    wanted = (level, _fingerprint(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     if single:
         sizes = _native.compress_file(

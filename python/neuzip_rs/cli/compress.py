@@ -17,8 +17,8 @@ from neuzip_rs.cli.places import (
     located,
     source_kind,
 )
-from neuzip_rs.cli.report import percent
 from neuzip_rs.cli.removal import check_restorable, remove_source
+from neuzip_rs.cli.report import percent
 from neuzip_rs.cli.session import Session, UsageError
 from neuzip_rs.cli.staging import Staging, staged_places
 from neuzip_rs.cli.streams import compress_stream, compress_to_stream, open_source, open_target
@@ -29,7 +29,7 @@ from neuzip_rs.directory.places import check_places
 from neuzip_rs.directory.transfer import DirectoryResult
 from neuzip_rs.directory.tree import keep_attributes
 from neuzip_rs.models import compress as compress_model
-from neuzip_rs.models import find, read, write
+from neuzip_rs.models import done, find, read, write
 from neuzip_rs.remote import is_url
 
 
@@ -167,7 +167,11 @@ class _Compression:
             raise ValueError(message)
         records = read(target)
         for model in names:
-            before = records.get(model)
+            before = done(root, target, model, level=self.level)
+            if before is not None:
+                records[model] = before
+                self.session.note(f"{model}: done before")
+                continue
             with self.session.progress("compressing", model) as progress:
                 record = compress_model(
                     root,
@@ -180,8 +184,7 @@ class _Compression:
                 )
             records[model] = record
             share = percent(record.stored_bytes, record.original_bytes)
-            done = "done before" if record == before else share
-            self.session.note(f"{model}: {done}")
+            self.session.note(f"{model}: {share}")
         write(target, records.values())
         found = [records[model] for model in names]
         sizes = sum(r.original_bytes for r in found), sum(r.stored_bytes for r in found)

@@ -50,9 +50,7 @@ class RangeServer(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folder: Path, *, ranges: bool = True) -> None:
-        super().__init__(
-            ("127.0.0.1", 0), lambda *args: RangeHandler(*args, directory=str(folder))
-        )
+        super().__init__(("127.0.0.1", 0), lambda *args: RangeHandler(*args, directory=str(folder)))
         self.ranges = ranges
         self.sent = 0
         self.lock = threading.Lock()

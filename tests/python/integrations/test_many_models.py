@@ -131,9 +131,9 @@ def test_killed_run_goes_on(tmp_path: Path) -> None:
 
 def test_wrong_usage(tree: Path, tmp_path: Path) -> None:
     assert "--models" in run("compress", "--models", "--rm", tree, code=2).stderr
-    assert "needs a folder" in run(
-        "compress", "--models", tree / "alone.safetensors", code=2
-    ).stderr
+    assert (
+        "needs a folder" in run("compress", "--models", tree / "alone.safetensors", code=2).stderr
+    )
     (tmp_path / "nothing").mkdir()
     assert "no models" in run("compress", "--models", tmp_path / "nothing", code=1).stderr
     assert "is in" in run("compress", "--models", tree, "-o", tree / "out", code=2).stderr

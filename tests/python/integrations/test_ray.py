@@ -53,7 +53,10 @@ def test_two_workers(tmp_path: Path) -> None:
     run_example(root, output, "--workers", 2)
     records = nz.models.read(output)
     assert sorted(records) == [f"m{n}" for n in range(5)]
-    assert before.items() <= {path: path.stat().st_ino for path in output.rglob("*.safetensors")}.items()
+    assert (
+        before.items()
+        <= {path: path.stat().st_ino for path in output.rglob("*.safetensors")}.items()
+    )
     for name in records:
         nz.models.decompress(output, tmp_path / "back", name)
         restored = tmp_path / "back" / name / "model.safetensors"

@@ -99,9 +99,7 @@ def web(tmp_path: Path) -> Iterator[RangeServer]:
 def run(*arguments: object, s3: S3 | None = None, code: int = 0) -> subprocess.CompletedProcess:
     environment = {**os.environ, **(s3.environment if s3 else {})}
     command = [sys.executable, "-m", "neuzip_rs", *map(str, arguments)]
-    result = subprocess.run(
-        command, capture_output=True, env=environment, check=False, timeout=120
-    )
+    result = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=120)
     assert result.returncode == code, result.stderr.decode()
     assert b"Traceback" not in result.stderr
     return result
@@ -199,9 +197,7 @@ def test_frames_decode_as_they_stream(web: RangeServer, tmp_path: Path) -> None:
     released = threading.Event()
     web.gate = lambda sent: released.wait(60) if sent > total - (8 << 20) else None
     progress = lambda count, _: released.set() if count >= 16 << 20 else None  # noqa: E731
-    nz.safetensors.decompress_file(
-        f"{web.url}/data.nz", tmp_path / "data", progress=progress
-    )
+    nz.safetensors.decompress_file(f"{web.url}/data.nz", tmp_path / "data", progress=progress)
     assert released.is_set()
     assert (tmp_path / "data").read_bytes() == data
 
@@ -238,7 +234,9 @@ def test_base_at_a_url(s3: S3, tmp_path: Path) -> None:
         base="s3://bucket/d/one/m.nz.safetensors",
     )
     # Found where it is, relative to the file; also by one that is here.
-    assert same(nz.safetensors.load_file("s3://bucket/d/two/m.nz.safetensors", framework="np"), after)
+    assert same(
+        nz.safetensors.load_file("s3://bucket/d/two/m.nz.safetensors", framework="np"), after
+    )
     s3.fs.get_file("bucket/d/two/m.nz.safetensors", str(tmp_path / "m.nz.safetensors"))
     found = nz.safetensors.load_file(
         tmp_path / "m.nz.safetensors", framework="np", base="s3://bucket/d/one/m.nz.safetensors"
@@ -437,7 +435,14 @@ def test_base_that_is_none(tmp_path: Path, make: object, said: str) -> None:
         ("decompress", "c.nz.safetensors"),
         ("verify", "c.nz.safetensors"),
     ):
-        result = run(command, tmp_path / name, "--base", base, "-f"[: 2 * (command != "verify")] or "-q", code=1)
+        result = run(
+            command,
+            tmp_path / name,
+            "--base",
+            base,
+            "-f"[: 2 * (command != "verify")] or "-q",
+            code=1,
+        )
         assert said in result.stderr.decode()
         assert str(base) in result.stderr.decode()
     error = FileNotFoundError if said == "no such base" else ValueError
