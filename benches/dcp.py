@@ -18,9 +18,10 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
-from torch.distributed import checkpoint
 from torch.distributed.checkpoint._extension import ZStandard
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 import neuzip_rs.dcp
 
@@ -37,12 +38,12 @@ PAIRS: dict[str, Pair] = {
 def _round(state: dict[str, torch.Tensor], pair: Pair, path: Path) -> tuple[float, float, int]:
     shutil.rmtree(path, ignore_errors=True)
     started = perf_counter()
-    checkpoint.save(state, storage_writer=pair[0](path), no_dist=True)
+    save(state, storage_writer=pair[0](path), no_dist=True)
     saved = perf_counter() - started
     # Touched: the first write to new memory is not what is measured.
     loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     started = perf_counter()
-    checkpoint.load(loaded, storage_reader=pair[1](path), no_dist=True)
+    load(loaded, storage_reader=pair[1](path), no_dist=True)
     seconds = perf_counter() - started
     for name, tensor in state.items():
         mine, theirs = (x.contiguous().view(-1).view(torch.uint8) for x in (loaded[name], tensor))

@@ -16,11 +16,13 @@ import neuzip_rs as nz
 
 @ray.remote(num_cpus=1, max_retries=2)
 def compress(root: str, output: str, name: str, level: str) -> nz.models.Record:
+    """Compresses one model, on whatever machine has a core to spare."""
     # One thread for each task: the tasks are what keeps the cores busy.
     return nz.models.compress(root, output, name, level=level, threads=1)
 
 
 def main() -> None:
+    """Hands out the models and collects what was done."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("root", help="folder with models below it")
     parser.add_argument("output", help="folder for the compressed ones")
@@ -51,7 +53,8 @@ def main() -> None:
     nz.models.write(options.output, records.values())
     ray.shutdown()
     if failed:
-        raise SystemExit(f"{len(failed)} of {len(names)} models failed; the rest is done")
+        message = f"{len(failed)} of {len(names)} models failed; the rest is done"
+        raise SystemExit(message)
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ class CompressedShard(torch.Tensor):
     _holder: _Holder
 
     @staticmethod
-    def __new__(
-        cls, holder: _Holder, shape: Sequence[int], device: torch.device
+    def __new__(  # noqa: PYI034 - a static method, as torch wants it
+        cls: "type[CompressedShard]", holder: _Holder, shape: Sequence[int], device: torch.device
     ) -> "CompressedShard":
         """Made by `compress_shards`."""
         dtype = getattr(torch, holder.compressed.dtype)
-        make = torch.Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
-        shard = cast("CompressedShard", make(cls, tuple(shape), dtype=dtype, device=device))
+        make = torch.Tensor._make_wrapper_subclass
+        shard = make(cls, tuple(shape), dtype=dtype, device=device)
         shard._holder = holder
         return shard
 
@@ -94,7 +94,7 @@ class CompressedShard(torch.Tensor):
 
     def untyped_storage(self) -> torch.UntypedStorage:
         """None of its own: who asks where the elements lie learns that they lie nowhere."""
-        return torch.UntypedStorage()
+        return torch.UntypedStorage(0)
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         """Says what it is, without decoding it."""
@@ -179,7 +179,8 @@ class CompressedShard(torch.Tensor):
             shape = torch.empty(shard.shape, device="meta").view(args[1]).shape
             return cls(shard._holder, shape, shard.device)
         if func is _aten.slice.Tensor:
-            _, dim, start, end, step = (*args, *(None, 0, None, None, 1)[len(args) :])
+            given = [*args, *(None, 0, None, None, 1)[len(args) :]]
+            _, dim, start, end, step = given
             if (dim or 0) == 0 and not start and step == 1 and shard.dim():
                 rows = len(range(shard.shape[0])[:end])
                 return cls(shard._holder, (rows, *shard.shape[1:]), shard.device)
@@ -188,9 +189,9 @@ class CompressedShard(torch.Tensor):
     @classmethod
     def _new_zeros(
         cls,
-        func: Any,
+        func: Any,  # noqa: ANN401 - an operator
         args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],  # noqa: ANN401
+        kwargs: Mapping[str, Any],
     ) -> "CompressedShard":
         shard = args[0]
         like = torch.empty(0, dtype=shard.dtype, device=shard.device)

@@ -72,9 +72,8 @@ def compress(
         try:
             places = staged_places(staging, paths, output, force, remove=remove)
             places.check(paths, remove=remove, as_json=as_json)
-            if models and (base is not None or keyframe_every is not None or remove):
-                message = "--models goes with neither --base nor --keyframe-every nor --rm"
-                raise UsageError(message)
+            if models:
+                _check_models(base, keyframe_every, remove)
             chain = _chain(staging, paths, output, base, keyframe_every)
         except UsageError as error:
             session.refuse(str(error))
@@ -85,6 +84,12 @@ def compress(
         )
         do = work.models if models else work.path
         session.run(paths, lambda path: staging.run(path, do, overwrite=force or models))
+
+
+def _check_models(base: str | None, keyframe_every: int | None, remove: bool) -> None:
+    if base is not None or keyframe_every is not None or remove:
+        message = "--models goes with neither --base nor --keyframe-every nor --rm"
+        raise UsageError(message)
 
 
 @dataclass(slots=True)

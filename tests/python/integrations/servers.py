@@ -1,10 +1,10 @@
-"""Real servers on this machine: HTTP with ranges, and one that speaks S3. Both count what they send."""
+"""Real servers on this machine: HTTP with ranges, and a counter of bytes for any other."""
 
 import http.server
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -113,7 +113,5 @@ class Counted:
             pass
         finally:
             for end in (source, sink):
-                try:
+                with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
