@@ -94,9 +94,9 @@ class CompressedShard(torch.Tensor):
 
     def untyped_storage(self) -> torch.UntypedStorage:
         """None of its own: who asks where the elements lie learns that they lie nowhere."""
-        return torch.UntypedStorage(0)
+        return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         """Says what it is, without decoding it."""
         shape = tuple(self.shape)
         return f"CompressedShard({shape}, {self.dtype}, {self.stored_nbytes} bytes)"
@@ -131,7 +131,7 @@ class CompressedShard(torch.Tensor):
         return gathered, ()
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,  # noqa: ANN401 - an operator
         types: object,
@@ -296,7 +296,8 @@ def shard_bytes(model: nn.Module) -> tuple[int, int]:
 
 def _parameters(model: nn.Module) -> "Iterator[tuple[nn.Module, str, Any]]":
     for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
+        parameters: list[tuple[str, Any]] = list(module._parameters.items())
+        for name, parameter in parameters:
             if isinstance(parameter, DTensor):
                 yield module, name, parameter
 
@@ -319,7 +320,7 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Itera
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
-        value = args[index] if index < len(args) else kwargs.get(argument.name)
+        value: Any = args[index] if index < len(args) else kwargs.get(argument.name)
         if isinstance(value, (list, tuple)):
             yield from value
         elif value is not None:
