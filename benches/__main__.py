@@ -44,6 +44,7 @@ QUICK_RESULTS = CACHE / "bench-quick"
 PARTS = ("speed", "command", "small", "memory", "sizes")
 SPEED_PARTS = PARTS[:4]
 README_BLOCK = "speed-table"
+SIZES_BLOCK = "sizes-table"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -210,7 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(speed_page.disturbance(found) or "The machine was quiet.")
     if "sizes" in options.only:
         say("sizes per file")
-        sizes.write(options.corpus, CACHE, options.out, quick=options.quick)
+        rows = sizes.write(options.corpus, CACHE, options.out, quick=options.quick)
+        for line in sizes.verdict(rows):
+            print(line)
+        if options.update_readme:
+            readme.replace_block(ROOT / "README.md", SIZES_BLOCK, sizes.readme_table(rows))
     minutes = (time.monotonic() - started) / 60
     print(f"{minutes:.1f} minutes; results in {options.out}")
     return 0

@@ -16,12 +16,12 @@ from benches.codecs import FRESH, OUT, Codec, Sample
 from neuzip_rs._dtypes import ITEMSIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
 # The package of each, for the list of versions.
-PACKAGES = ("zipnn", "zstandard", "lz4", "blosc2", "openzl", "lmzip")
+PACKAGES = ("zipnn", "zstandard", "lz4", "blosc2", "openzl", "lmzip", "z4ai")
 
 
 class Zipnn(Codec):
@@ -64,6 +64,29 @@ class Zstd(Codec):
     def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
         """The package allocates the output."""
         return {FRESH: lambda packed, _: self.decoder.decompress(packed)}
+
+
+class ZstdPlanes(Zstd):
+    """zstd on byte planes: all first bytes of the elements, then all second bytes, and so on."""
+
+    def __init__(self, level: int, dtype: str) -> None:
+        """Makes the coders for one level and type."""
+        super().__init__(level, 1)
+        self.name = f"byte planes, zstd -{level}"
+        self.width = ITEMSIZE[dtype]
+
+    def compress(self, sample: Sample) -> Any:  # noqa: ANN401
+        """Compresses."""
+        planes = np.ascontiguousarray(sample.data.reshape(-1, self.width).T)
+        return self.coder.compress(planes.reshape(-1))
+
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """The package allocates the output, and joining the planes takes another."""
+        return {FRESH: self._decode}
+
+    def _decode(self, packed: bytes, _sample: Sample) -> NDArray[np.uint8]:
+        planes = np.frombuffer(self.decoder.decompress(packed), np.uint8)
+        return np.ascontiguousarray(planes.reshape(self.width, -1).T).reshape(-1)
 
 
 class Lz4(Codec):
@@ -214,6 +237,55 @@ class Lmz(Codec):
         return sum(len(payload) for payload, *_ in packed)
 
 
+class Z4ai(Codec):
+    """z4ai: its default codec, which tries several and keeps the smallest; on one thread."""
+
+    name = "z4ai"
+    # What it calls the types that it takes apart; others are bytes to it.
+    NAMES: ClassVar = {
+        "bfloat16": "bf16",
+        "float16": "fp16",
+        "float32": "fp32",
+        "float64": "fp64",
+        "float8_e4m3fn": "fp8_e4m3",
+        "float8_e5m2": "fp8_e5m2",
+    }
+
+    def __init__(self, dtype: str) -> None:
+        """Finds the package."""
+        self.z4ai = importlib.import_module("z4ai")
+        self.dtype = self.NAMES.get(dtype)
+
+    def compress(self, sample: Sample) -> Any:  # noqa: ANN401
+        """Compresses."""
+        return self.z4ai.compress(sample.data.data, dtype=self.dtype, threads=1)
+
+    def decoders(self) -> dict[str, Callable[[Any, Sample], Any]]:
+        """It allocates its output."""
+        return {FRESH: lambda packed, _: self.z4ai.decompress(packed)}
+
+
+def for_size(dtype: str) -> tuple[list[Codec], dict[str, str]]:
+    """Returns the other codecs for a type where only size counts.
+
+    Args:
+        dtype: The numpy spelling of the type.
+
+    Returns:
+        The codecs, and of those that are missing the reason by name.
+    """
+    return _made(
+        {
+            "zipnn": lambda: Zipnn(dtype, 1),
+            "lmzip": lambda: Lmz(dtype),
+            "openzl": lambda: OpenZl(dtype),
+            "z4ai": lambda: Z4ai(dtype),
+            "zstd -19": lambda: Zstd(19, 1),
+            "byte planes, zstd -19": lambda: ZstdPlanes(19, dtype),
+        }
+    )
+
+
 def available(dtype: str, threads: int) -> tuple[list[Codec], dict[str, str]]:
     """Returns the other codecs for a type.
 
@@ -235,6 +307,10 @@ def available(dtype: str, threads: int) -> tuple[list[Codec], dict[str, str]]:
         makers["lz4"] = Lz4
         makers["openzl"] = lambda: OpenZl(dtype)
         makers["lmzip"] = lambda: Lmz(dtype)
+    return _made(makers)
+
+
+def _made(makers: Mapping[str, Callable[[], Codec]]) -> tuple[list[Codec], dict[str, str]]:
     found: list[Codec] = []
     missing: dict[str, str] = {}
     for name, make in makers.items():

@@ -1,11 +1,14 @@
-"""Measures how small real weights become, next to the other compressors.
+"""Measures how small files of real weights become, next to the other compressors.
 
-All codecs get the same tensors, one at a time: those of the type that makes up most of a file. Each
-codec's round trip is asserted. neuzip_rs also compresses the whole files, header and all.
+Percent of the whole file, header included. neuzip_rs compresses the file and restores it, byte for
+byte. The others get the tensors one at a time, which is how they do best, every round trip is
+asserted, and the file's header counts as it is; a tensor of a type that one does not take counts as
+it is too.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import neuzip_rs.safetensors
 from benches import child, machine, models, peers
-from benches.codecs import LEVELS, Neuzip, Sample
+from benches.codecs import LEVELS, Sample
 from neuzip_rs._spelling import NAMES
 
 if TYPE_CHECKING:
@@ -24,20 +27,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 # Where it lies beside the repository, it makes a larger set of files from other packages.
 CORPUS_SCRIPT = ROOT.parent / "shared" / "corpus" / "build_corpus.py"
-CORPUS_MODELS = ("minilm_l6", "decimer", "crepe_full", "whisper_tiny")
-CORPUS_FILES = (
-    "minilm_l6.bf16",
-    "decimer_effnet_transformer.bf16",
-    "crepe_full.bf16",
-    "minilm_l6.fp16",
-    "whisper_tiny.fp16native",
-    "minilm_l6.fp32",
-    "minilm_l6.fp8e4m3",
-)
-DTYPES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-# More shows nothing new.
-LIMIT_BYTES = 96 << 20
 QUICK_LIMIT_BYTES = 4 << 20
+# What the README shows of the others, and what it calls them.
+SHOWN = {
+    "zipnn": "zipnn",
+    "lmzip": "lmzip",
+    "openzl": "OpenZL",
+    "z4ai": "z4ai",
+    "zstd -19": "zstd -19",
+    "byte planes, zstd -19": "on byte planes",
+}
 
 
 def corpus_files(folder: Path | None, cache: Path) -> list[Path]:
@@ -53,132 +52,108 @@ def corpus_files(folder: Path | None, cache: Path) -> list[Path]:
     Raises:
         FileNotFoundError: The folder has none.
     """
-    if folder is not None:
-        found = sorted(folder.glob("*.safetensors"))
-        if not found:
-            message = f"{folder}: no .safetensors files"
-            raise FileNotFoundError(message)
-        return found
-    if not CORPUS_SCRIPT.exists():
-        return list(models.demo_models(cache))
-    corpus = cache / "corpus"
-    command = [sys.executable, str(CORPUS_SCRIPT), "--out", str(corpus), "--only", *CORPUS_MODELS]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return [corpus / f"{stem}.safetensors" for stem in CORPUS_FILES]
-
-
-def main_tensors(path: Path, limit: int) -> list[models.Tensor]:
-    """Chooses the tensors of the type that makes up most of a file.
-
-    Args:
-        path: A .safetensors file.
-        limit: How many bytes at most.
-
-    Returns:
-        Its tensors of that type, as many as stay within the limit, none of them empty.
-
-    Raises:
-        ValueError: The file holds no floats.
-    """
-    _, tensors = models.read_tensors(path)
-    totals = {
-        dtype: sum(tensor.data.size for tensor in tensors if tensor.dtype == dtype)
-        for dtype in DTYPES
-    }
-    dtype = max(totals, key=lambda key: totals[key])
-    chosen: list[models.Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if tensor.dtype == dtype and tensor.data.size and size + tensor.data.size <= limit:
-            size += tensor.data.size
-            chosen.append(tensor)
-    if not chosen:
-        message = f"{path}: no float tensors"
-        raise ValueError(message)
-    return chosen
+    if folder is None:
+        if not CORPUS_SCRIPT.exists():
+            return list(models.demo_models(cache))
+        folder = cache / "corpus"
+        command = [sys.executable, str(CORPUS_SCRIPT), "--out", str(folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        message = f"{folder}: no .safetensors files"
+        raise FileNotFoundError(message)
+    return found
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
     """Measures the file of a task in this process."""
-    return measure(Path(task["file"]), task["limit"])
+    return measure(Path(task["file"]), task["quick"])
 
 
-def measure(path: Path, limit: int) -> dict[str, Any]:
+def measure(path: Path, quick: bool) -> dict[str, Any]:
     """Measures all codecs on one file.
 
     Args:
         path: A .safetensors file.
-        limit: How many bytes of tensors at most.
+        quick: The others get a part of the tensors only, and what that is of the file is measured.
 
     Returns:
-        The file's name and size, what was measured of it, and percent by codec.
+        The file's name and size, percent by codec, and reasons for what a codec did not take.
     """
-    tensors = main_tensors(path, limit)
-    dtype = NAMES[tensors[0].dtype]
-    own = [Neuzip(level, 1) for level in LEVELS]
-    others, missing = peers.available(dtype, 1)
-    totals = {codec.name: 0 for codec in (*own, *others)}
+    _, tensors = models.read_tensors(path)
+    tensors = [tensor for tensor in tensors if tensor.data.size]
+    file_bytes = path.stat().st_size
+    header = file_bytes - sum(tensor.data.size for tensor in tensors)
+    if quick:
+        tensors = _first(tensors, QUICK_LIMIT_BYTES)
+    measured = header + sum(tensor.data.size for tensor in tensors)
+    missing: dict[str, str] = {}
+    totals: dict[str, int] = {}
     for tensor in tensors:
-        sample = Sample(dtype, tensor.data, tensor.shape)
-        sizes, failed = peers.proved(others, sample)
-        sizes |= {codec: codec.prove(sample) for codec in own}
-        for codec, size in sizes.items():
-            totals[codec.name] += size
-        # A codec that cannot restore one tensor has no size on this file.
-        others = [codec for codec in others if codec in sizes]
-        missing |= failed
-        for name in failed:
-            del totals[name]
-    original = sum(tensor.data.size for tensor in tensors)
+        dtype = NAMES[tensor.dtype]
+        codecs, absent = peers.for_size(dtype)
+        missing |= absent
+        sizes, failed = peers.proved(codecs, Sample(dtype, tensor.data, tensor.shape))
+        for name, reason in failed.items():
+            missing.setdefault(name, f"{dtype} {reason}")
+        taken = {codec.name: size for codec, size in sizes.items()}
+        for codec in codecs:
+            size = taken.get(codec.name, tensor.data.size)
+            totals[codec.name] = totals.get(codec.name, header) + min(size, tensor.data.size)
     return {
         "file": path.name.removesuffix(".safetensors"),
-        "file_bytes": path.stat().st_size,
-        "dtype": dtype,
-        "measured_bytes": original,
-        "percent": {name: 100 * size / original for name, size in totals.items()},
+        "file_bytes": file_bytes,
+        "percent": {level: _whole_file(path, level) for level in LEVELS},
+        "peers": {name: 100 * total / measured for name, total in totals.items()},
         "missing": missing,
-        "file_percent": {level: _whole_file(path, level) for level in LEVELS},
     }
+
+
+def _first(tensors: list[models.Tensor], limit: int) -> list[models.Tensor]:
+    chosen: list[models.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if size + tensor.data.size <= limit:
+            size += tensor.data.size
+            chosen.append(tensor)
+    return chosen
 
 
 def _whole_file(path: Path, level: str) -> float:
     with tempfile.TemporaryDirectory() as scratch:
-        packed = Path(scratch) / path.name
+        packed, restored = Path(scratch) / "packed", Path(scratch) / "restored"
         neuzip_rs.safetensors.compress_file(path, packed, level=level)
+        neuzip_rs.safetensors.decompress_file(packed, restored)
+        if not filecmp.cmp(path, restored, shallow=False):
+            message = f"{path}: {level} did not restore its input"
+            raise AssertionError(message)
         return 100 * packed.stat().st_size / path.stat().st_size
 
 
-def page(rows: Sequence[dict[str, Any]], note: str) -> str:
-    """Returns the whole page of results."""
-    names = list(dict.fromkeys(name for row in rows for name in row["percent"]))
-    lines = [
-        "# Sizes",
-        "",
-        "Written by `make bench`. Percent of the original, smallest in bold: tensors of one type "
-        "of a model, compressed one by one, every round trip asserted. Speeds: "
-        "[speed.md](speed.md).",
-        "",
-        note,
-        "",
-        f"| tensors | MB | {' | '.join(names)} |",
-        f"|---|--:|{'--:|' * len(names)}",
-    ]
+def best_peer(row: dict[str, Any]) -> float | None:
+    """Returns what the best of the other compressors makes of a file, in percent."""
+    return min(row["peers"].values(), default=None)
+
+
+def table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> list[str]:
+    """Returns a table of all files.
+
+    Args:
+        rows: What was measured of each.
+        names: The other compressors to show, and what to call them.
+
+    Returns:
+        Its lines.
+    """
+    heads = [*(f"**{level}**" for level in LEVELS), *names.values()]
+    lines = [f"| file | MB | {' | '.join(heads)} |", f"|---|--:|{'--:|' * len(heads)}"]
     for row in rows:
-        smallest = min(row["percent"].values())
-        cells = [_cell(row["percent"].get(name), smallest) for name in names]
-        lines.append(f"| {row['file']} | {row['measured_bytes'] / 1e6:.1f} | {' | '.join(cells)} |")
-    missing = {name: reason for row in rows for name, reason in row["missing"].items()}
-    lines += ["", *(f"{name}: {reason}." for name, reason in missing.items())]
-    lines += [
-        "Whole files, header included:",
-        "",
-        f"| file | MB | {' | '.join(f'neuzip {level} %' for level in LEVELS)} |",
-        f"|---|--:|{'--:|' * len(LEVELS)}",
-    ]
-    for row in rows:
-        cells = [f"{row['file_percent'][level]:.2f}" for level in LEVELS]
+        percents = [row["percent"][level] for level in LEVELS]
+        percents += [row["peers"].get(name) for name in names]
+        smallest = min(percent for percent in percents if percent is not None)
+        cells = [_cell(percent, smallest) for percent in percents]
         lines.append(f"| {row['file']} | {row['file_bytes'] / 1e6:.1f} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def _cell(percent: float | None, smallest: float) -> str:
@@ -187,24 +162,73 @@ def _cell(percent: float | None, smallest: float) -> str:
     return f"**{percent:.2f}**" if percent == smallest else f"{percent:.2f}"
 
 
-def write(folder: Path | None, cache: Path, out: Path, *, quick: bool) -> None:
+def verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Says in how many files each level is below all others, one line a level."""
+    lines = []
+    for level in LEVELS:
+        gaps = {
+            row["file"]: row["percent"][level] - best
+            for row in rows
+            if (best := best_peer(row)) is not None
+        }
+        worst = max(gaps, key=lambda file: gaps[file], default=None)
+        if worst is not None:
+            below = sum(gap < 0 for gap in gaps.values())
+            lines.append(
+                f"`{level}` is below the best of the others on {below} of {len(gaps)} files; "
+                f"worst: {gaps[worst]:+.2f} points on {worst}."
+            )
+    return lines
+
+
+def page(rows: Sequence[dict[str, Any]], note: str) -> str:
+    """Returns the whole page of results."""
+    names = list(dict.fromkeys(name for row in rows for name in row["peers"]))
+    missing = {name: reason for row in rows for name, reason in row["missing"].items()}
+    lines = [
+        "# Sizes",
+        "",
+        "Written by `make bench`. Percent of the whole file, header included, smallest in bold. "
+        "neuzip compresses the file; the others get its tensors one at a time, and the header "
+        "counts as it is. Every round trip asserted. Speeds: [speed.md](speed.md).",
+        "",
+        note,
+        "",
+        *table(rows, {name: name for name in names}),
+        "",
+        *(f"* {line}" for line in verdict(rows)),
+        *(f"* {name}: {reason}." for name, reason in missing.items()),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def readme_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the table for the README."""
+    return "\n".join([*table(rows, SHOWN), "", *verdict(rows), ""])
+
+
+def write(folder: Path | None, cache: Path, out: Path, *, quick: bool) -> list[dict[str, Any]]:
     """Measures the sizes and writes sizes.md and sizes.json.
 
     Args:
         folder: A folder of .safetensors files, or None for the standard set.
         cache: The folder in which fetched things are kept.
         out: Where the results go.
-        quick: The beginning of each file is enough.
+        quick: The beginning of each file is enough for the others.
+
+    Returns:
+        What was measured of each file.
     """
-    limit = QUICK_LIMIT_BYTES if quick else LIMIT_BYTES
     rows = [
-        child.run("benches.sizes", {"file": str(path), "limit": limit})
+        child.run("benches.sizes", {"file": str(path), "quick": quick})
         for path in corpus_files(folder, cache)
     ]
     installed = ", ".join(f"{name} {version}" for name, version in peers.versions().items())
     note = f"{machine.describe()}; {installed}."
     if quick:
-        note = f"**From a quick run on the first {limit >> 20} MiB of each file.** {note}"
+        mib = QUICK_LIMIT_BYTES >> 20
+        note = f"**From a quick run: the others on {mib} MiB of each file.** {note}"
     (out / "sizes.md").write_text(page(rows, note), encoding="utf-8")
     text = json.dumps({"note": note, "files": rows}, indent=1) + "\n"
     (out / "sizes.json").write_text(text, encoding="utf-8")
+    return rows

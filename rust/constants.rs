@@ -50,7 +50,11 @@ pub(crate) const MAX_PLANES: usize = 16;
 
 /// log2 of the chunk size where the caller names none: 128 KiB.
 pub(crate) const DEFAULT_CHUNK_LOG2: u32 = 17;
-/// log2 of the largest chunks that the level `max` makes of floats: 1 MiB.
+/// log2 of the chunk size for typed tensors of [`LARGE_BYTES`] and more: 256 KiB.
+pub(crate) const LARGE_CHUNK_LOG2: u32 = 18;
+/// Tensors from this size on have eight chunks at least, for as many threads.
+pub(crate) const LARGE_BYTES: usize = 2 << 20;
+/// log2 of the largest chunks that the level `max` makes of typed tensors: 1 MiB.
 pub(crate) const MAX_LEVEL_CHUNK_LOG2: u32 = 20;
 /// Original bytes that a thread encodes or decodes before it takes the next piece of work.
 pub(crate) const UNIT_BYTES: usize = 768 << 10;

@@ -2,9 +2,11 @@
 
 use crate::codec::content_hash;
 use crate::constants::{
-    ALIGNMENT, CHUNK_LOG2, DEFAULT_CHUNK_LOG2, MAX_LEVEL_CHUNK_LOG2, MAX_MODELS,
+    ALIGNMENT, CHUNK_LOG2, DEFAULT_CHUNK_LOG2, LARGE_BYTES, LARGE_CHUNK_LOG2, MAX_LEVEL_CHUNK_LOG2,
+    MAX_MODELS,
 };
 use crate::container::prelude::{Chunked, Delta, TensorType};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::delta_fit::select_delta;
@@ -227,15 +229,16 @@ fn small_integers(input: &Input<'_>, tensor: &TensorType) -> Option<Model> {
 /// log2 of the chunk size for `len` bytes.
 fn chunk_log2(options: &CompressOptions, tensor: &TensorType, len: usize) -> Result<u32> {
     let Some(bytes) = options.chunk_bytes else {
-        // States, head, hash and index of a chunk take 150 to 300 bytes. Bytes that are not floats keep
-        // their model for a chunk at least, and may change their nature.
-        let large = options.level == Level::Max && tensor.dtype.float_fields().is_some();
+        // States, head, hash and index of a chunk take 150 to 300 bytes, but threads want pieces. Plain
+        // bytes keep their model for a chunk at least, and may change their nature.
+        let largest = match options.level {
+            _ if tensor.dtype == Dtype::Uint8 => DEFAULT_CHUNK_LOG2,
+            Level::Max => MAX_LEVEL_CHUNK_LOG2,
+            Level::Fast | Level::Default if len >= LARGE_BYTES => LARGE_CHUNK_LOG2,
+            Level::Fast | Level::Default => DEFAULT_CHUNK_LOG2,
+        };
         let half = len.checked_ilog2().unwrap_or(0).saturating_sub(1);
-        return Ok(if large {
-            half.clamp(DEFAULT_CHUNK_LOG2, MAX_LEVEL_CHUNK_LOG2)
-        } else {
-            DEFAULT_CHUNK_LOG2
-        });
+        return Ok(half.clamp(DEFAULT_CHUNK_LOG2, largest));
     };
     if bytes.is_power_of_two() && CHUNK_LOG2.contains(&bytes.ilog2()) {
         Ok(bytes.ilog2())

@@ -6,8 +6,8 @@
     same = nz.decompress(c)         # every bit of it
     nz.explain(c).reasons           # where the bits go, and why
 
-Importing neuzip_rs imports no array framework; `nz.safetensors`, `nz.save` and `nz.load` are
-loaded when they are first used.
+Importing neuzip_rs imports no array framework; `nz.nn`, `nz.optim`, `nz.safetensors`, `nz.save` and
+`nz.load` are loaded when they are first used.
 """
 
 from importlib import import_module
@@ -25,6 +25,8 @@ from neuzip_rs._tensor import compress, decompress
 
 if TYPE_CHECKING:
     import neuzip_rs.models as models
+    import neuzip_rs.nn as nn
+    import neuzip_rs.optim as optim
     import neuzip_rs.safetensors as safetensors
     from neuzip_rs._explain import estimate, explain
     from neuzip_rs.original import open  # noqa: A004 - as it is called: nz.open
@@ -44,7 +46,9 @@ __all__ = [
     "explain",
     "load",
     "models",
+    "nn",
     "open",
+    "optim",
     "safetensors",
     "save",
     "simd_tier",
@@ -57,7 +61,9 @@ _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "dcp": ("neuzip_rs.dcp", None),
     "load": ("neuzip_rs.state", "load"),
     "models": ("neuzip_rs.models", None),
+    "nn": ("neuzip_rs.nn", None),
     "open": ("neuzip_rs.original", "open"),
+    "optim": ("neuzip_rs.optim", None),
     "safetensors": ("neuzip_rs.safetensors", None),
     "save": ("neuzip_rs.state", "save"),
     "state": ("neuzip_rs.state", None),

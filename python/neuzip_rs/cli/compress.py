@@ -1,6 +1,6 @@
 """`neuzip compress`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from neuzip_rs import _native
 from neuzip_rs._bases import Base, base_arguments, check_base, in_order
 from neuzip_rs.cli import options
+from neuzip_rs.cli.fetched import fetch, is_hub_path
 from neuzip_rs.cli.outcome import report
 from neuzip_rs.cli.places import (
     Places,
@@ -50,7 +51,8 @@ def compress(
     """Compress files and model directories; what a file is, is decided by its content.
 
     X.safetensors becomes X.nz.safetensors, any other Y becomes Y.nz, and DIR becomes DIR-nz, in
-    which all files have the names they had. The source is kept unless --rm is given.
+    which all files have the names they had. The source is kept unless --rm is given. A PATH may
+    be on a hub: hf://org/model is downloaded, and becomes model-nz in the folder you are in.
 
     With --base the tensors of .safetensors files are stored as differences from those of the same
     name in another model, where that is smaller. With --keyframe-every N the PATHs are checkpoints,
@@ -148,11 +150,17 @@ class _Compression:
 
     def path(self, path: str) -> None:
         """Compresses one PATH."""
+        if is_hub_path(path):
+            found = fetch(path, self.session, remove=self.remove)
+            work = replace(self, places=self.places.of_fetched())
+            compress = work._folder if found.local.is_dir() else work._file
+            compress(path, found.local, found.name)
+            return
         kind = source_kind(path)
         if kind is SourceKind.FOLDER:
-            self._folder(path)
+            self._folder(path, located(path), located(path).name)
         elif kind is SourceKind.FILE:
-            self._file(path)
+            self._file(path, Path(path), Path(path).name)
         else:
             self._stream(path)
 
@@ -211,10 +219,9 @@ class _Compression:
         if self.chain is not None and target is not None:
             self.chain.add(source, target)
 
-    def _folder(self, path: str) -> None:
-        source = located(path)
-        name = compressed_name(source.name, SourceKind.FOLDER, "")
-        target = self.places.folder_target(path, name)
+    def _folder(self, path: str, source: Path, name: str) -> None:
+        name = compressed_name(name, SourceKind.FOLDER, "")
+        target = self.places.folder_target(str(source), name)
         started = perf_counter()
         with (
             self.session.resumable(target),
@@ -238,14 +245,12 @@ class _Compression:
         self._done(source, target)
         self._report(path, target, "directory", _sizes(result), started, _counts(result))
 
-    def _file(self, path: str) -> None:
-        source = Path(path)
-        content = _native.content_kind(path)
+    def _file(self, path: str, source: Path, name: str) -> None:
+        content = _native.content_kind(str(source))
         if content in COMPRESSED_KINDS:
             message = f"{path} is already compressed"
             raise ValueError(message)
-        name = compressed_name(source.name, SourceKind.FILE, content)
-        target = self.places.target(path, name)
+        target = self.places.target(str(source), compressed_name(name, SourceKind.FILE, content))
         base = self._base(target)
         if base is not None and content != "safetensors":
             self.session.note(f"{path}: differences are taken of .safetensors files only")
@@ -264,7 +269,7 @@ class _Compression:
                     )
             else:
                 sizes = _native.compress_file(
-                    path,
+                    str(source),
                     str(target),
                     level=self.level,
                     threads=self.threads,

@@ -1,6 +1,6 @@
 """`neuzip decompress`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -9,6 +9,7 @@ from neuzip_rs import _native
 from neuzip_rs._bases import check_base
 from neuzip_rs._errors import CorruptDataError
 from neuzip_rs.cli import options
+from neuzip_rs.cli.fetched import fetch, is_hub_path
 from neuzip_rs.cli.outcome import report
 from neuzip_rs.cli.places import Places, SourceKind, is_device, located, original_name, source_kind
 from neuzip_rs.cli.removal import check_not_needed, check_restorable, remove_source
@@ -41,8 +42,9 @@ def decompress(
     """Restore files and model directories, byte for byte.
 
     X.nz.safetensors becomes X.safetensors, Y.nz becomes Y, and DIR-nz becomes DIR; other names
-    need -o. The source is kept unless --rm is given. What was compressed as the difference from
-    another model needs that: it is looked for where it was, or named with --base.
+    need -o. The source is kept unless --rm is given. A PATH may be on a hub: hf://org/model-nz.
+    What was compressed as the difference from another model needs that: it is looked for where it
+    was, or named with --base.
 
     --json prints: path, output (null: standard output), kind, compressed_bytes, original_bytes,
     ratio (compressed / original), seconds; for a directory also files and compressed_files; after
@@ -60,7 +62,7 @@ def decompress(
         work = _Decompression(session, places, count, remove, limit, base, staging)
 
         def path(path: str) -> None:
-            if is_url(path) and not staging.is_folder(path):
+            if is_url(path) and not is_hub_path(path) and not staging.is_folder(path):
                 work.url(path)
                 staging.send(overwrite=force)
             else:
@@ -88,7 +90,7 @@ class _Decompression:
         """Restores a file at a URL, while it comes."""
         self._check_base()
         source = self.staging.place(path)
-        target = self.places.target(str(source), self._name(source, SourceKind.FILE))
+        target = self.places.target(str(source), self._name(source.name, SourceKind.FILE))
         started = perf_counter()
         with self.session.progress("decompressing", source) as progress:
             if target is None or is_device(target):
@@ -122,28 +124,34 @@ class _Decompression:
     def path(self, path: str) -> None:
         """Restores one PATH."""
         self._check_base()
+        if is_hub_path(path):
+            found = fetch(path, self.session, remove=self.remove)
+            work = replace(self, places=self.places.of_fetched())
+            restore = work._folder if found.local.is_dir() else work._file
+            restore(path, found.local, found.name)
+            return
         kind = source_kind(path)
         if kind is SourceKind.FOLDER:
-            self._folder(path)
+            self._folder(path, located(path), located(path).name)
         elif kind is SourceKind.FILE:
-            self._file(path)
+            self._file(path, Path(path), Path(path).name)
         else:
             self._stream(path)
 
-    def _models(self, source: Path, path: str) -> None:
-        target = self.places.folder_target(path, self._name(source, SourceKind.FOLDER))
+    def _models(self, path: str, source: Path, name: str) -> None:
+        target = self.places.folder_target(str(source), self._name(name, SourceKind.FOLDER))
         started = perf_counter()
         records = read(source)
         compressed = original = 0
-        for name in records:
+        for model in records:
             if self.remove:
                 message = f"{path}: --rm is for one model, not for a folder of them"
                 raise UsageError(message)
-            with self.session.progress("decompressing", name) as progress:
+            with self.session.progress("decompressing", model) as progress:
                 sizes = decompress_model(
                     source,
                     target,
-                    name,
+                    model,
                     threads=self.threads,
                     overwrite=self.places.force,
                     max_output_size=self.limit,
@@ -154,15 +162,13 @@ class _Decompression:
         counts = {"models": len(records), "files": sum(r.files for r in records.values())}
         self._report(path, target, "models", (compressed, original), started, counts)
 
-    def _folder(self, path: str) -> None:
-        source = located(path)
+    def _folder(self, path: str, source: Path, name: str) -> None:
         if (source / MODELS_NAME).is_file():
-            self._models(source, path)
+            self._models(path, source, name)
             return
         # What is wrong with the folder counts for more than what is wrong with its name.
         Manifest.read_from(source)
-        name = self._name(source, SourceKind.FOLDER)
-        target = self.places.folder_target(path, name)
+        target = self.places.folder_target(str(source), self._name(name, SourceKind.FOLDER))
         started = perf_counter()
         with (
             self.session.resumable(target),
@@ -188,16 +194,14 @@ class _Decompression:
         counts = {"files": result.files, "compressed_files": result.compressed_files}
         self._report(path, target, "directory", sizes, started, counts)
 
-    def _file(self, path: str) -> None:
-        source = Path(path)
-        content = _native.content_kind(path)
+    def _file(self, path: str, source: Path, name: str) -> None:
+        content = _native.content_kind(str(source))
         if content not in COMPRESSED_KINDS:
             message = f"{path}: this is no file that neuzip compressed"
             raise CorruptDataError(message)
         if self.remove:
             check_not_needed(source)
-        name = self._name(source, SourceKind.FILE)
-        target = self.places.target(path, name)
+        target = self.places.target(str(source), self._name(name, SourceKind.FILE))
         started = perf_counter()
         with self.session.progress("decompressing", path) as progress:
             if target is None or is_device(target):
@@ -212,7 +216,7 @@ class _Decompression:
                     )
             else:
                 sizes = _native.decompress_file(
-                    path,
+                    str(source),
                     str(target),
                     threads=self.threads,
                     overwrite=self.places.force,
@@ -248,13 +252,13 @@ class _Decompression:
             )
         self._report(path, target, "stream", sizes, started, {})
 
-    def _name(self, source: Path, kind: SourceKind) -> str | None:
+    def _name(self, name: str, kind: SourceKind) -> str | None:
         """The name of the result, None if -o names it."""
         output = self.places.output
         named = output is not None and (output == "-" or not Path(output).is_dir())
         if named or (kind is SourceKind.FOLDER and output is not None and not self.places.several):
             return None
-        return original_name(source.name, kind)
+        return original_name(name, kind)
 
     def _report(
         self,

@@ -36,7 +36,7 @@ class Session:
         self.shown: Callable[[str], str] = str
         """What makes of a path the name that the user knows."""
         self._quiet = quiet
-        self._bar = bar and not quiet
+        self.bar = bar and not quiet
 
     def progress(self, verb: str, path: str | Path) -> AbstractContextManager[Progress]:
         """A progress bar, or a function that does nothing.
@@ -44,7 +44,7 @@ class Session:
         Even that matters: calling it is when Python notices Ctrl-C.
         """
         name = "standard input" if path == "-" else Path(path).name
-        return progress_bar(printable(f"{verb} {name}"), shown=self._bar)
+        return progress_bar(printable(f"{verb} {name}"), shown=self.bar)
 
     def note(self, message: str) -> None:
         """Says something that is no result and no error."""

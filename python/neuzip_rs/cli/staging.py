@@ -14,6 +14,7 @@ from typing import Self
 
 from neuzip_rs.cli.places import Places as OutputPlaces
 from neuzip_rs.cli.session import Session, UsageError
+from neuzip_rs.hub import is_hub_path
 from neuzip_rs.remote import Places, is_url, local_path
 
 
@@ -105,7 +106,8 @@ class Staging:
         Raises:
             FileExistsError: Something is there already, and may not be replaced.
         """
-        work(self.source(path))
+        # Addresses on a hub have a cache of their own, and nothing is sent back there.
+        work(path if is_hub_path(path) else self.source(path))
         self.send(overwrite=overwrite)
 
     def send(self, *, overwrite: bool) -> None:
