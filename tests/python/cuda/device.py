@@ -52,16 +52,16 @@ def decode_many(
                 out.ctypes.data,
                 None if base is None else base.ctypes.data,
             )
-            for stream, memory, out, base in zip(streams, on_device, outs, base_memory, strict=True)
+            for stream, memory, out, base in zip(
+                streams, on_device, outs, base_memory, strict=True
+            )
         ],
         verify=verify,
     )
     plan, status = guarded(planned), np.zeros(4, np.uint32)
     kernels = decoder()
     if cut_chunks:
-        kernels.launch(
-            "decode_cut", grid, CUT_BLOCK, plan, np.uint32(cut_chunks), status, seed=seed
-        )
+        kernels.launch("decode_cut", grid, CUT_BLOCK, plan, np.uint32(cut_chunks), status, seed=seed)
     if any_chunks:
         sizes32 = np.uint32(cut_chunks), np.uint32(any_chunks)
         kernels.launch("decode_any", grid, ANY_BLOCK, plan, *sizes32, status, seed=seed)
