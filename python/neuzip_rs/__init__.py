@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import neuzip_rs.optim as optim
     import neuzip_rs.safetensors as safetensors
     from neuzip_rs._explain import estimate, explain
+    from neuzip_rs.original import open  # noqa: A004 - as it is called: nz.open
     from neuzip_rs.state import load, save
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "explain",
     "load",
     "nn",
+    "open",
     "optim",
     "safetensors",
     "save",
@@ -54,8 +56,10 @@ __all__ = [
 _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "estimate": ("neuzip_rs._explain", "estimate"),
     "explain": ("neuzip_rs._explain", "explain"),
+    "dcp": ("neuzip_rs.dcp", None),
     "load": ("neuzip_rs.state", "load"),
     "nn": ("neuzip_rs.nn", None),
+    "open": ("neuzip_rs.original", "open"),
     "optim": ("neuzip_rs.optim", None),
     "safetensors": ("neuzip_rs.safetensors", None),
     "save": ("neuzip_rs.state", "save"),

@@ -74,7 +74,13 @@ class Adapter(Importer, Protocol):
         """Turns the filled room into the array to hand out."""
 
 
-_MODULES: Final = {"numpy": "_numpy", "torch": "_torch", "cupy": "_cupy", "bytes": "_buffers"}
+_MODULES: Final = {
+    "numpy": "_numpy",
+    "torch": "_torch",
+    "cupy": "_cupy",
+    "jax": "_jax",
+    "bytes": "_buffers",
+}
 _adapters: Final[dict[str, Adapter]] = {}
 _exact_types: Final[dict[type, Importer]] = {}
 
@@ -89,7 +95,8 @@ def adapter_for(framework: str) -> Adapter:
     adapter = _adapters.get(framework)
     if adapter is None:
         if framework not in _MODULES:
-            message = f"framework must be 'torch', 'numpy', 'cupy' or 'bytes', not {framework!r}"
+            names = "'torch', 'numpy', 'cupy', 'jax' or 'bytes'"
+            message = f"framework must be {names}, not {framework!r}"
             raise ValueError(message)
         try:
             module = import_module(f"neuzip_rs.{_MODULES[framework]}")
@@ -162,6 +169,9 @@ def _classify(value: Array) -> Importer:
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         return adapter_for("cupy")
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(value, jax.Array):
+        return adapter_for("jax")
     if hasattr(value, "__dlpack__"):
         return cast("Importer", import_module("neuzip_rs._dlpack"))
     try:

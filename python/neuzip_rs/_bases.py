@@ -5,6 +5,7 @@ being told. What is read while compressing may be another file than that: of a c
 the plain ones are read, and the compressed ones are named.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -31,8 +32,8 @@ class Base:
 
     path: Path
     """What is read now."""
-    stays: Path
-    """Where readers will find it."""
+    stays: Path | None
+    """Where readers will find it; None if no path leads there."""
 
     @classmethod
     def at(cls, path: Path) -> "Base":
@@ -42,7 +43,7 @@ class Base:
     def of(self, name: str) -> "Base":
         """The base of a file of this name in a directory: that of the same name, else all."""
         if self.path.is_dir() and is_model(self.path / name):
-            return Base(self.path / name, self.stays / name)
+            return Base(self.path / name, self.stays and self.stays / name)
         return self
 
     def arguments(self, target: Path | None) -> BaseArguments:
@@ -51,9 +52,30 @@ class Base:
         Args:
             target: The file that will be written; None for a stream, which can name no place.
         """
-        if target is None:
+        if target is None or self.stays is None:
             return {"base": str(self.path)}
         return {"base": str(self.path), "base_path": relative(self.stays, target)}
+
+
+def check_base(base: str | os.PathLike[str]) -> None:
+    """Checks that a base that somebody has named is one.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: It is no file of tensors, and no directory with any in it.
+    """
+    path = Path(base)
+    if path.is_dir():
+        if any(is_model(file) for file in path.rglob("*") if file.is_file()):
+            return
+        message = f"{path}: no .safetensors file in this base"
+    elif not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "no such base", str(path))
+    elif is_model(path):
+        return
+    else:
+        message = f"{path}: a base is a .safetensors file, plain or compressed, and this is none"
+    raise ValueError(message)
 
 
 def base_arguments(base: Base | None, target: Path | None) -> BaseArguments:

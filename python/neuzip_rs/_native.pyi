@@ -17,6 +17,7 @@ __all__ = [
     "content_kind",
     "decompress_file",
     "decompress_into",
+    "device_plan",
     "estimate",
     "references",
     "simd_tier",
@@ -93,6 +94,11 @@ def decompress_into(
     fresh: bool = False,
     base: Buffer | None = None,
 ) -> None: ...
+def device_plan(
+    streams: Sequence[tuple[Buffer | CompressedTensor, int, int, int | None]],
+    *,
+    verify: bool = True,
+) -> tuple[bytes, int, int]: ...
 def stream_header(data: Buffer) -> tuple[str, tuple[int, ...], int]: ...
 def simd_tier() -> str: ...
 def content_kind(path: str) -> str: ...

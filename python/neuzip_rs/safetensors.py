@@ -7,12 +7,15 @@ A compressed file is itself a valid .safetensors file, in which every tensor has
 holds its compressed bytes. Everything that reads here takes plain files too, and
 `decompress_file` gives back the very file that the safetensors package would have written.
 
-Paths: bytes on disk are read through a memory map and written under a temporary name, which
-replaces the target only when everything is on the disk.
+Wherever a path is taken, a URL that fsspec knows may stand ("s3://bucket/model.safetensors"): of
+such a file the header and the tensors that are asked for are fetched. Files on disk are read
+through a memory map and written under a temporary name, which replaces the target only when
+everything is on the disk.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,12 +25,16 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 from neuzip_rs import _native, _rows
 from neuzip_rs._arguments import check_level, check_limit, check_threads
 from neuzip_rs._arrays import Array, Device, Room, adapter_for, allocate, make_room
-from neuzip_rs._bases import Base, BaseArguments
+from neuzip_rs._bases import Base, BaseArguments, check_base
 from neuzip_rs._entries import check_layouts, check_text, entry
 from neuzip_rs._spelling import F4_PAIR, NAMES
+from neuzip_rs.remote import download, is_url, local_path
+from neuzip_rs.remote.places import brought, relative_url, sent
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from neuzip_rs.remote.tensors import LocalWithBase, RemoteSafetensors
 
 __all__ = [
     "compress_file",
@@ -80,7 +87,8 @@ def save_file(
     Raises:
         RuntimeError: If tensors share memory; the message names them.
         ValueError: If a value is not a tensor, is sparse or not contiguous, or has a type that
-            .safetensors files cannot hold.
+            .safetensors files cannot hold, or if `base` is no file of tensors.
+        FileNotFoundError: If there is no `base`.
         TypeError: If a name or the metadata is not text.
     """
     check_level(level)
@@ -88,10 +96,10 @@ def save_file(
     check_text(tensors, metadata)
     check_layouts(tensors)
     entries = [entry(name, tensor) for name, tensor in tensors.items()]
-    target = os.fsdecode(filename)
-    _native.write_safetensors(
-        target, entries, metadata, level=level, threads=threads, **_base_arguments(base, target)
-    )
+    with sent(filename) as target, _base_to_write(base, filename, target) as arguments:
+        _native.write_safetensors(
+            target, entries, metadata, level=level, threads=threads, **arguments
+        )
 
 
 def load_file(
@@ -182,9 +190,7 @@ class safe_open:
         self._framework = adapter_name
         self._threads = threads
         self._verify = verify
-        self._open_file: _native.SafetensorsFile | None = _native.SafetensorsFile(
-            os.fsdecode(filename), base=None if base is None else os.fsdecode(base)
-        )
+        self._open_file: OpenFile | None = open_tensors(filename, base)
         self._names = frozenset(self._open_file.keys())
 
     def __enter__(self) -> Self:
@@ -228,6 +234,8 @@ class safe_open:
     def get_tensors(self) -> dict[str, Array]:
         """Decodes every tensor, in the order of the data."""
         file, make, finish = self._file, self._room(), self._adapter.finish
+        if not isinstance(file, _native.SafetensorsFile):
+            file.stream()
         tensors: dict[str, Array] = {}
         names: list[str] = []
         made: list[tuple[Array, Array]] = []
@@ -302,7 +310,7 @@ class safe_open:
         )
 
     @property
-    def _file(self) -> _native.SafetensorsFile:
+    def _file(self) -> "OpenFile":
         if self._open_file is None:
             message = "the file is closed"
             raise ValueError(message)
@@ -363,15 +371,20 @@ def compress_file(
     """
     check_level(level)
     check_threads(threads)
-    return _native.compress_file(
-        os.fsdecode(src),
-        os.fsdecode(dst),
-        level=level,
-        threads=threads,
-        overwrite=overwrite,
-        progress=progress,
-        **_base_arguments(base, os.fsdecode(dst)),
-    )
+    with (
+        brought(src) as source,
+        sent(dst, overwrite=overwrite) as target,
+        _base_to_write(base, dst, target) as arguments,
+    ):
+        return _native.compress_file(
+            source,
+            target,
+            level=level,
+            threads=threads,
+            overwrite=overwrite,
+            progress=progress,
+            **arguments,
+        )
 
 
 def decompress_file(
@@ -408,16 +421,28 @@ def decompress_file(
     """
     check_threads(threads)
     check_limit(max_output_size)
-    return _native.decompress_file(
-        os.fsdecode(src),
-        os.fsdecode(dst),
-        threads=threads,
-        overwrite=overwrite,
-        verify=verify,
-        max_output_size=max_output_size,
-        progress=progress,
-        base=None if base is None else os.fsdecode(base),
-    )
+    with sent(dst, overwrite=overwrite) as target:
+        if is_url(src):
+            return download(
+                os.fsdecode(src),
+                Path(target),
+                threads=threads,
+                overwrite=overwrite,
+                max_output_size=max_output_size,
+                progress=progress,
+                base=None if base is None else os.fsdecode(base),
+            )
+        with _base_to_read(base) as base_path:
+            return _native.decompress_file(
+                local_path(src),
+                target,
+                threads=threads,
+                overwrite=overwrite,
+                verify=verify,
+                max_output_size=max_output_size,
+                progress=progress,
+                base=base_path,
+            )
 
 
 def verify_file(
@@ -442,16 +467,66 @@ def verify_file(
         CorruptDataError: If the file is damaged or not compressed.
     """
     check_threads(threads)
-    return _native.verify_file(
-        os.fsdecode(src),
-        threads=threads,
-        progress=progress,
-        base=None if base is None else os.fsdecode(base),
-    )
+    if is_url(src):
+        return download(
+            os.fsdecode(src),
+            None,
+            threads=threads,
+            progress=progress,
+            base=None if base is None else os.fsdecode(base),
+        )
+    with _base_to_read(base) as base_path:
+        return _native.verify_file(
+            local_path(src), threads=threads, progress=progress, base=base_path
+        )
 
 
-def _base_arguments(base: FilePath | None, target: str) -> BaseArguments:
-    return {} if base is None else Base.at(Path(os.fsdecode(base))).arguments(Path(target))
+OpenFile: TypeAlias = "_native.SafetensorsFile | RemoteSafetensors | LocalWithBase"
+"""An open file of tensors, here or at a URL."""
+
+
+def open_tensors(filename: FilePath, base: FilePath | None = None) -> OpenFile:
+    """Opens a file of tensors by its path or URL; errors as those of `safe_open`."""
+    named = None if base is None else os.fsdecode(base)
+    if is_url(filename):
+        from neuzip_rs.remote.tensors import RemoteSafetensors
+
+        return RemoteSafetensors(os.fsdecode(filename), base=named)
+    if named is not None and is_url(named):
+        from neuzip_rs.remote.tensors import LocalWithBase
+
+        return LocalWithBase(local_path(filename), named)
+    if named is not None:
+        named = local_path(named)
+        check_base(named)
+    return _native.SafetensorsFile(local_path(filename), base=named)
+
+
+@contextmanager
+def _base_to_read(base: FilePath | None) -> Iterator[str | None]:
+    if base is None:
+        yield None
+        return
+    with brought(base) as path:
+        check_base(path)
+        yield path
+
+
+@contextmanager
+def _base_to_write(
+    base: FilePath | None, filename: FilePath, target: str
+) -> Iterator[BaseArguments]:
+    """What to compress with; a base at a URL is brought here, and called what it is there."""
+    if base is None:
+        yield {}
+        return
+    with brought(base) as path:
+        check_base(path)
+        if not is_url(base) and not is_url(filename):
+            yield Base.at(Path(path)).arguments(Path(target))
+            return
+        found = relative_url(os.fsdecode(base), os.fsdecode(filename))
+        yield {"base": path} if found is None else {"base": path, "base_path": found}
 
 
 def _as_numpy_array(value: Array) -> Array:

@@ -24,6 +24,8 @@ from neuzip_rs._dtypes import ITEMSIZE, element_count
 from neuzip_rs._errors import CorruptDataError, OutputTooLargeError, UnsupportedVersionError
 from neuzip_rs._spelling import spell
 from neuzip_rs._state_tree import Node, Record, State, StateReader, StateWriter
+from neuzip_rs.remote.places import sent
+from neuzip_rs.safetensors import open_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -42,7 +44,7 @@ _WRONG: Final = (
     ValueError,
     struct.error,
 )
-_FRAMEWORKS: Final = frozenset({"bytes", "cupy", "numpy", "torch"})
+_FRAMEWORKS: Final = frozenset({"bytes", "cupy", "jax", "numpy", "torch"})
 _RESERVED: Final = frozenset({_STRUCTURE, "__metadata__"})
 
 
@@ -85,9 +87,10 @@ def save(
         spelled = spell(source.dtype, shape) or ("U8", (nbytes,), source.dtype)
         spelling, shape, dtype = spelled
         entries.append((name, spelling, shape, source.data, dtype))
-    _native.write_safetensors(
-        os.fsdecode(filename), entries, {_STRUCTURE: _VERSION}, level=level, threads=threads
-    )
+    with sent(filename) as target:
+        _native.write_safetensors(
+            target, entries, {_STRUCTURE: _VERSION}, level=level, threads=threads
+        )
 
 
 def load(
@@ -121,7 +124,7 @@ def load(
     check_limit(max_output_size)
     if framework is not None:
         adapter_for(framework).check_device(device)
-    file = _native.SafetensorsFile(os.fsdecode(filename))
+    file = open_tensors(filename)
     with closing(file):
         names = file.keys()
         sizes = {name: file.nbytes(name) for name in names}

@@ -22,12 +22,14 @@ use crate::entropy::rans::{Decoder, Encoder, EscapedValues, MAX_DECODERS, PADDED
 use crate::error::Result;
 use crate::model::Model;
 use crate::planes::coded::PlaneCoder;
-use crate::planes::cut::{Cut, FromValue, MAX_LOW_BYTES, Offsets, Parts};
+use crate::planes::contexts::Lines;
+use crate::planes::cut::{Cut, FirstTable, FromValue, MAX_LOW_BYTES, Offsets, Parts};
 use crate::planes::raw::{check_tail, raw_len};
 use crate::planes::scale::ScaleOffsets;
+use crate::planes::symbols::{EscapedSymbols, SymbolCoder};
 use crate::planes::words::{Word, low_mask, lower_sign, with_word};
-use crate::simd::Task;
-use crate::simd::cut::{CutForm, CutRun, ScaleWords, SplitForm, SplitRun};
+use crate::simd::cut::{CutForm, CutRun, ScaleWords, Source, SplitForm, SplitRun};
+use crate::simd::{Kernels, Task};
 
 /// Elements of a tile: small enough that the tiles of all chunks in turn stay in the first cache.
 const TILE: usize = 1024;
@@ -36,14 +38,61 @@ const TILE: usize = 1024;
 #[derive(Debug)]
 pub(super) struct CutCoder {
     cut: Cut,
-    plane: PlaneCoder,
-    /// What the encoder looks offsets from the table's base up in.
-    indices: Option<[u8; MAX_SYMBOLS]>,
+    coder: Coder,
     /// The offsets of all columns, as words of the element's width.
     columns: Vec<u8>,
-    /// The same for the fused kernel: one bit up where the sign is the lowest bit, and the first ones
-    /// again at the end; zeros if there are none.
-    ring: Vec<u8>,
+    /// What fused kernels read of the columns.
+    rings: Rings,
+}
+
+/// The decoder of values.
+#[derive(Debug)]
+enum Coder {
+    /// One coded plane with one table, and no flips.
+    Plain {
+        plane: Box<PlaneCoder>,
+        /// What the encoder looks offsets from the table's base up in.
+        indices: Option<[u8; MAX_SYMBOLS]>,
+    },
+    Symbols(Box<SymbolCoder>),
+}
+
+/// Lists of columns as fused kernels read them: 64 from any column on, so that the first ones stand again
+/// at the end.
+#[derive(Debug, Default)]
+struct Rings {
+    /// Offsets as words, one bit up where the sign is the lowest bit; zeros if there are none.
+    offsets: Vec<u8>,
+    /// Flips as words, in the bit of the sign; empty if there are none.
+    flips: Vec<u8>,
+    /// Classes as bytes; empty if there are none.
+    classes: Vec<u8>,
+}
+
+impl Rings {
+    fn new(element_bytes: usize, rotated: bool, scale: &ScaleOffsets) -> Self {
+        let sign = if rotated {
+            0
+        } else {
+            8 * element_bytes as u32 - 1
+        };
+        let (offsets, flips) = with_word!(element_bytes, W => (
+            scale.column_words::<W>(scale.shift + u32::from(rotated)),
+            scale.flip_words::<W>(sign),
+        ));
+        let ring = |mut list: Vec<u8>, width: usize| {
+            list.extend_from_within(..list.len().min(LANES * width));
+            list
+        };
+        let mut offsets = ring(offsets, element_bytes);
+        offsets.resize(offsets.len().max(LANES * element_bytes), 0);
+        let classes = scale.col_classes.iter().map(|&class| class as u8);
+        Self {
+            offsets,
+            flips: ring(flips, element_bytes),
+            classes: ring(classes.collect(), 1),
+        }
+    }
 }
 
 /// On a cache line of its own, as wide loads like it.
@@ -53,31 +102,37 @@ struct Aligned<T>(T);
 impl CutCoder {
     /// A coder for models of this form.
     pub(super) fn new(model: &Model, scale: Option<&ScaleOffsets>) -> Option<Self> {
-        let (cut, table) = Cut::of(model)?;
-        let plane = PlaneCoder::new(table, cut.placement());
+        let (cut, tables) = Cut::of(model)?;
+        let has_flips = scale.is_some_and(ScaleOffsets::has_flips);
+        let coder = match (tables.first, tables.second) {
+            (FirstTable::Single(table), None) if !has_flips => {
+                let plane = Box::new(PlaneCoder::new(table, cut.placement()));
+                let indices = plane.offset_table();
+                Coder::Plain { plane, indices }
+            }
+            _ => Coder::Symbols(Box::new(SymbolCoder::new(model, cut, tables))),
+        };
         let columns = scale.map_or(
             Vec::new(),
             |scale| with_word!(model.element_bytes, W => scale.column_words::<W>(scale.shift)),
         );
-        let ring = scale.map_or(Vec::new(), |scale| {
-            let shift = scale.shift + u32::from(cut.sign_position == 0);
-            let mut words = with_word!(model.element_bytes, W => scale.column_words::<W>(shift));
-            words.extend_from_within(..words.len().min(LANES * model.element_bytes));
-            words.resize(words.len().max(LANES * model.element_bytes), 0);
-            words
+        let rings = scale.map_or(Rings::default(), |scale| {
+            Rings::new(model.element_bytes, cut.is_rotated(), scale)
         });
         Some(Self {
             cut,
-            ring,
-            indices: plane.offset_table(),
-            plane,
+            coder,
             columns,
+            rings,
         })
     }
 
-    /// Whether decoded values have 16 bits.
-    pub(super) fn is_wide(&self) -> bool {
-        self.cut.is_wide()
+    /// Chunks that are best decoded in one call.
+    pub(super) fn decode_interleave(&self, kernels: Kernels) -> usize {
+        match self.coder {
+            Coder::Plain { .. } => kernels.decode_interleave(self.cut.is_wide()),
+            Coder::Symbols(_) => kernels.symbols_interleave(),
+        }
     }
 
     /// Decodes chunks of the same length and checks their hashes.
@@ -120,22 +175,33 @@ impl CutCoder {
         let elements = coder
             .model
             .elements(jobs.first().map_or(0, |job| job.out.len()));
-        let mut escapes: [EscapedValues; MAX_DECODERS] = Default::default();
+        let hashed = jobs.iter().any(|job| job.hash.is_some());
+        let fused = self.form(coder, hashed, past_cache);
+        let mut escapes: [EscapedSymbols; MAX_DECODERS] = Default::default();
         for ((job, layout), escapes) in jobs.iter_mut().zip(layouts).zip(&mut escapes) {
-            *escapes = self
-                .plane
-                .escaped_values(layout.coded[0].escapes(job.payload))?;
+            let parts = layout.coded[0].escapes(job.payload);
+            match &self.coder {
+                Coder::Plain { plane, .. } => escapes.symbols = plane.escaped_values(parts)?,
+                Coder::Symbols(symbols) => *escapes = symbols.escaped(parts)?,
+            }
             job.out[elements * W::BYTES..].copy_from_slice(&job.payload[layout.edges.clone()]);
         }
+        let none = EscapedValues::none();
         let mut decoders = Vec::with_capacity(jobs.len());
+        let mut seconds = Vec::new();
         for ((job, layout), escapes) in jobs.iter().zip(layouts).zip(&escapes) {
-            let part = &layout.coded[0];
-            let stream = &job.readable[part.stream.start..];
-            decoders.push(PlaneCoder::decoder(
-                &job.payload[part.states.clone()],
-                (stream, job.readable.len() - part.stream.end),
-                escapes,
-            )?);
+            for (number, part) in layout.coded.iter().enumerate() {
+                let stream = &job.readable[part.stream.start..];
+                let (plane, escapes) = match number {
+                    0 => (&mut decoders, &escapes.symbols),
+                    _ => (&mut seconds, &none),
+                };
+                plane.push(PlaneCoder::decoder(
+                    &job.payload[part.states.clone()],
+                    (stream, job.readable.len() - part.stream.end),
+                    escapes,
+                )?);
+            }
         }
 
         let raw = |(job, layout): (&DecodeJob<'a>, &PayloadLayout)| {
@@ -152,7 +218,6 @@ impl CutCoder {
         let mut packed = Aligned([0; TILE]);
         let mut staging = Aligned([W::default().to_bytes(); TILE]);
         let mut hashes = [ChunkHash::default(); MAX_DECODERS];
-        let fused = self.form(coder, jobs.iter().any(|job| job.hash.is_some()), past_cache);
         let mut start = 0;
         while start < elements {
             let block = start / SUB_BLOCK;
@@ -169,15 +234,18 @@ impl CutCoder {
                 let whole = even * SUB_BLOCK;
                 let stop = if start < whole { whole } else { elements };
                 let groups = (stop.min(elements - 1) - start) / LANES;
-                let safe = decoders.iter().map(Decoder::safe_groups).min();
-                let groups = groups.min(safe.unwrap_or(0));
+                let safe = decoders.iter().chain(&seconds).map(Decoder::safe_groups);
+                let groups = groups.min(safe.min().unwrap_or(0));
                 if groups > 0 {
                     let end = start + groups * LANES;
                     let mut parts = Vec::with_capacity(jobs.len());
-                    let all = jobs.iter_mut().zip(&raws).zip(&mut decoders);
-                    for (((job, raw), decoder), hash) in all.zip(&mut hashes) {
+                    let mut seconds = seconds.iter_mut();
+                    let all = jobs.iter_mut().zip(&raws).zip(&mut decoders).zip(&escapes);
+                    for ((((job, raw), decoder), escapes), hash) in all.zip(&mut hashes) {
                         parts.push(CutRun {
                             decoder,
+                            second: seconds.next(),
+                            escapes: [&escapes.values, &escapes.contexts],
                             raw: raw.bytes(),
                             start: start % SUB_BLOCK,
                             block_len: SUB_BLOCK.min(elements - block * SUB_BLOCK),
@@ -198,12 +266,21 @@ impl CutCoder {
                 decoder.ahead = raw.ahead(tile.packed().end);
             }
             let mut tiles = values.0.each_mut().map(|tile| &mut tile[..end - start]);
-            Decoder::fill(
-                kernels,
-                (&self.plane.spec, &self.plane.map),
-                &mut decoders,
-                &mut tiles[..jobs.len()],
-            )?;
+            let now = &mut tiles[..jobs.len()];
+            match &self.coder {
+                Coder::Plain { plane, .. } => {
+                    Decoder::fill(kernels, (&plane.spec, &plane.map), &mut decoders, now)?;
+                }
+                Coder::Symbols(symbols) => {
+                    let lines = |job: &DecodeJob<'_>| Lines {
+                        scale: coder.scale,
+                        first: job.first + start,
+                    };
+                    let lines: Vec<_> = jobs.iter().map(lines).collect();
+                    let decoders = (&mut decoders[..], &mut seconds[..]);
+                    symbols.fill::<V, TILE>(kernels, decoders, &lines, now)?;
+                }
+            }
             for (number, job) in jobs.iter_mut().enumerate() {
                 let raw = raws[number].bytes();
                 let packed = &mut packed.0[..tile.packed_fields()];
@@ -246,7 +323,8 @@ impl CutCoder {
         if past_cache {
             kernels.fence();
         }
-        decoders.iter().try_for_each(Decoder::finish)?;
+        let mut all = decoders.iter().chain(&seconds);
+        all.try_for_each(Decoder::finish)?;
         for (job, mut hash) in jobs.iter().zip(hashes) {
             if elements == 0 {
                 hash.update(&job.out[..job.out.len() / 8 * 8]);
@@ -264,8 +342,12 @@ impl CutCoder {
             columns: scale.columns,
             rows: &scale.rows,
             shift: scale.shift + u32::from(self.cut.sign_position == 0),
-            words: &self.ring,
+            words: &self.rings.offsets,
             has_columns: !scale.cols.is_empty(),
+            row_flips: &scale.row_flips,
+            flips: &self.rings.flips,
+            row_classes: &scale.row_classes,
+            classes: &self.rings.classes,
         })
     }
 
@@ -278,13 +360,13 @@ impl CutCoder {
     fn split_form<'a>(
         &'a self,
         coder: &ModelCoder<'a>,
-        table: &'a [u8; MAX_SYMBOLS],
+        (plane, table): (&PlaneCoder, &'a [u8; MAX_SYMBOLS]),
     ) -> Option<SplitForm<'a>> {
         let element_bytes = coder.model.element_bytes;
         let covered = coder.kernels.has_split_cut(element_bytes) && !self.cut.has_constant();
         (covered && Self::has_long_rows(coder)).then(|| SplitForm {
             table,
-            base: self.plane.table.symbol(0),
+            base: plane.table.symbol(0),
             element_bytes,
             wide: self.cut.is_wide(),
             low_bytes: self.cut.low_bytes(),
@@ -302,10 +384,21 @@ impl CutCoder {
         past_cache: bool,
     ) -> Option<CutForm<'a>> {
         let element_bytes = coder.model.element_bytes;
-        let covered = coder.kernels.has_decode_cut(element_bytes);
+        let covered = match &self.coder {
+            Coder::Plain { .. } => coder.kernels.has_decode_cut(element_bytes),
+            Coder::Symbols(_) => {
+                let has_kernel = coder.kernels.has_decode_symbols(element_bytes);
+                has_kernel && self.cut.has_simple_sign()
+            }
+        };
+        let source = match &self.coder {
+            Coder::Plain { plane, .. } => Source::Plain(&plane.spec, &plane.map),
+            Coder::Symbols(symbols) => {
+                Source::Symbols(&symbols.first_tables, symbols.second_tables.as_deref())
+            }
+        };
         (covered && Self::has_long_rows(coder)).then(|| CutForm {
-            spec: &self.plane.spec,
-            map: &self.plane.map,
+            source,
             element_bytes,
             wide: self.cut.is_wide(),
             low_bytes: self.cut.low_bytes(),
@@ -356,6 +449,10 @@ where
                     let run = parts.part(&range, &low);
                     cut.cut.join::<W, V>(&run, offsets, out);
                 });
+                if scale.has_flips() {
+                    let elements = &mut W::split_mut(out)[..parts.values.len()];
+                    scale.flip_stored::<W>(elements, self.first);
+                }
             }
         }
     }
@@ -433,6 +530,8 @@ struct Scratch {
     indices: Vec<Vec<u8>>,
     escapes: Vec<Vec<u16>>,
     zeros: Vec<u8>,
+    /// Escapes of one run of the fused kernel.
+    stray: Vec<u16>,
 }
 
 thread_local! {
@@ -444,7 +543,11 @@ impl CutCoder {
     ///
     /// `false`, with nothing done, for a form that is left to the plain way.
     pub(super) fn encode(&self, coder: &ModelCoder<'_>, jobs: &mut [EncodeJob<'_>]) -> bool {
-        let Some(table) = &self.indices else {
+        let Coder::Plain {
+            plane,
+            indices: Some(table),
+        } = &self.coder
+        else {
             return false;
         };
         SCRATCH.with_borrow_mut(|scratch| {
@@ -452,7 +555,7 @@ impl CutCoder {
             scratch.indices.resize_with(jobs.len(), Vec::new);
             scratch.escapes.resize_with(jobs.len(), Vec::new);
             with_word!(coder.model.element_bytes, W => {
-                self.encode_words::<W>(coder, table, jobs, scratch);
+                self.encode_words::<W>(coder, (plane, table), jobs, scratch);
             });
         });
         true
@@ -461,7 +564,7 @@ impl CutCoder {
     fn encode_words<W: Word>(
         &self,
         coder: &ModelCoder<'_>,
-        table: &[u8; MAX_SYMBOLS],
+        (plane, table): (&PlaneCoder, &[u8; MAX_SYMBOLS]),
         jobs: &mut [EncodeJob<'_>],
         scratch: &mut Scratch,
     ) {
@@ -481,8 +584,9 @@ impl CutCoder {
             indices.resize(elements, 0);
             let escapes = &mut scratch.escapes[number];
             escapes.clear();
-            let found = (&mut indices[..elements], escapes, &mut zeros[..]);
-            if !self.split::<W>(coder, table, job, found) {
+            let stray = &mut scratch.stray;
+            let found = (&mut indices[..elements], escapes, &mut zeros[..], stray);
+            if !self.split::<W>(coder, (plane, table), job, found) {
                 // Without an exact histogram this is a rare chunk: it is stored raw.
                 job.payload.clear();
                 possible = false;
@@ -494,7 +598,7 @@ impl CutCoder {
             encoder.ahead = (job.next.as_ptr().addr(), job.next.len());
         }
         let run = |encoders: &mut [Encoder], indices: &[&[u8]]| {
-            Encoder::encode(coder.kernels, &self.plane.spec, encoders, indices);
+            Encoder::encode(coder.kernels, &plane.spec, encoders, indices);
         };
         if possible {
             run(&mut scratch.encoders, &indices);
@@ -512,7 +616,7 @@ impl CutCoder {
                 0,
                 states[number],
                 encoder,
-                (escapes, self.plane.table.escape_bytes()),
+                (escapes, plane.table.escape_bytes()),
                 &mut job.payload,
             );
             keep_if_shorter(job.chunk, &mut job.payload);
@@ -525,12 +629,12 @@ impl CutCoder {
     fn split<W: Word>(
         &self,
         coder: &ModelCoder<'_>,
-        table: &[u8; MAX_SYMBOLS],
+        (coder_of_plane, table): (&PlaneCoder, &[u8; MAX_SYMBOLS]),
         job: &mut EncodeJob<'_>,
-        (indices, escapes, zeros): (&mut [u8], &mut Vec<u16>, &mut [u8]),
+        (indices, escapes, zeros, stray): (&mut [u8], &mut Vec<u16>, &mut [u8], &mut Vec<u16>),
     ) -> bool {
         let (kernels, elements) = (coder.kernels, indices.len());
-        let plane = &self.plane.table;
+        let plane = &coder_of_plane.table;
         let (cut, base) = (&self.cut, plane.symbol(0));
         let mut words = Aligned([W::default(); TILE]);
         let mut packed = Aligned([0; TILE]);
@@ -540,15 +644,10 @@ impl CutCoder {
         let room = job.payload.extend_stale(shape.raw_len(cut.raw_bits));
         let mut raw = RawWriter::new(shape, cut.raw_bits, room, zeros);
         let last = elements.saturating_sub(1) / TILE * TILE;
-        let fused = self.split_form(coder, table);
-        let mut stray = vec![
-            0;
-            if fused.is_some() {
-                SUB_BLOCK + LANES
-            } else {
-                0
-            }
-        ];
+        let fused = self.split_form(coder, (coder_of_plane, table));
+        if fused.is_some() {
+            stray.resize(SUB_BLOCK + LANES, 0);
+        }
         let mut start = 0;
         while start < elements {
             if let Some(form) = &fused
@@ -565,7 +664,7 @@ impl CutCoder {
                     indices: &mut indices[start..end],
                     low,
                     packed: bits,
-                    escapes: &mut stray,
+                    escapes: stray,
                 };
                 let found = kernels.split_cut(form, run, (end - start) / LANES);
                 if found > 0 && !plane.has_escape() {

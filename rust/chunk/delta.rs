@@ -26,6 +26,8 @@ use crate::simd::{Kernels, Task};
 
 /// Bytes of the two counts behind the states.
 const HEAD_BYTES: usize = 8;
+/// Widest field that is in 32 bits from the byte on that it begins in.
+const WINDOW_BITS: u32 = 25;
 /// Bytes that are loaded or stored for the raw bits of an element.
 const WORD_BYTES: usize = 8;
 
@@ -36,6 +38,8 @@ pub(crate) struct DeltaCoder<'a> {
     aligned: bool,
     model: &'a DeltaModel,
     cut: DeltaCut,
+    /// The most raw bits of a class.
+    most_raw_bits: u32,
     spec: ContextSpec,
     /// Whether the table of a class has an escape.
     escapes: Vec<bool>,
@@ -69,6 +73,7 @@ impl<'a> DeltaCoder<'a> {
             aligned,
             model,
             cut: DeltaCut::new(model),
+            most_raw_bits: model.classes.iter().map(|class| class.raw_bits).max().unwrap_or(0),
             spec: ContextSpec::new(tables),
             escapes: model
                 .classes
@@ -171,8 +176,8 @@ impl<W: Word> Task for Split<'_, W> {
             let classes = &mut classes[range.clone()];
             let raw_bits = &mut raw_bits[range.clone()];
             let indices = &mut indices[range];
-            cut.classify::<W>(old, classes, raw_bits);
-            let lost = cut.split((new, old), (classes, raw_bits), &mut block, indices);
+            cut.classify::<W>(coder.kernels, old, classes, raw_bits);
+            let lost = cut.split(coder.kernels, (new, old), (classes, raw_bits), &mut block, indices);
             if lost != W::default() {
                 return false;
             }
@@ -292,11 +297,9 @@ impl<W: Word> Task for Join<'_, W> {
             .chunks(BLOCK)
             .zip(classes.chunks_mut(BLOCK).zip(raw_bits.chunks_mut(BLOCK)))
         {
-            cut.classify::<W>(base, classes, raw_bits);
-            total += raw_bits
-                .iter()
-                .map(|&bits| usize::from(bits))
-                .sum::<usize>();
+            cut.classify::<W>(coder.kernels, base, classes, raw_bits);
+            // A block has few enough bits for 32-bit sums.
+            total += raw_bits.iter().map(|&bits| u32::from(bits)).sum::<u32>() as usize;
         }
         let layout = Layout::new(payload, count, coder, total - 8 * low_bytes * count)?;
         let none = EscapedValues::none();
@@ -320,15 +323,16 @@ impl<W: Word> Task for Join<'_, W> {
             let (base, out) = (&base[range.clone()], &mut out[range.clone()]);
             let (classes, raw_bits) = (&classes[range.clone()], &raw_bits[range.clone()]);
             let indices = &mut indices[..range.len()];
-            decoder.fill_contexts(&coder.spec, classes, indices)?;
-            bits.fill(raw_bits, 8 * low_bytes as u32, &mut block.raw);
+            decoder.fill_contexts(coder.kernels, &coder.spec, classes, indices)?;
+            let widths = (raw_bits, 8 * low_bytes as u32);
+            bits.fill(coder.kernels, widths, coder.most_raw_bits, &mut block.raw);
             for byte in 0..low_bytes {
                 let plane = &low[byte * count..][range.clone()];
                 for (raw, &value) in block.raw.iter_mut().zip(plane) {
                     *raw = *raw | W::truncate(u64::from(value)) << (8 * byte as u32);
                 }
             }
-            cut.join(base, (classes, raw_bits, indices), &mut block, out);
+            cut.join(coder.kernels, base, (classes, raw_bits, indices), &mut block, out);
             // There is seldom anything to do.
             if indices.contains(&ESCAPE) {
                 for i in (0..range.len()).filter(|&i| indices[i] == ESCAPE) {
@@ -356,7 +360,19 @@ struct BitReader<'a> {
 impl BitReader<'_> {
     /// Reads the raw bits of a block's elements above the `low_bits` that lie elsewhere.
     #[inline(always)]
-    fn fill<W: Word>(&mut self, raw_bits: &[u8], low_bits: u32, raw: &mut [W; BLOCK]) {
+    fn fill<W: Word>(
+        &mut self,
+        kernels: Kernels,
+        (raw_bits, low_bits): (&[u8], u32),
+        most: u32,
+        raw: &mut [W; BLOCK],
+    ) {
+        let mut done = 0;
+        if most - low_bits <= WINDOW_BITS {
+            (done, self.position) =
+                kernels.unpack_fields(self.bytes, self.position, (raw_bits, low_bits), raw);
+        }
+        let (raw_bits, raw) = (&raw_bits[done..], &mut raw[done..]);
         let mut position = self.position;
         for (raw, &count) in raw.iter_mut().zip(raw_bits) {
             let count = u32::from(count) - low_bits;

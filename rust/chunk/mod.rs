@@ -13,6 +13,8 @@ mod payload;
 mod planes;
 mod raw_blocks;
 mod records;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use delta::DeltaCoder;
 pub(crate) use hash::{ChunkHash, HASH_KEYS, HASH_STEPS, chunk_hash};
@@ -83,7 +85,6 @@ impl<'a> ModelCoder<'a> {
         // The scalar tier is the oracle: it goes the plain way.
         let cut = match kernels.tier() {
             SimdTier::Scalar => None,
-            _ if scale.is_some_and(ScaleOffsets::has_flips) => None,
             _ => CutCoder::new(model, scale).map(Box::new),
         };
         Self {
@@ -122,7 +123,7 @@ impl<'a> ModelCoder<'a> {
 
     /// Chunks that are best decoded in one call.
     pub(crate) fn decode_interleave(&self) -> usize {
-        let interleave = |cut: &CutCoder| self.kernels.decode_interleave(cut.is_wide());
+        let interleave = |cut: &CutCoder| cut.decode_interleave(self.kernels);
         self.cut.as_deref().map_or(1, interleave)
     }
 

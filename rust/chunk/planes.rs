@@ -134,7 +134,9 @@ impl<W: Word> Task for Split<'_, W> {
                                 let has_escape = plane.has_escape();
                                 indices.extend(words, field, contexts, has_escape, indexed)
                             }
-                            (AnyIndices::Table(table), _) => indexed.extend(words, field, table),
+                            (AnyIndices::Table(table), _) => {
+                                indexed.extend(coder.kernels, words, field, table)
+                            }
                             (AnyIndices::Contexts(_), AnyCoder::Table(_)) => false,
                         };
                         if !possible {
@@ -298,7 +300,8 @@ impl<W: Word> Task for Join<'_, '_, W> {
                             };
                             let contexts = &mut context_buffer[..count];
                             plane.contexts(words, 0, lines, contexts);
-                            plane.append(decoder, contexts, &mut index_buffer[..count], words)?;
+                            let indices = &mut index_buffer[..count];
+                            plane.append(coder.kernels, decoder, (contexts, indices), words)?;
                         }
                         Some((AnyCoder::Table(table), decoder)) if plane.bits > 8 => {
                             append::<W, u16>(coder.kernels, table, decoder, words)?;

@@ -1,6 +1,7 @@
 //! Streams and files: headers, indexes, checksums, readers and writers.
 
 pub(crate) mod atomic;
+pub(crate) mod device;
 pub(crate) mod explain;
 pub(crate) mod external;
 pub(crate) mod file;

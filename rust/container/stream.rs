@@ -184,6 +184,13 @@ impl<'a> Stream<'a> {
         &self.payloads[self.index.payload(chunk)]
     }
 
+    /// Where the payload of a chunk lies in the stream.
+    pub(super) fn payload_range(&self, chunk: usize) -> std::ops::Range<usize> {
+        let before = self.len - self.payloads.len();
+        let range = self.index.payload(chunk);
+        before + range.start..before + range.end
+    }
+
     /// What the stream refers to in another file, if it does.
     #[must_use]
     pub fn external(&self) -> Option<&External> {

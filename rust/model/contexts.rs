@@ -140,8 +140,12 @@ impl ContextTables {
 
     /// The symbol an index stands for.
     pub(crate) fn symbol(&self, index: u8) -> u16 {
-        let mask = (u32::MAX >> (32 - self.bits)) as u16;
-        self.base.wrapping_add(u16::from(index)) & mask
+        self.base.wrapping_add(u16::from(index)) & self.mask()
+    }
+
+    /// The bits of a symbol.
+    pub(crate) fn mask(&self) -> u16 {
+        (u32::MAX >> (32 - self.bits)) as u16
     }
 
     /// The indices of every table, and their slots; 0 for what the context cannot represent.

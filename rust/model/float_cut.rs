@@ -1,7 +1,7 @@
 //! One way to cut floats into symbol, sign and raw bits, and what it would cost.
 
 use super::histogram::FloatHistogram;
-use super::normalize::{Fit, ONE_BIT, estimate, fit};
+use super::normalize::{Fit, ONE_BIT, estimate, fit_part};
 use super::sample::Sample;
 use super::second::SecondCounts;
 use super::select::{Candidate, Input};
@@ -139,9 +139,7 @@ impl FloatCut {
     ) -> Option<Candidate> {
         let symbol_bits = self.symbol_bits()?;
         let (first, used) = histogram.symbols(self.top_bits(), self.sign == SignPlace::First);
-        let mut counts = vec![0; 1 << symbol_bits];
-        counts[first..first + used.len()].copy_from_slice(&used);
-        let symbol = fit(&counts, symbol_bits, sample.is_exact())?;
+        let symbol = fit_part(first, &used, symbol_bits, sample.is_exact())?;
         let (raw_cost, trailing_zeros) = self.raw_cost(histogram);
         let mut cost = symbol.cost() + raw_cost;
 

@@ -12,41 +12,17 @@ use crate::simd::{Kernels, Task};
 
 /// Counts that take turns.
 const TURNS: usize = 4;
-/// log2 of the counts that are looked at together.
-const BLOCK_LOG2: u32 = 5;
-
-/// Adds the leading bits of `words`, those above `below`, to counts that take turns: one count alone
-/// would wait for the store of the element before.
-#[inline(always)]
-fn count_leading<W: Word, const TURNS: usize>(words: &[W], below: u32, counts: &mut [u32]) {
-    let size = counts.len() / TURNS;
-    let mask = size - 1;
-    let index = |word: W| (word >> below).widen() as usize & mask;
-    let (groups, rest) = words.as_chunks::<TURNS>();
-    for group in groups {
-        for (turn, &word) in group.iter().enumerate() {
-            counts[turn * size + index(word)] += 1;
-        }
-    }
-    for &word in rest {
-        counts[index(word)] += 1;
-    }
-}
-
-/// Trailing zeros that the low `bits` of all `words` share.
-#[inline(always)]
-fn shared_zeros<W: Word>(words: &[W], bits: u32) -> u32 {
-    let any = words.iter().fold(W::default(), |any, &word| any | word);
-    (any.widen() | !low_mask(bits)).trailing_zeros().min(bits)
-}
 
 /// Counts of a float's leading bits, and of its trailing zeros.
+///
+/// Only the magnitudes between the smallest and the largest have counts: clearing and adding those of all
+/// there can be would take longer than counting a small tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct FloatHistogram {
-    /// Index: the top `bits` magnitude bits, below the sign.
+    /// Counts of positive elements by their top `bits` magnitude bits, then as many of negative ones.
     counts: Vec<u32>,
-    /// Magnitudes that were counted, from and to multiples of `2^joint_bits`.
-    used: Range<usize>,
+    /// The magnitude of the first count, a multiple of `2^joint_bits`, as is the number of counts.
+    first: usize,
     /// Width of the counted magnitude bits.
     bits: u32,
     /// Mantissa bits among them.
@@ -72,6 +48,80 @@ impl<W: Word> Task for Count<'_, W> {
     #[inline(always)]
     fn run(self) -> FloatHistogram {
         FloatHistogram::count(&self)
+    }
+}
+
+/// Counts in the making, which take turns: one count alone would wait for the store of the element
+/// before.
+struct Turns {
+    /// Magnitudes that there are counts for.
+    range: Range<usize>,
+    counts: Vec<u32>,
+}
+
+impl Turns {
+    /// Makes room for magnitudes up to and including `last`.
+    fn reach(&mut self, first: usize, last: usize, group: usize) {
+        if self.range.contains(&first) && self.range.contains(&last) {
+            return;
+        }
+        let (mut start, mut end) = (first / group * group, (last / group + 1) * group);
+        if !self.range.is_empty() {
+            (start, end) = (start.min(self.range.start), end.max(self.range.end));
+        }
+        let (old, new) = (self.range.len(), end - start);
+        let mut counts = vec![0; 2 * TURNS * new];
+        if old > 0 {
+            let places = counts.chunks_exact_mut(new);
+            for (to, from) in places.zip(self.counts.chunks_exact(old)) {
+                to[self.range.start - start..][..old].copy_from_slice(from);
+            }
+        }
+        (self.range, self.counts) = (start..end, counts);
+    }
+
+    /// Counts elements whose magnitude bits above `below` there is room for.
+    #[inline(always)]
+    fn add<W: Word>(&mut self, words: &[W], below: u32, bits: u32) {
+        let mask = W::mask(bits);
+        let first = W::truncate(self.range.start as u64);
+        let negative = W::truncate(self.range.len() as u64);
+        let size = 2 * self.range.len();
+        let (a, rest) = self.counts.split_at_mut(size);
+        let (b, rest) = rest.split_at_mut(size);
+        let (c, d) = rest.split_at_mut(size);
+        let mut places = [0_u16; 256];
+        for words in words.chunks(places.len()) {
+            for (place, &word) in places.iter_mut().zip(words) {
+                let top = word >> below;
+                let sign = W::default().wrapping_sub(top >> bits);
+                let magnitude = (top & mask).wrapping_sub(first);
+                *place = magnitude.wrapping_add(sign & negative).widen() as u16;
+            }
+            let (groups, rest) = places[..words.len()].as_chunks::<TURNS>();
+            for &[i, j, k, l] in groups {
+                a[usize::from(i)] += 1;
+                b[usize::from(j)] += 1;
+                c[usize::from(k)] += 1;
+                d[usize::from(l)] += 1;
+            }
+            for &place in rest {
+                a[usize::from(place)] += 1;
+            }
+        }
+    }
+
+    /// The counts of all turns together.
+    fn sum(mut self) -> Vec<u32> {
+        let size = 2 * self.range.len();
+        let (sums, others) = self.counts.split_at_mut(size);
+        for other in others.chunks_exact(size) {
+            sums.iter_mut()
+                .zip(other)
+                .for_each(|(sum, add)| *sum += add);
+        }
+        self.counts.truncate(size);
+        self.counts
     }
 }
 
@@ -104,97 +154,81 @@ impl FloatHistogram {
         } = *task;
         let bits = fields.exponent_bits + joint_bits;
         let below = W::BITS - 1 - bits;
-        let size = 2 << bits;
-        // Several counts are worth their clearing and adding only for many elements.
-        let turns = if sample.taken() < 2 * size as u64 {
-            1
-        } else {
-            TURNS
+        let magnitude = W::mask(W::BITS - 1);
+        let mut turns = Turns {
+            range: 0..0,
+            counts: Vec::new(),
         };
-        let mut counts = vec![0; turns * size];
         let mut total = 0;
         let mut zeros = [0; 65];
         sample.for_each_run::<W>(scale, |words| {
-            if turns == 1 {
-                count_leading::<W, 1>(words, below, &mut counts);
-            } else {
-                count_leading::<W, TURNS>(words, below, &mut counts);
+            let (mut least, mut most, mut any) = (magnitude, W::default(), W::default());
+            for &word in words {
+                least = least.smaller(word & magnitude);
+                most = most.larger(word & magnitude);
+                any = any | word;
             }
+            let place = |word: W| (word >> below).widen() as usize;
+            turns.reach(place(least), place(most), 1 << joint_bits);
+            turns.add(words, below, bits);
             total += words.len() as u64;
-            zeros[shared_zeros(words, fields.mantissa_bits) as usize] += words.len() as u64;
+            let shared = (any.widen() | !low_mask(fields.mantissa_bits)).trailing_zeros();
+            zeros[shared.min(fields.mantissa_bits) as usize] += words.len() as u64;
         });
-        let (sums, others) = counts.split_at_mut(size);
-        for other in others.chunks_exact(size) {
-            sums.iter_mut()
-                .zip(other)
-                .for_each(|(sum, add)| *sum += add);
+        if total == 0 {
+            turns.reach(0, 0, 1 << joint_bits);
         }
-        counts.truncate(size);
-        let mut histogram = Self {
-            counts,
-            used: 0..0,
+        Self {
+            first: turns.range.start,
+            counts: turns.sum(),
             bits,
             joint_bits,
             total,
             zeros,
-        };
-        histogram.find_used();
-        histogram
+        }
     }
 
-    fn find_used(&mut self) {
-        let group = 1 << self.joint_bits;
-        // Blocks first: most counts are zero, and a sum of many takes no longer than one branch.
-        let block = (1 << self.bits.min(BLOCK_LOG2)).max(group);
-        let is_used = |part: &[u32]| part.iter().fold(0, |any, count| any | count) > 0;
-        let used = |part: &[u32]| {
-            let first = part.chunks_exact(block).position(is_used)? * block;
-            let last = part.chunks_exact(block).rposition(is_used)? * block;
-            let within = |start: usize| part[start..start + block].chunks_exact(group);
-            let first = first / group + within(first).position(is_used)?;
-            let last = last / group + within(last).rposition(is_used)?;
-            Some((first, last))
-        };
-        let (positive, negative) = self.counts.split_at(1 << self.bits);
-        let used = match (used(positive), used(negative)) {
-            (Some(p), Some(n)) => p.0.min(n.0)..p.1.max(n.1) + 1,
-            (Some(one), None) | (None, Some(one)) => one.0..one.1 + 1,
-            (None, None) => 0..1,
-        };
-        self.used = used.start * group..used.end * group;
+    /// Counts of positive and of negative elements.
+    fn halves(&self) -> (&[u32], &[u32]) {
+        self.counts.split_at(self.counts.len() / 2)
     }
 
     /// The counts there would be if all magnitudes were less by `steps` of the lowest counted bit.
     pub(crate) fn lowered(&self, steps: i8) -> Self {
-        let half = 1_usize << self.bits;
-        let moved = |end: usize| end.checked_add_signed(-isize::from(steps));
-        let used = moved(self.used.start).zip(moved(self.used.end).filter(|&end| end <= half));
-        let Some((start, end)) = used else {
+        let (positive, negative) = self.halves();
+        let group = 1 << self.joint_bits;
+        let start = self.first.checked_add_signed(-isize::from(steps));
+        let fits = |&start: &usize| start + positive.len() <= 1 << self.bits;
+        let Some(start) = start.filter(fits) else {
             return self.rotated(steps);
         };
-        let mut counts = vec![0; 2 * half];
-        for sign in [0, half] {
-            let from = &self.counts[sign..][self.used.clone()];
-            counts[sign + start..sign + end].copy_from_slice(from);
+        let first = start / group * group;
+        let len = (start + positive.len()).next_multiple_of(group) - first;
+        let mut counts = vec![0; 2 * len];
+        for (to, from) in counts.chunks_exact_mut(len).zip([positive, negative]) {
+            to[start - first..][..from.len()].copy_from_slice(from);
         }
-        let group = 1 << self.joint_bits;
         Self {
             counts,
-            used: start / group * group..end.next_multiple_of(group),
+            first,
             ..*self
         }
     }
 
     /// [`FloatHistogram::lowered`] where some magnitudes wrap.
     fn rotated(&self, steps: i8) -> Self {
-        let mut rotated = self.clone();
-        let half = 1 << self.bits;
-        let by = i64::from(steps).rem_euclid(half as i64) as usize;
-        let (positive, negative) = rotated.counts.split_at_mut(half);
-        positive.rotate_left(by);
-        negative.rotate_left(by);
-        rotated.find_used();
-        rotated
+        let all = 1_usize << self.bits;
+        let (positive, negative) = self.halves();
+        let mut counts = vec![0; 2 * all];
+        for (to, from) in counts.chunks_exact_mut(all).zip([positive, negative]) {
+            to[self.first..][..from.len()].copy_from_slice(from);
+            to.rotate_left(i64::from(steps).rem_euclid(all as i64) as usize);
+        }
+        Self {
+            counts,
+            first: 0,
+            ..*self
+        }
     }
 
     /// Mantissa bits that were counted.
@@ -206,15 +240,15 @@ impl FloatHistogram {
     /// symbol that the first one is for.
     pub(crate) fn symbols(&self, bits: u32, with_sign: bool) -> (usize, Vec<u32>) {
         let folded = self.bits - bits;
-        let (positive, negative) = self.counts.split_at(1 << self.bits);
-        let positive = fold(&positive[self.used.clone()], folded);
-        let negative = fold(&negative[self.used.clone()], folded);
-        let pairs = positive.iter().zip(&negative);
-        let first = self.used.start >> folded;
+        let (positive, negative) = self.halves();
+        let first = self.first >> folded;
         if with_sign {
+            let (positive, negative) = (fold(positive, folded), fold(negative, folded));
+            let pairs = positive.iter().zip(&negative);
             (first << 1, pairs.flat_map(|(&p, &n)| [p, n]).collect())
         } else {
-            (first, pairs.map(|(p, n)| p + n).collect())
+            let both: Vec<u32> = positive.iter().zip(negative).map(|(p, n)| p + n).collect();
+            (first, fold(&both, folded))
         }
     }
 
@@ -233,7 +267,7 @@ impl FloatHistogram {
 
     /// The sign of every element counted, if they agree.
     pub(crate) fn constant_sign(&self) -> Option<u64> {
-        let negative = &self.counts[1 << self.bits..][self.used.clone()];
+        let (_, negative) = self.halves();
         match negative.iter().map(|&count| u64::from(count)).sum::<u64>() {
             0 => Some(0),
             all if all == self.total => Some(1),
@@ -243,6 +277,9 @@ impl FloatHistogram {
 
     /// Bits that leaving out trailing zeros saves among the elements counted, of `raw_bits` mantissa bits.
     pub(crate) fn zero_bits(&self, raw_bits: u32) -> u64 {
+        if self.zeros[0] == self.total {
+            return 0;
+        }
         let saved =
             |(zeros, &elements): (usize, &u64)| (zeros as u64).min(raw_bits.into()) * elements;
         self.zeros.iter().enumerate().map(saved).sum()

@@ -37,22 +37,38 @@ impl Fit {
 ///
 /// `exact` says that no symbol can occur that was not counted.
 pub(crate) fn fit(counts: &[u32], bits: u32, exact: bool) -> Option<Fit> {
+    fit_part(0, counts, bits, exact)
+}
+
+/// [`fit`] for counts of neighbours, the first of which is `first`; all others are zero.
+pub(super) fn fit_part(first: usize, counts: &[u32], bits: u32, exact: bool) -> Option<Fit> {
+    if 1 << bits <= MAX_SYMBOLS && counts.len() < 1 << bits {
+        // Small alphabets are seen whole, as they may be complete.
+        let mut all = [0; MAX_SYMBOLS];
+        all[first..first + counts.len()].copy_from_slice(counts);
+        return fit_part(0, &all[..1 << bits], bits, exact);
+    }
     let exact = exact || is_complete(counts, bits);
-    let used = counts.iter().filter(|&&count| count > 0).count();
-    if used == 0 {
+    let used = used_range(counts);
+    if used.is_empty() {
         return None;
     }
-    if used == 1 && exact {
-        return Some(Fit::Constant(
-            counts.iter().position(|&count| count > 0)? as u64
-        ));
+    if used.len() == 1 && exact {
+        return Some(Fit::Constant((first + used.start) as u64));
     }
     let without = if exact {
-        fit_window(counts, bits, false)
+        fit_window(first, counts, bits, false)
     } else {
         None
     };
-    let with = fit_window(counts, bits, true);
+    // An escape takes a slot, as does a single rare symbol.
+    let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
+    let is_rare = |&&count: &&u32| count > 0 && u64::from(count) * MIN_SHARE < total;
+    let with = if without.is_none() || counts.iter().filter(is_rare).nth(1).is_some() {
+        fit_window(first, counts, bits, true)
+    } else {
+        None
+    };
     [without, with]
         .into_iter()
         .flatten()
@@ -99,6 +115,16 @@ fn used_range(counts: &[u32]) -> std::ops::Range<usize> {
     start..end.max(start)
 }
 
+/// [`best_window`]; counts of a part of the alphabet have nothing to wrap to.
+fn window(counts: &[u32], bits: u32, width: usize) -> (usize, u64) {
+    if counts.len() == 1 << bits {
+        return best_window(counts, width);
+    }
+    let used = used_range(counts);
+    let (start, mass) = heaviest(&counts[used.clone()], width);
+    (used.start + start, mass)
+}
+
 /// About what [`fit`] would find: the cost of the counted symbols and how many symbols get slots.
 ///
 /// Slots may be fractions here, but none is below one, and all of them have to fit.
@@ -107,23 +133,17 @@ pub(crate) fn estimate(counts: &[u32], bits: u32, exact: bool) -> Option<(u64, u
     if total == 0 {
         return None;
     }
-    let find = |width| {
-        // Counts of a part of the alphabet have nothing to wrap to.
-        if counts.len() == 1 << bits {
-            best_window(counts, width)
-        } else {
-            heaviest(counts, width)
-        }
-    };
+    let find = |width| window(counts, bits, width);
     let whole = (exact || is_complete(counts, bits)).then(|| find(MAX_SYMBOLS));
     let whole = whole.filter(|&(_, mass)| mass == total);
     let (start, width) = match whole {
         Some((start, _)) => (start, MAX_SYMBOLS),
         None => (find(ESCAPE.into()).0, ESCAPE.into()),
     };
-    let end = start + width.min(counts.len());
-    let wrapped = &counts[..end.saturating_sub(counts.len())];
-    let window = counts[start..end.min(counts.len())].iter().chain(wrapped);
+    let end = (start + width).min(counts.len());
+    let wraps = if counts.len() == 1 << bits { start } else { 0 };
+    let wrapped = &counts[..wraps.min(width - (end - start))];
+    let window = counts[start..end].iter().chain(wrapped);
     let log_total = log2(total);
     let (mut cost, mut listed, mut listed_mass, mut slots) = (0, 0, 0, 0);
     for &count in window {
@@ -172,24 +192,29 @@ fn heaviest(counts: &[u32], width: usize) -> (usize, u64) {
 }
 
 /// A table over the best window, with or without an escape for what it leaves out.
-fn fit_window(counts: &[u32], bits: u32, escape: bool) -> Option<(FrequencyTable, u64)> {
+fn fit_window(
+    first: usize,
+    counts: &[u32],
+    bits: u32,
+    escape: bool,
+) -> Option<(FrequencyTable, u64)> {
     let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
     let width = if escape {
         usize::from(ESCAPE)
     } else {
         MAX_SYMBOLS
     };
-    let (base, mass) = best_window(counts, width);
+    let (start, mass) = window(counts, bits, width);
     if !escape && mass < total {
         return None;
     }
-    let mut listed: Vec<(u8, u64)> = (0..width.min(counts.len()))
-        .map(|index| {
-            (
-                index as u8,
-                u64::from(counts[(base + index) % counts.len()]),
-            )
-        })
+    let end = (start + width).min(counts.len());
+    // Only a whole alphabet wraps.
+    let wraps = if counts.len() == 1 << bits { start } else { 0 };
+    let wrapped = &counts[..wraps.min(width - (end - start))];
+    let mut listed: Vec<(u8, u64)> = (0_u8..)
+        .zip(counts[start..end].iter().chain(wrapped))
+        .map(|(index, &count)| (index, u64::from(count)))
         .filter(|&(_, count)| count > 0 && (!escape || count * MIN_SHARE >= total))
         .collect();
     let escaped = total - listed.iter().map(|&(_, count)| count).sum::<u64>();
@@ -215,7 +240,8 @@ fn fit_window(counts: &[u32], bits: u32, escape: bool) -> Option<(FrequencyTable
         .collect();
     // Large frequencies in the low slots lose the least precision (measured, docs/design.md).
     entries.sort_by_key(|entry| (std::cmp::Reverse(entry.frequency), entry.index));
-    let table = FrequencyTable::new(bits, base as u64, escape, entries).ok()?;
+    let base = (first + start) as u64;
+    let table = FrequencyTable::new(bits, base, escape, entries).ok()?;
     if escape {
         cost += escaped * 8 * table.escape_bytes() as u64 * ONE_BIT;
     }

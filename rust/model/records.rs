@@ -21,6 +21,10 @@ use crate::varint::{read_varint, write_varint};
 pub(crate) const RECORD_BYTES: std::ops::RangeInclusive<usize> = 2..=4096;
 pub(crate) const MAX_CLASSES: usize = 16;
 
+/// log2 of the longest copy, and the records that are copied from or to at a time.
+const LONGEST_PIECE_LOG2: u32 = 6;
+const BLOCK_RECORDS: usize = 64;
+
 /// See the module documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Records {
@@ -80,24 +84,54 @@ impl Records {
         runs
     }
 
+    /// Parts of those runs, of 1, 2, 4 .. 64 bytes: a copy of a length known beforehand needs no call.
+    fn pieces(&self, class: usize) -> Vec<Range<usize>> {
+        let mut pieces = Vec::new();
+        for mut run in self.runs(class) {
+            while !run.is_empty() {
+                let len = 1 << run.len().ilog2().min(LONGEST_PIECE_LOG2);
+                pieces.push(run.start..run.start + len);
+                run.start += len;
+            }
+        }
+        pieces
+    }
+
     /// Appends the bytes of a class in whole records.
     pub(crate) fn gather(&self, class: usize, records: &[u8], out: &mut Vec<u8>) {
-        let runs = self.runs(class);
-        for record in records.chunks_exact(self.record_bytes()) {
-            for run in &runs {
-                out.extend_from_slice(&record[run.clone()]);
+        let (record, part) = (self.record_bytes(), self.class_bytes(class));
+        let begin = out.len();
+        out.resize(begin + records.len() / record * part, 0);
+        let pieces = self.pieces(class);
+        // Some records at a time, which stay in the first cache.
+        let blocks = records.chunks(BLOCK_RECORDS * record);
+        for (from, to) in blocks.zip(out[begin..].chunks_mut(BLOCK_RECORDS * part)) {
+            let mut at = 0;
+            for piece in &pieces {
+                copy_piece(
+                    piece.len(),
+                    (&from[piece.start..], record),
+                    (&mut to[at..], part),
+                );
+                at += piece.len();
             }
         }
     }
 
     /// The inverse of [`Records::gather`].
-    pub(crate) fn scatter(&self, class: usize, mut bytes: &[u8], records: &mut [u8]) {
-        let runs = self.runs(class);
-        for record in records.chunks_exact_mut(self.record_bytes()) {
-            for run in &runs {
-                let (now, later) = bytes.split_at(run.len().min(bytes.len()));
-                record[run.start..run.start + now.len()].copy_from_slice(now);
-                bytes = later;
+    pub(crate) fn scatter(&self, class: usize, bytes: &[u8], records: &mut [u8]) {
+        let (record, part) = (self.record_bytes(), self.class_bytes(class));
+        let pieces = self.pieces(class);
+        let blocks = records.chunks_mut(BLOCK_RECORDS * record);
+        for (to, from) in blocks.zip(bytes.chunks(BLOCK_RECORDS * part)) {
+            let mut at = 0;
+            for piece in &pieces {
+                copy_piece(
+                    piece.len(),
+                    (&from[at..], part),
+                    (&mut to[piece.start..], record),
+                );
+                at += piece.len();
             }
         }
     }
@@ -152,6 +186,26 @@ impl Records {
             write_varint(out, run.len() as u64);
             out.push(run[0]);
         }
+    }
+}
+
+/// Copies the first `len` bytes of every step of `from` to every step of `to`.
+fn copy_piece(len: usize, from: (&[u8], usize), to: (&mut [u8], usize)) {
+    fn copy<const LEN: usize>((from, step): (&[u8], usize), (to, to_step): (&mut [u8], usize)) {
+        for (from, to) in from.chunks(step).zip(to.chunks_mut(to_step)) {
+            if let (Some(from), Some(to)) = (from.first_chunk::<LEN>(), to.first_chunk_mut()) {
+                *to = *from;
+            }
+        }
+    }
+    match len {
+        1 => copy::<1>(from, to),
+        2 => copy::<2>(from, to),
+        4 => copy::<4>(from, to),
+        8 => copy::<8>(from, to),
+        16 => copy::<16>(from, to),
+        32 => copy::<32>(from, to),
+        _ => copy::<64>(from, to),
     }
 }
 

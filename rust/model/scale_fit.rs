@@ -132,6 +132,22 @@ impl Matrix<'_> {
         }
     }
 
+    /// Whether the offsets of an axis save more than they take, as far as they themselves say.
+    pub(super) fn pays(&self, axis: &[i8]) -> bool {
+        let (mut sum, mut squares) = (0_i64, 0_i64);
+        for &offset in axis {
+            let offset = i64::from(offset);
+            (sum, squares) = (sum + offset, squares + offset * offset);
+        }
+        // A spread of scales with variance v, in octaves squared, costs (ln 2) v bits an element, near enough.
+        let count = axis.len().max(1) as i64;
+        let variance = squares * count - sum * sum;
+        let saved = i128::from(variance) * 45426 * self.elements() as i128;
+        let unit = i128::from(count * count) << (16 + 2 * self.unit_log2());
+        // An offset takes about three bits.
+        saved > unit * 3 * i128::from(count)
+    }
+
     /// Fits both axes.
     ///
     /// # Errors

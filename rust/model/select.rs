@@ -27,6 +27,8 @@ const TABLE_ELEMENTS: usize = 1 << 16;
 const LINE_SAMPLE: usize = 128;
 /// Scale offsets are not tried below this number of elements.
 pub(super) const MIN_SCALED_ELEMENTS: usize = 4096;
+/// Below this number of elements no time is taken to compare each axis of offsets.
+const SMALL_ELEMENTS: usize = 2 * SEARCH_ELEMENTS;
 /// Below this number of elements other threads are not worth waking.
 const PARALLEL_ELEMENTS: usize = 1 << 21;
 /// A model must take less than 99.5 % of the raw size, in 1/1024.
@@ -115,6 +117,10 @@ pub(crate) fn select_float(
     shape: &[u64],
 ) -> Result<Option<(Candidate, Option<ScaleOffsets>)>> {
     let layout = FloatLayout { fields, phase: 0 };
+    let elements = input.bytes.len() * 8 / fields.element_bits as usize;
+    if input.level == Level::Default && elements < SMALL_ELEMENTS {
+        return select_small(input, layout, shape);
+    }
     let mut scale = match input.level {
         Level::Fast => None,
         Level::Default | Level::Max => select_scale(input, layout, shape)?,
@@ -127,6 +133,43 @@ pub(crate) fn select_float(
         return thorough::with_classes(input, layout, shape, (best, scale)).map(Some);
     }
     Ok(Some((best, scale)))
+}
+
+/// [`select_float`] for a tensor that is counted whole: the counts that offsets are compared by are also
+/// those that the table is made from, and each axis is kept or not by what its offsets say themselves.
+fn select_small(
+    input: &Input<'_>,
+    layout: FloatLayout,
+    shape: &[u64],
+) -> Result<Option<(Candidate, Option<ScaleOffsets>)>> {
+    let element_bytes = layout.fields.element_bits as usize / 8;
+    let sample = input.sample(element_bytes, 0, TABLE_ELEMENTS);
+    let mut cuts = Cuts::new(input, layout, &sample, None, false);
+    let mut scale = None;
+    let mut size = cuts.smallest_estimate().unwrap_or(u64::MAX);
+    let elements = sample.elements();
+    let views = (elements >= MIN_SCALED_ELEMENTS).then(|| views(shape, elements, input.level));
+    for columns in views.into_iter().flatten() {
+        let matrix = input.matrix(layout, columns);
+        let axes = matrix.fit()?;
+        let useful = |axis| if matrix.pays(axis) { axis } else { &[] };
+        let (rows, cols): (&[i8], &[i8]) = (useful(&axes.rows), useful(&axes.cols));
+        if rows.is_empty() && cols.is_empty() {
+            continue;
+        }
+        let offsets = matrix.offsets(rows, cols);
+        let scaled = Cuts::new(input, layout, &sample, Some(&offsets), true);
+        let estimate = scaled.smallest_estimate();
+        let estimate = estimate.map_or(u64::MAX, |size| size + offsets.wire_len() as u64);
+        if estimate < size {
+            (cuts, scale, size) = (scaled, Some(offsets), estimate);
+        }
+    }
+    if let Some(scale) = &mut scale {
+        scale.add_to_all(cuts.settle_phase(octave_log2(layout.fields)));
+    }
+    let best = cuts.best().filter(|best| input.is_worthwhile(best.bytes));
+    Ok(best.map(|best| (best, scale)))
 }
 
 /// The scale offsets that make the smallest estimate, if any make it smaller.

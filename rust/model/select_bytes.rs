@@ -34,7 +34,7 @@ const GENERIC_FLOATS: [Dtype; 6] = [
 
 /// How elements are cut.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+pub(super) enum Kind {
     /// Into the bytes of elements of so many bytes.
     Bytes(usize),
     Float(FloatLayout),
@@ -76,6 +76,10 @@ pub(crate) fn select_generic<'a>(
             let kind = known.search(&input);
             *before.insert((kind, kind.share(&input)))
         });
+        if let Some(found) = period.again(&input, start) {
+            let bytes = found.bytes;
+            return Some((Chosen::Records(Box::new(found)), bytes));
+        }
         let best = kind.candidate(&input, usize::MAX);
         let best = best.filter(|best| input.is_worthwhile(best.bytes));
         let size = best
@@ -133,7 +137,7 @@ impl Known {
 }
 
 impl Kind {
-    fn candidate(self, input: &Input<'_>, limit: usize) -> Option<Candidate> {
+    pub(super) fn candidate(self, input: &Input<'_>, limit: usize) -> Option<Candidate> {
         match self {
             Self::Bytes(width) => byte_candidate(input, width, limit),
             Self::Float(layout) => float_candidate(input, layout, None, limit),
@@ -238,8 +242,8 @@ fn lower_half(counts: &[u32]) -> Vec<u32> {
         .collect()
 }
 
-/// The best model for bytes that are all of one kind.
-pub(super) fn best_of_bytes(input: &Input<'_>) -> Option<Candidate> {
+/// The best way to cut bytes that are all of one kind.
+pub(super) fn best_kind(input: &Input<'_>) -> Option<Kind> {
     let floats = [Dtype::Float16, Dtype::Bfloat16, Dtype::Float32].into_iter();
     let floats = floats
         .filter_map(Dtype::float_fields)
@@ -249,9 +253,7 @@ pub(super) fn best_of_bytes(input: &Input<'_>) -> Option<Candidate> {
         .into_iter()
         .chain(floats.map(Kind::Float));
     let sizes = kinds.map(|kind| (kind.size(input, SEARCH_ELEMENTS), kind));
-    let (_, kind) = sizes.min_by_key(|&(size, _)| size)?;
-    kind.candidate(input, usize::MAX)
-        .filter(|best| input.is_worthwhile(best.bytes))
+    sizes.min_by_key(|&(size, _)| size).map(|(_, kind)| kind)
 }
 
 /// Cuts elements into bytes, each of them raw, constant, or coded in its top bits.

@@ -6,12 +6,18 @@
 //! their coder states. Counts are of half bytes: quantised numbers have four bits, or are seen well enough by four.
 //! Everything is an integer, so that the same input gives the same records everywhere.
 //!
+//! Most bytes have no records, and those that have keep them: a few records of each length show whether
+//! there is anything to look for, and a segment keeps the length of the one before, finds its classes
+//! on a part of its records, and cuts them as before if they are the same.
+//!
 //! Place in docs/format.md: "Records".
+
+use std::sync::LazyLock;
 
 use super::log2::log2;
 use super::records::{MAX_CLASSES, RECORD_BYTES};
 use super::select::Input;
-use super::select_bytes::best_of_bytes;
+use super::select_bytes::{Kind, best_kind};
 use super::{Model, normalize::ONE_BIT};
 use crate::constants::STATES_BYTES;
 use crate::options::Level;
@@ -22,6 +28,16 @@ const BLOCK_BYTES: [usize; 19] = [
 ];
 /// Bytes that lengths are compared on; `max` takes all there are.
 const SEARCH_BYTES: usize = 1 << 15;
+/// Records of each length that are looked at first, and the lengths that are then compared on more bytes.
+const PROBE_RECORDS: usize = 64;
+const PROBED_LENGTHS: usize = 6;
+/// What the places of those records must save together: noise saves nothing.
+const PROBE_GAIN: u64 = 64 * ONE_BIT;
+/// One of so many records of a segment shows its classes where the length is known, as neighbours of so many.
+const PART_LOG2: u32 = 2;
+const PART_RECORDS: usize = 64;
+/// The length is kept while what records take grows by no more than a 64th.
+const KEPT_WITHIN_LOG2: u32 = 6;
 /// Bytes in which repetitions are looked for, and the longest distance.
 const REPEAT_BYTES: usize = 1 << 14;
 const MAX_DISTANCE: usize = 1 << 12;
@@ -51,14 +67,43 @@ pub(crate) struct RecordsPlan {
 }
 
 /// What is known of the records from the segment before.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Period {
     Unknown,
     None,
-    Bytes(usize),
+    Known(Box<Layout>),
+}
+
+/// Records without their tables.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    class_of: Vec<u8>,
+    /// How each class is cut, `None` for raw.
+    kinds: Vec<Option<Kind>>,
+    /// What they took, in 1/65536 of the segment.
+    share: u64,
 }
 
 impl Period {
+    /// The records of a segment, as long as those of the one before, if they take about as much.
+    pub(crate) fn again(&mut self, input: &Input<'_>, start: usize) -> Option<RecordsPlan> {
+        let Self::Known(layout) = self else {
+            return None;
+        };
+        if input.level == Level::Max {
+            return None;
+        }
+        let places = count_part(input.bytes, start, layout.class_of.len());
+        let class_of = classify(&places, overhead(input) >> PART_LOG2);
+        if class_of != layout.class_of {
+            layout.class_of = class_of;
+            layout.kinds.clear();
+        }
+        let plan = layout.plan(input, start)?;
+        let limit = layout.share + (layout.share >> KEPT_WITHIN_LOG2);
+        (share(plan.bytes, input) <= limit).then_some(plan)
+    }
+
     /// The records of a segment that begins at byte `start` of the tensor, if they take less than
     /// `size` bytes.
     pub(crate) fn records(
@@ -67,19 +112,22 @@ impl Period {
         start: usize,
         size: u64,
     ) -> Option<RecordsPlan> {
-        let record_bytes = match *self {
+        let record_bytes = match self {
             Self::None => return None,
-            Self::Bytes(known) => Some(known),
+            Self::Known(layout) => Some(layout.class_of.len()),
             Self::Unknown if input.level == Level::Fast || input.bytes.len() < MIN_BYTES => None,
             Self::Unknown => find_period(input, start, size),
         };
-        let plan = record_bytes.and_then(|bytes| plan_records(input, start, bytes, size));
-        *self = match (record_bytes, &plan) {
-            (Some(bytes), Some(_)) => Self::Bytes(bytes),
-            _ => Self::None,
-        };
+        let found = record_bytes.and_then(|bytes| plan_records(input, start, bytes, size));
+        let (layout, plan) = found.unzip();
+        *self = layout.map_or(Self::None, |layout| Self::Known(Box::new(layout)));
         plan
     }
+}
+
+/// Bytes as a part of the input, in 1/65536.
+fn share(bytes: u64, input: &Input<'_>) -> u64 {
+    (bytes << 16) / input.bytes.len().max(1) as u64
 }
 
 /// The length of records whose places would take least, if that is less than `size`.
@@ -90,6 +138,8 @@ fn find_period(input: &Input<'_>, start: usize, size: u64) -> Option<usize> {
     let mut lengths = BLOCK_BYTES.to_vec();
     if all {
         lengths.extend(distances(input.bytes));
+    } else {
+        lengths = promising(bytes, start, lengths);
     }
     let limit = u128::from(size) * bytes.len() as u128 / input.bytes.len().max(1) as u128;
     let costs = lengths.into_iter().map(|length| {
@@ -98,6 +148,36 @@ fn find_period(input: &Input<'_>, start: usize, size: u64) -> Option<usize> {
     });
     let (cost, length) = costs.min()?;
     (u128::from(cost) < limit * u128::from(8 * ONE_BIT)).then_some(length)
+}
+
+/// The lengths whose places differ in a few records already, the clearest of them.
+fn promising(bytes: &[u8], start: usize, lengths: Vec<usize>) -> Vec<usize> {
+    let mut gains: Vec<(u64, usize)> = lengths
+        .into_iter()
+        .map(|length| {
+            let bytes = &bytes[..bytes.len().min(PROBE_RECORDS * length)];
+            let places = count_places(bytes, start, length);
+            let lengths = code_lengths(&sum(places.iter()));
+            let gain = |(counts, lengths): (&[u32; HALF], &[u64; HALF])| {
+                coded_half(counts, lengths).saturating_sub(half_cost(counts))
+            };
+            let halves = places.iter().flat_map(|counts| counts.iter().zip(&lengths));
+            let gain: u64 = halves.map(gain).sum();
+            // The same number of records of each length: what counts is the gain per byte.
+            (
+                if gain < PROBE_GAIN {
+                    0
+                } else {
+                    gain / length as u64
+                },
+                length,
+            )
+        })
+        .filter(|&(gain, _)| gain > 0)
+        .collect();
+    gains.sort_unstable_by_key(|&(gain, length)| (std::cmp::Reverse(gain), length));
+    gains.truncate(PROBED_LENGTHS);
+    gains.into_iter().map(|(_, length)| length).collect()
 }
 
 /// The distances at which bytes are equal most often.
@@ -128,6 +208,22 @@ fn distances(bytes: &[u8]) -> Vec<usize> {
 /// Counts by the place in records that begin with the tensor.
 fn count_places(bytes: &[u8], start: usize, record_bytes: usize) -> Vec<Counts> {
     let mut counts = vec![[[0; HALF]; 2]; record_bytes];
+    add_places(bytes, start, &mut counts);
+    counts
+}
+
+/// [`count_places`] of one in `2^PART_LOG2` records.
+fn count_part(bytes: &[u8], start: usize, record_bytes: usize) -> Vec<Counts> {
+    let mut counts = vec![[[0; HALF]; 2]; record_bytes];
+    let run = PART_RECORDS * record_bytes;
+    for (number, bytes) in bytes.chunks(run).enumerate().step_by(1 << PART_LOG2) {
+        add_places(bytes, start + number * run, &mut counts);
+    }
+    counts
+}
+
+fn add_places(bytes: &[u8], start: usize, counts: &mut [Counts]) {
+    let record_bytes = counts.len();
     let (first, second) = bytes.split_at((record_bytes - start % record_bytes).min(bytes.len()));
     let mut add = |place: usize, byte: u8| {
         let [upper, lower] = &mut counts[place];
@@ -142,7 +238,6 @@ fn count_places(bytes: &[u8], start: usize, record_bytes: usize) -> Vec<Counts> 
             add(place, byte);
         }
     }
-    counts
 }
 
 /// What the counted bytes take with tables of their own, in units of [`ONE_BIT`], and half a bit for each bit that was learnt.
@@ -150,12 +245,25 @@ fn cost(counts: &Counts) -> u64 {
     counts.iter().map(half_cost).sum()
 }
 
+/// `count * log2(count)`.
+fn count_times_log2(count: u32) -> u64 {
+    static SMALL: LazyLock<[u64; 1024]> = LazyLock::new(|| {
+        let mut products = [0; 1024];
+        for (count, product) in products.iter_mut().enumerate() {
+            *product = count as u64 * log2(count as u64);
+        }
+        products
+    });
+    let known = SMALL.get(count as usize).copied();
+    known.unwrap_or_else(|| u64::from(count) * log2(count.into()))
+}
+
 fn half_cost(counts: &[u32; HALF]) -> u64 {
     let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
     let used = counts.iter().filter(|&&count| count > 0).count() as u64;
     let own = counts
         .iter()
-        .map(|&count| u64::from(count) * log2(count.into()))
+        .map(|&count| count_times_log2(count))
         .sum::<u64>();
     let coded =
         (total * log2(total)).saturating_sub(own) + used.saturating_sub(1) * log2(total) / 2;
@@ -168,16 +276,18 @@ fn add(to: &mut Counts, from: &Counts) {
     }
 }
 
-fn sum(places: &[Counts], class_of: &[u8], class: usize) -> Counts {
+fn sum<'a>(all: impl Iterator<Item = &'a Counts>) -> Counts {
     let mut sum = [[0; HALF]; 2];
-    for (counts, _) in places
+    all.for_each(|counts| add(&mut sum, counts));
+    sum
+}
+
+fn sum_class(places: &[Counts], class_of: &[u8], class: usize) -> Counts {
+    let of_class = places
         .iter()
         .zip(class_of)
-        .filter(|&(_, &of)| usize::from(of) == class)
-    {
-        add(&mut sum, counts);
-    }
-    sum
+        .filter(|&(_, &of)| usize::from(of) == class);
+    sum(of_class.map(|(counts, _)| counts))
 }
 
 /// Gives each place of the record a class.
@@ -192,7 +302,7 @@ fn classify(places: &[Counts], overhead: u64) -> Vec<u8> {
     }
     for _ in 0..ROUNDS {
         let lengths: Vec<[[u64; HALF]; 2]> = (0..classes)
-            .map(|class| code_lengths(&sum(places, &class_of, class)))
+            .map(|class| code_lengths(&sum_class(places, &class_of, class)))
             .collect();
         for (place, counts) in places.iter().enumerate() {
             let best = (0..classes).min_by_key(|&class| coded(counts, &lengths[class]));
@@ -213,7 +323,14 @@ fn code_lengths(counts: &Counts) -> [[u64; HALF]; 2] {
 }
 
 fn coded(counts: &Counts, lengths: &[[u64; HALF]; 2]) -> u64 {
-    let values = counts.iter().flatten().zip(lengths.iter().flatten());
+    let halves = counts.iter().zip(lengths);
+    halves
+        .map(|(counts, lengths)| coded_half(counts, lengths))
+        .sum()
+}
+
+fn coded_half(counts: &[u32; HALF], lengths: &[u64; HALF]) -> u64 {
+    let values = counts.iter().zip(lengths);
     values
         .map(|(&count, &length)| u64::from(count) * length)
         .sum()
@@ -221,25 +338,42 @@ fn coded(counts: &Counts, lengths: &[[u64; HALF]; 2]) -> u64 {
 
 /// Joins classes while that costs less than the coder states of one, and numbers them from 0.
 fn merge_classes(places: &[Counts], class_of: &mut [u8], overhead: u64) {
-    let mut classes: Vec<(u8, Counts)> = (0..MAX_CLASSES)
-        .filter(|&class| class_of.contains(&(class as u8)))
-        .map(|class| (class as u8, sum(places, class_of, class)))
+    let used = (0..MAX_CLASSES).filter(|&class| class_of.contains(&(class as u8)));
+    let mut classes: Vec<(u8, Counts, u64)> = used
+        .map(|class| {
+            let counts = sum_class(places, class_of, class);
+            (class as u8, counts, cost(&counts))
+        })
+        .collect();
+    // What joining two costs; in the row of the later one.
+    let more = |classes: &[(u8, Counts, u64)], a: usize, b: usize| {
+        let mut both = classes[a].1;
+        add(&mut both, &classes[b].1);
+        cost(&both).saturating_sub(classes[a].2 + classes[b].2)
+    };
+    let mut pairs: Vec<Vec<u64>> = (0..classes.len())
+        .map(|b| (0..b).map(|a| more(&classes, a, b)).collect())
         .collect();
     loop {
-        let mut best: Option<(u64, usize, usize)> = None;
-        for (a, (_, first)) in classes.iter().enumerate() {
-            for (b, (_, second)) in classes.iter().enumerate().skip(a + 1) {
-                let mut both = *first;
-                add(&mut both, second);
-                let more = cost(&both).saturating_sub(cost(first) + cost(second));
-                if more < overhead && best.is_none_or(|(least, ..)| more < least) {
-                    best = Some((more, a, b));
-                }
+        let all = pairs.iter().enumerate();
+        let all =
+            all.flat_map(|(b, row)| row.iter().enumerate().map(move |(a, &more)| (more, a, b)));
+        let Some((_, a, b)) = all.min().filter(|&(more, ..)| more < overhead) else {
+            break;
+        };
+        let (gone, counts, _) = classes.remove(b);
+        pairs.remove(b);
+        for row in &mut pairs[b..] {
+            row.remove(b);
+        }
+        add(&mut classes[a].1, &counts);
+        classes[a].2 = cost(&classes[a].1);
+        for other in 0..classes.len() {
+            if other != a {
+                let (first, second) = (other.min(a), other.max(a));
+                pairs[second][first] = more(&classes, first, second);
             }
         }
-        let Some((_, a, b)) = best else { break };
-        let (gone, counts) = classes.remove(b);
-        add(&mut classes[a].1, &counts);
         let kept = classes[a].0;
         class_of
             .iter_mut()
@@ -247,7 +381,7 @@ fn merge_classes(places: &[Counts], class_of: &mut [u8], overhead: u64) {
             .for_each(|class| *class = kept);
     }
     for class in class_of {
-        let number = classes.iter().position(|(of, _)| of == class);
+        let number = classes.iter().position(|(of, ..)| of == class);
         *class = number.unwrap_or(0) as u8;
     }
 }
@@ -258,47 +392,73 @@ fn plan_records(
     start: usize,
     record_bytes: usize,
     size: u64,
-) -> Option<RecordsPlan> {
-    let chunks = input.bytes.len().div_ceil(input.chunk_bytes) as u64;
+) -> Option<(Layout, RecordsPlan)> {
     if input.chunk_bytes < 4 * record_bytes {
         return None;
     }
     let places = count_places(input.bytes, start, record_bytes);
-    // Two planes in each chunk, and their tables.
-    let overhead = (chunks * 2 * (STATES_BYTES as u64 + 8) + 80) * 8 * ONE_BIT;
-    let class_of = classify(&places, overhead);
-    let classes = 1 + usize::from(class_of.iter().copied().max()?);
-    let records = super::records::Records {
-        class_of,
-        models: vec![None; classes],
+    let mut layout = Layout {
+        class_of: classify(&places, overhead(input)),
+        kinds: Vec::new(),
+        share: 0,
     };
-    let span = records.span(start, input.bytes.len());
-    let body = &input.bytes[span.before..][..span.records * record_bytes];
-    // Records at the ends of chunks are stored raw; lengths, padding, and runs of classes.
-    let mut total = chunks * (record_bytes as u64 + 13 * classes as u64 + 16) + 4 * classes as u64;
-    total += 2 * records.class_of.chunk_by(|a, b| a == b).count() as u64;
-    let mut models = Vec::with_capacity(classes);
-    for class in 0..classes {
-        let mut bytes = Vec::with_capacity(span.records * records.class_bytes(class));
-        records.gather(class, body, &mut bytes);
-        let inner = Input {
-            bytes: &bytes,
-            chunk_bytes: bytes.len().div_ceil(chunks.max(1) as usize).max(1),
-            ..*input
+    let plan = layout.plan(input, start)?;
+    layout.share = share(plan.bytes, input);
+    (plan.bytes + (size >> SAVED_LOG2) < size).then_some((layout, plan))
+}
+
+/// What a class more takes, in units of [`ONE_BIT`]: two planes in each chunk, and their tables.
+fn overhead(input: &Input<'_>) -> u64 {
+    let chunks = input.bytes.len().div_ceil(input.chunk_bytes) as u64;
+    (chunks * 2 * (STATES_BYTES as u64 + 8) + 80) * 8 * ONE_BIT
+}
+
+impl Layout {
+    /// Tables for each class; how to cut it is searched if it is not known.
+    fn plan(&mut self, input: &Input<'_>, start: usize) -> Option<RecordsPlan> {
+        let chunks = input.bytes.len().div_ceil(input.chunk_bytes) as u64;
+        let class_of = &self.class_of;
+        let classes = 1 + usize::from(class_of.iter().copied().max()?);
+        let records = super::records::Records {
+            class_of: class_of.clone(),
+            models: vec![None; classes],
         };
-        let best = best_of_bytes(&inner);
-        total += best.as_ref().map_or(bytes.len() as u64, |best| best.bytes);
-        // Tables; places in it were counted before.
-        total += best.as_ref().map_or(0, |best| {
-            let mut wire = Vec::new();
-            best.model.write_to(&mut wire);
-            wire.len() as u64
-        });
-        models.push(best.map(|best| best.model));
+        let record_bytes = class_of.len();
+        let span = records.span(start, input.bytes.len());
+        let body = &input.bytes[span.before..][..span.records * record_bytes];
+        // Records at the ends of chunks are stored raw; lengths, padding, and runs of classes.
+        let mut total =
+            chunks * (record_bytes as u64 + 13 * classes as u64 + 16) + 4 * classes as u64;
+        total += 2 * class_of.chunk_by(|a, b| a == b).count() as u64;
+        let mut models = Vec::with_capacity(classes);
+        let mut bytes = Vec::with_capacity(body.len());
+        let mut wire = Vec::new();
+        for class in 0..classes {
+            bytes.clear();
+            records.gather(class, body, &mut bytes);
+            let inner = Input {
+                bytes: &bytes,
+                chunk_bytes: bytes.len().div_ceil(chunks.max(1) as usize).max(1),
+                ..*input
+            };
+            if self.kinds.len() == class {
+                self.kinds.push(best_kind(&inner));
+            }
+            let best = self.kinds[class].and_then(|kind| kind.candidate(&inner, usize::MAX));
+            let best = best.filter(|best| inner.is_worthwhile(best.bytes));
+            total += best.as_ref().map_or(bytes.len() as u64, |best| best.bytes);
+            // Tables; places in it were counted before.
+            wire.clear();
+            if let Some(best) = &best {
+                best.model.write_to(&mut wire);
+            }
+            total += wire.len() as u64;
+            models.push(best.map(|best| best.model));
+        }
+        Some(RecordsPlan {
+            class_of: records.class_of,
+            models,
+            bytes: total,
+        })
     }
-    (total + (size >> SAVED_LOG2) < size).then_some(RecordsPlan {
-        class_of: records.class_of,
-        models,
-        bytes: total,
-    })
 }

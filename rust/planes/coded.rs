@@ -5,10 +5,11 @@
 //! after them. Place in docs/format.md: "Coded plane".
 
 use super::words::Word;
-use crate::constants::{ESCAPE, MAX_SYMBOLS, STATES_BYTES};
+use crate::constants::{ESCAPE, LANES, MAX_SYMBOLS, STATES_BYTES, SUB_BLOCK};
 use crate::entropy::rans::{Decoder, EscapedValues, Spec, ValueMap};
 use crate::error::{Error, Result};
 use crate::model::frequency_table::FrequencyTable;
+use crate::simd::Kernels;
 
 /// Where a decoded symbol goes in a value of up to 16 bits: `symbol << shift | constant`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,7 +19,7 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    fn place(self, symbol: u16) -> u16 {
+    pub(crate) fn place(self, symbol: u16) -> u16 {
         symbol << self.shift | self.constant
     }
 }
@@ -95,6 +96,8 @@ impl PlaneCoder {
         IndexTable {
             indices,
             escape: self.table.has_escape(),
+            base: self.table.symbol(0),
+            offsets: self.offset_table(),
         }
     }
 
@@ -133,6 +136,9 @@ pub(super) fn escaped_values(
 pub(crate) struct IndexTable {
     indices: Vec<u8>,
     escape: bool,
+    /// The symbol of index 0, and [`PlaneCoder::offset_table`].
+    base: u16,
+    offsets: Option<[u8; MAX_SYMBOLS]>,
 }
 
 /// Marks a symbol that a table without an escape cannot represent.
@@ -155,8 +161,10 @@ impl IndexedPlane {
     }
 
     /// Appends the symbols `field(word)`; `false` if one of them cannot be represented.
+    #[inline(always)]
     pub(crate) fn extend<W: Word>(
         &mut self,
+        kernels: Kernels,
         words: &[W],
         field: impl Fn(W) -> W,
         table: &IndexTable,
@@ -165,18 +173,33 @@ impl IndexedPlane {
         let symbol = |word: W| field(word).widen() as usize;
         // The mask keeps the symbol inside the table, whose length is a power of two.
         let mask = table.indices.len() - 1;
-        self.indices
-            .extend(words.iter().map(|&word| table.indices[symbol(word) & mask]));
-        let added = &self.indices[start..];
-        if !table.escape {
+        let Some(offsets) = &table.offsets else {
+            self.indices
+                .extend(words.iter().map(|&word| table.indices[symbol(word) & mask]));
+            let added = &self.indices[start..];
             return added.iter().all(|&index| index != NO_INDEX);
+        };
+        // In the element's width, so that it vectorises; symbols without a slot become the last offset.
+        self.indices.resize(start + words.len(), 0);
+        let added = &mut self.indices[start..];
+        let (base, mask) = (W::truncate(table.base.into()), W::truncate(mask as u64));
+        let last = W::truncate(MAX_SYMBOLS as u64 - 1);
+        for (index, &word) in added.iter_mut().zip(words) {
+            *index = (field(word).wrapping_sub(base) & mask)
+                .smaller(last)
+                .low_byte();
         }
-        let escaped = words
-            .iter()
-            .zip(added)
-            .filter(|&(_, &index)| index == ESCAPE);
-        self.escapes
-            .extend(escaped.map(|(&word, _)| symbol(word) as u16));
-        true
+        let mut masks = [0_u64; SUB_BLOCK / LANES];
+        let masks = &mut masks[..words.len().div_ceil(LANES)];
+        kernels.index(offsets, added, masks);
+        for (group, &rare) in words.chunks(LANES).zip(&*masks) {
+            let mut left = rare;
+            while left != 0 {
+                let word = group[left.trailing_zeros() as usize];
+                self.escapes.push(symbol(word) as u16);
+                left &= left - 1;
+            }
+        }
+        table.escape || masks.iter().all(|&rare| rare == 0)
     }
 }

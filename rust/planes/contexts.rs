@@ -10,13 +10,14 @@ use crate::entropy::rans::{ContextSpec, Decoder, EscapedValues, ValueMap};
 use crate::error::Result;
 use crate::model::Plane;
 use crate::model::contexts::{ContextSource, ContextTables};
+use crate::simd::Kernels;
 
 /// The tables of a plane ready to code with.
 #[derive(Clone, Debug)]
 pub(crate) struct ContextCoder {
     pub(crate) tables: ContextTables,
     pub(crate) spec: ContextSpec,
-    map: ValueMap,
+    pub(crate) map: ValueMap,
     source: Source,
 }
 
@@ -93,13 +94,20 @@ impl ContextCoder {
                 width,
                 between,
             } => {
-                let unused = u16::BITS - width;
                 for (context, &word) in contexts.iter_mut().zip(words) {
                     let symbol = (word >> at >> between).widen() as u16;
-                    // Sign extended: what is below the first one is not far above it.
-                    let above = (symbol.wrapping_sub(first) << unused).cast_signed() >> unused;
-                    *context = above.clamp(0, most) as u8;
+                    *context = context_of(symbol, first, width, most);
                 }
+            }
+        }
+    }
+
+    /// The context of every element whose symbol in the plane that contexts come from is this one.
+    pub(crate) fn context_of(&self, symbol: u16) -> u8 {
+        match self.source {
+            Source::Lines => 0,
+            Source::Bits { first, width, .. } => {
+                context_of(symbol, first, width, self.tables.contexts() as i16 - 1)
             }
         }
     }
@@ -119,12 +127,12 @@ impl ContextCoder {
     #[inline(always)]
     pub(crate) fn append<W: Word>(
         &self,
+        kernels: Kernels,
         decoder: &mut Decoder<'_>,
-        contexts: &[u8],
-        indices: &mut [u8],
+        (contexts, indices): (&[u8], &mut [u8]),
         words: &mut [W],
     ) -> Result<()> {
-        decoder.fill_contexts(&self.spec, contexts, indices)?;
+        decoder.fill_contexts(kernels, &self.spec, contexts, indices)?;
         let bits = self.tables.bits();
         if self.map.escape {
             for (word, &index) in words.iter_mut().zip(&*indices) {
@@ -140,6 +148,15 @@ impl ContextCoder {
         }
         Ok(())
     }
+}
+
+/// The context of a symbol of `width` bits; bits above do not count.
+#[inline(always)]
+fn context_of(symbol: u16, first: u16, width: u32, most: i16) -> u8 {
+    let unused = u16::BITS - width;
+    // Sign extended: what is below the first one is not far above it.
+    let above = (symbol.wrapping_sub(first) << unused).cast_signed() >> unused;
+    above.clamp(0, most) as u8
 }
 
 /// The index of every symbol in every context.

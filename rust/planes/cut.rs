@@ -1,56 +1,106 @@
-//! The cut of nearly every tensor: constant bits or none, one coded plane, one raw plane.
+//! The cut of nearly every tensor: constant bits or none, one or two coded planes, one raw plane.
 //!
 //! ```text
-//! [constant] | coded | raw                 float32, joint bit, rotated:
+//! [constant] | first [| second] | raw      float32, joint bit, rotated:
 //!                                          eeeeeeee m | mmmmmmm mmmmmmmm mmmmmms
 //! value (8 or 16 bits)    | low bytes      eeeeeeee m-------, mmmmmmmm, mmmmmmms; packed bits: mmmmmmm
 //! ```
-//! The *value* is what the decoder of the coded plane gives out: constant and symbol, with room below
+//! The *value* is what the decoders of the coded planes give out: constant and symbols, with room below
 //! for the `packed bits` of the raw plane that fill it up to whole bytes. Everything below are byte
 //! planes. The loops are safe code, compiled for each tier by [`crate::simd::Kernels::run`].
+//!
+//! A second symbol is one of at most 16 values without an escape, whose contexts are the first symbols.
 //! Place in docs/format.md: "From element to planes".
 
 use std::ops::Range;
 
 use super::coded::Placement;
-use super::words::Word;
+use super::words::{Word, raise_sign, with_word};
 use crate::constants::ESCAPE;
 use crate::entropy::rans::Value;
+use crate::model::contexts::{ContextSource, ContextTables};
 use crate::model::frequency_table::FrequencyTable;
-use crate::model::{Model, PlaneMode};
+use crate::model::{Model, Plane, PlaneMode};
 
 /// Byte planes below a value at most.
 pub(crate) const MAX_LOW_BYTES: usize = 7;
+
+/// Widest second symbol: all contexts together have 256 of them.
+const MAX_SECOND_BITS: u32 = 4;
 
 /// See the module documentation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cut {
     element_bits: u32,
     symbol_bits: u32,
+    second_bits: u32,
     constant_bits: u32,
     constant: u64,
     pub(crate) raw_bits: u32,
     pub(crate) sign_position: u32,
 }
 
+/// The tables of the first symbol: one, or one for each class of lines.
+#[derive(Clone, Copy)]
+pub(crate) enum FirstTable<'a> {
+    Single(&'a FrequencyTable),
+    Classes(&'a ContextTables),
+}
+
+/// The coded planes of a cut.
+#[derive(Clone, Copy)]
+pub(crate) struct CutTables<'a> {
+    pub(crate) first: FirstTable<'a>,
+    /// The number of its plane.
+    pub(crate) number: usize,
+    pub(crate) second: Option<&'a ContextTables>,
+}
+
+impl<'a> CutTables<'a> {
+    /// The tables of coded planes that follow each other, from plane `number` on.
+    fn of(number: usize, first: &'a Plane, second: Option<&'a Plane>) -> Option<Self> {
+        let first = match &first.mode {
+            PlaneMode::Coded(table) => FirstTable::Single(table),
+            PlaneMode::Contexts(tables) => FirstTable::Classes(tables),
+            PlaneMode::Raw | PlaneMode::Constant(_) => return None,
+        };
+        let second = match second.map(|plane| &plane.mode) {
+            None => None,
+            Some(PlaneMode::Contexts(tables)) => Some(tables),
+            Some(_) => return None,
+        };
+        let is_covered = |tables: &ContextTables| {
+            let source = tables.source();
+            let of_first = matches!(source, ContextSource::Plane { plane, .. } if usize::from(plane) == number);
+            of_first && !tables.has_escape() && tables.bits() <= MAX_SECOND_BITS
+        };
+        second.is_none_or(is_covered).then_some(Self {
+            first,
+            number,
+            second,
+        })
+    }
+}
+
 impl Cut {
-    /// The cut of a model that has this form, and its table.
-    pub(crate) fn of(model: &Model) -> Option<(Self, &FrequencyTable)> {
+    /// The cut of a model that has this form, and its tables.
+    pub(crate) fn of(model: &Model) -> Option<(Self, CutTables<'_>)> {
         let (constant, rest) = match model.planes.split_first()? {
             (first, rest) if matches!(first.mode, PlaneMode::Constant(_)) => (Some(first), rest),
             _ => (None, model.planes.as_slice()),
         };
-        let (coded, raw_bits) = match rest {
-            [coded] => (coded, 0),
-            [coded, raw] if raw.mode == PlaneMode::Raw => (coded, raw.bits),
+        let is_raw = |plane: &&Plane| plane.mode == PlaneMode::Raw;
+        let raw_bits = rest.last().filter(is_raw).map_or(0, |raw| raw.bits);
+        let (first, second) = match &rest[..rest.len() - usize::from(raw_bits > 0)] {
+            [first] => (first, None),
+            [first, second] => (first, Some(second)),
             _ => return None,
         };
-        let PlaneMode::Coded(table) = &coded.mode else {
-            return None;
-        };
+        let tables = CutTables::of(model.planes.len() - rest.len(), first, second)?;
         let cut = Self {
             element_bits: model.element_bits(),
-            symbol_bits: coded.bits,
+            symbol_bits: first.bits,
+            second_bits: second.map_or(0, |plane| plane.bits),
             constant_bits: constant.map_or(0, |plane| plane.bits),
             constant: match constant.map(|plane| &plane.mode) {
                 Some(&PlaneMode::Constant(value)) => value,
@@ -59,7 +109,7 @@ impl Cut {
             raw_bits,
             sign_position: model.sign_position,
         };
-        (matches!(cut.value_bits(), 8 | 16) && model.phase == 0).then_some((cut, table))
+        (matches!(cut.value_bits(), 8 | 16) && model.phase == 0).then_some((cut, tables))
     }
 
     /// Bits of the raw plane that share bytes with the value.
@@ -86,13 +136,48 @@ impl Cut {
         self.value_bits() == 16
     }
 
-    /// Where the symbol stands in the value.
+    /// Where the first symbol stands in the value.
     pub(crate) fn placement(&self) -> Placement {
-        let constant = self.constant << (self.symbol_bits + self.packed_bits());
+        let shift = self.second_bits + self.packed_bits();
+        let constant = self.constant << (self.symbol_bits + shift);
         Placement {
-            shift: self.packed_bits(),
+            shift,
             constant: constant as u16,
         }
+    }
+
+    /// Whether the sign is above the raw plane, or its lowest bit: where kernels can have it.
+    pub(crate) fn has_simple_sign(&self) -> bool {
+        self.is_rotated() || self.sign_position >= self.raw_bits
+    }
+
+    /// Whether the sign is the lowest bit of all.
+    pub(crate) fn is_rotated(&self) -> bool {
+        self.sign_position == 0
+    }
+
+    /// What the first symbol is of the two bytes of a value whose sign is where the element has it; with a
+    /// rotated sign it is where it was.
+    pub(crate) fn first_bytes(&self, symbol: u16) -> [u8; 2] {
+        self.bytes_of_value(self.placement().place(symbol))
+    }
+
+    /// The same of the second symbol.
+    pub(crate) fn second_bytes(&self, symbol: u16) -> [u8; 2] {
+        self.bytes_of_value(symbol << self.packed_bits())
+    }
+
+    fn bytes_of_value(&self, value: u16) -> [u8; 2] {
+        let shift = 8 * self.low_bytes() as u32;
+        let mut word = [u64::from(value) << shift];
+        if !self.is_rotated() {
+            with_word!(self.element_bits as usize / 8, W => {
+                let mut narrow = word.map(W::truncate);
+                raise_sign(&mut narrow, self.sign_position);
+                word = narrow.map(W::widen);
+            });
+        }
+        ((word[0] >> shift) as u16).to_le_bytes()
     }
 
     /// Puts elements together from their values and raw bits.

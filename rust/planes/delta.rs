@@ -14,6 +14,7 @@
 use super::words::{Word, low_mask};
 use crate::constants::{ESCAPE, MAX_CONTEXTS, MAX_SYMBOLS};
 use crate::model::delta::{DeltaModel, Relation};
+use crate::simd::Kernels;
 
 /// Elements that are handled at a time: their intermediate values stay in the first cache.
 pub(crate) const BLOCK: usize = 1024;
@@ -35,6 +36,8 @@ pub(crate) struct DeltaCut {
     key_shift: u32,
     integers: bool,
     forms: Vec<ClassForm>,
+    /// The class of each key, and its raw bits.
+    by_key: Box<[[u8; 256]; 2]>,
     /// The index of each offset from the base of each class, the escape for those without slots.
     indices: [[u8; MAX_SYMBOLS]; MAX_CONTEXTS],
 }
@@ -83,8 +86,15 @@ impl DeltaCut {
             key_shift: model.key_shift,
             integers: model.classes[0].relation == Relation::Integer,
             forms: forms.collect(),
+            by_key: Box::new([[0; 256]; 2]),
             indices: [[ESCAPE; MAX_SYMBOLS]; MAX_CONTEXTS],
         };
+        for (number, form) in (0..).zip(&cut.forms) {
+            let [classes, raw_bits] = &mut *cut.by_key;
+            let first = usize::from(form.first_key);
+            classes[first..].fill(number);
+            raw_bits[first..].fill(form.raw_bits as u8);
+        }
         for (indices, class) in cut.indices.iter_mut().zip(&model.classes) {
             for (index, _) in class.table.slot_order() {
                 indices[usize::from(index)] = index;
@@ -108,6 +118,7 @@ impl DeltaCut {
     #[inline(always)]
     pub(crate) fn classify<W: Word>(
         &self,
+        kernels: Kernels,
         base: &[W::Bytes],
         classes: &mut [u8],
         raw_bits: &mut [u8],
@@ -121,6 +132,11 @@ impl DeltaCut {
             let old = W::from_bytes(base[i]) >> self.dropped_bits;
             keys[i] = ((old & magnitude) >> self.key_shift).low_byte();
         }
+        let [class_of, raw_bits_of] = &*self.by_key;
+        let tables = [class_of, raw_bits_of];
+        let done = kernels.look_up_bytes(tables, keys, [&mut *classes, &mut *raw_bits]);
+        let (keys, classes, raw_bits) = (&keys[done..], &mut classes[done..], &mut raw_bits[done..]);
+        let count = keys.len();
         classes.fill(0);
         raw_bits.fill(self.forms[0].raw_bits as u8);
         for pair in self.forms.windows(2) {
@@ -136,7 +152,13 @@ impl DeltaCut {
 
     /// Looks up what a block's elements have from their classes.
     #[inline(always)]
-    fn look_up<W: Word>(&self, base: &[W::Bytes], classes: &[u8], block: &mut Block<W>) {
+    fn look_up<W: Word>(
+        &self,
+        kernels: Kernels,
+        base: &[W::Bytes],
+        classes: &[u8],
+        block: &mut Block<W>,
+    ) {
         let count = base.len();
         let classes = &classes[..count];
         let Block {
@@ -155,6 +177,14 @@ impl DeltaCut {
             old[i] = (W::from_bytes(base[i]) >> self.dropped_bits) & kept;
         }
         let form = |form: &ClassForm| (W::truncate(form.base), mask_if::<W>(form.is_context));
+        let (mut base_of, mut context_of) = ([W::default(); MAX_CONTEXTS], [W::default(); MAX_CONTEXTS]);
+        for (number, class) in self.forms.iter().enumerate() {
+            (base_of[number], context_of[number]) = form(class);
+        }
+        kernels.look_up_words(&context_of, classes, context);
+        let done = kernels.look_up_words(&base_of, classes, bases);
+        let (classes, bases, context) = (&classes[done..], &mut bases[done..], &mut context[done..]);
+        let count = classes.len();
         let (first_base, first_context) = form(&self.forms[0]);
         bases.fill(first_base);
         context.fill(first_context);
@@ -173,12 +203,13 @@ impl DeltaCut {
     #[inline(always)]
     pub(crate) fn split<W: Word>(
         &self,
+        kernels: Kernels,
         (new, base): (&[W::Bytes], &[W::Bytes]),
         (classes, raw_bits): (&[u8], &[u8]),
         block: &mut Block<W>,
         indices: &mut [u8],
     ) -> W {
-        self.look_up(base, classes, block);
+        self.look_up(kernels, base, classes, block);
         let count = new.len();
         let (kept, magnitude) = (self.kept::<W>(), self.magnitude::<W>());
         let top = self.kept_bits - 1;
@@ -229,12 +260,13 @@ impl DeltaCut {
     #[inline(always)]
     pub(crate) fn join<W: Word>(
         &self,
+        kernels: Kernels,
         base: &[W::Bytes],
         (classes, raw_bits, indices): (&[u8], &[u8], &[u8]),
         block: &mut Block<W>,
         out: &mut [W::Bytes],
     ) {
-        self.look_up(base, classes, block);
+        self.look_up(kernels, base, classes, block);
         let count = base.len();
         let Block {
             old,
@@ -317,19 +349,19 @@ mod tests {
         let dropped = cut.dropped_bits;
         let [new, old] = [new, old].map(|x| [W::truncate(x << dropped).to_bytes(); 3]);
         let (classes, raw_bits) = (&mut [0; 3], &mut [0; 3]);
-        cut.classify::<W>(&old, classes, raw_bits);
+        cut.classify::<W>(Kernels::scalar(), &old, classes, raw_bits);
         assert_eq!((*classes, *raw_bits), ([0; 3], [bits as u8; 3]));
         let mut block = Box::new(Block::<W>::default());
         let mut indices = [0; 3];
         let parts = (&classes[..], &raw_bits[..]);
-        let lost = cut.split((&new, &old), parts, &mut block, &mut indices);
+        let lost = cut.split(Kernels::scalar(), (&new, &old), parts, &mut block, &mut indices);
         assert_eq!(lost, W::default());
         let symbol = block.symbols[1].widen();
         assert!(cut.is_in_range(raw_bits[1], symbol));
         assert!(block.raw[1].widen() <= low_mask(bits));
         let mut out = old;
         let parts = (&classes[..], &raw_bits[..], &indices[..]);
-        cut.join(&old, parts, &mut block, &mut out);
+        cut.join(Kernels::scalar(), &old, parts, &mut block, &mut out);
         if indices[1] == ESCAPE {
             out[1] = cut.join_one(&block, 1, raw_bits[1], symbol);
         }
@@ -360,7 +392,7 @@ mod tests {
         let signed = |new: u16, old: u16| {
             let mut block = Box::new(Block::<u16>::default());
             let elements = (&[new.to_le_bytes()][..], &[old.to_le_bytes()][..]);
-            cut.split(elements, (&[0], &[0]), &mut block, &mut [0]);
+            cut.split(Kernels::scalar(), elements, (&[0], &[0]), &mut block, &mut [0]);
             block.symbols[0].cast_signed()
         };
         assert_eq!(signed(0x3f81, 0x3f80), 1);

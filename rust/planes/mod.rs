@@ -6,5 +6,6 @@ pub(crate) mod cut;
 pub(crate) mod delta;
 pub(crate) mod raw;
 pub(crate) mod scale;
+pub(crate) mod symbols;
 pub(crate) mod words;
 pub(crate) mod zeros;

@@ -141,25 +141,54 @@ impl ScaleOffsets {
 
     /// Turns the signs of elements `first..first + words.len()` that are to be turned.
     #[inline(always)]
-    fn flip<W: Word>(&self, mut words: &mut [W], first: usize) {
+    fn flip<W: Word>(&self, words: &mut [W], first: usize) {
+        let turn = |word: &mut W, sign: W| *word = *word ^ sign;
+        self.turn_signs(words, first, turn);
+    }
+
+    /// The same for elements as they are stored.
+    #[inline(always)]
+    pub(crate) fn flip_stored<W: Word>(&self, elements: &mut [W::Bytes], first: usize) {
+        let turn =
+            |bytes: &mut W::Bytes, sign: W| *bytes = (W::from_bytes(*bytes) ^ sign).to_bytes();
+        self.turn_signs(elements, first, turn);
+    }
+
+    /// Calls `turn` with the sign bit or zero: for the row of every element and for its column.
+    #[inline(always)]
+    fn turn_signs<W: Word, T>(
+        &self,
+        mut elements: &mut [T],
+        first: usize,
+        turn: impl Fn(&mut T, W),
+    ) {
         let (mut row, mut column) = (first / self.columns, first % self.columns);
         let top = W::BITS - 1;
-        while !words.is_empty() {
-            let (line, rest) = words.split_at_mut(words.len().min(self.columns - column));
+        while !elements.is_empty() {
+            let (line, rest) = elements.split_at_mut(elements.len().min(self.columns - column));
             let of_row = self.row_flips.get(row).map_or(0, |&flip| flip as u64);
             let of_row = W::truncate(of_row) << top;
-            for word in line.iter_mut() {
-                *word = *word ^ of_row;
+            for element in line.iter_mut() {
+                turn(element, of_row);
             }
-            for (word, &flip) in line
+            for (element, &flip) in line
                 .iter_mut()
                 .zip(self.col_flips.get(column..).unwrap_or_default())
             {
-                *word = *word ^ W::truncate(flip as u64) << top;
+                turn(element, W::truncate(flip as u64) << top);
             }
-            words = rest;
+            elements = rest;
             (row, column) = (row + 1, 0);
         }
+    }
+
+    /// The flips of all columns, each in bit `position` of a little-endian word.
+    pub(crate) fn flip_words<W: Word>(&self, position: u32) -> Vec<u8> {
+        let mut words = vec![0; self.col_flips.len() * W::BYTES];
+        for (word, &flip) in W::split_mut(&mut words).iter_mut().zip(&self.col_flips) {
+            *word = (W::truncate(flip as u64) << position).to_bytes();
+        }
+        words
     }
 
     /// The offsets of all columns, shifted to the left, as little-endian words.

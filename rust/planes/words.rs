@@ -38,6 +38,8 @@ pub(crate) trait Word:
     fn wrapping_sub(self, other: Self) -> Self;
     /// The smaller of two numbers.
     fn smaller(self, other: Self) -> Self;
+    /// The larger of two numbers.
+    fn larger(self, other: Self) -> Self;
     fn low_byte(self) -> u8;
     /// Rotates right by one bit.
     fn rotate_right_one(self) -> Self;
@@ -61,11 +63,13 @@ pub(crate) trait Word:
     }
 
     /// The low `bits` bits set, for `bits` up to the width.
+    #[inline(always)]
     fn mask(bits: u32) -> Self {
         Self::truncate(low_mask(bits))
     }
 
     /// Shifts left by 1 to the full width.
+    #[inline(always)]
     fn make_room(self, bits: u32) -> Self {
         self << (bits - 1) << 1
     }
@@ -76,39 +80,55 @@ macro_rules! word {
         impl Word for $int {
             const BITS: u32 = <$int>::BITS;
             type Bytes = [u8; size_of::<$int>()];
+            #[inline(always)]
             fn split(bytes: &[u8]) -> &[Self::Bytes] {
                 bytes.as_chunks().0
             }
+            #[inline(always)]
             fn split_mut(bytes: &mut [u8]) -> &mut [Self::Bytes] {
                 bytes.as_chunks_mut().0
             }
+            #[inline(always)]
             fn as_bytes_mut(elements: &mut [Self::Bytes]) -> &mut [u8] {
                 elements.as_flattened_mut()
             }
+            #[inline(always)]
             fn from_bytes(bytes: Self::Bytes) -> Self {
                 Self::from_le_bytes(bytes)
             }
+            #[inline(always)]
             fn to_bytes(self) -> Self::Bytes {
                 self.to_le_bytes()
             }
+            #[inline(always)]
             fn truncate(wide: u64) -> Self {
                 wide as Self
             }
+            #[inline(always)]
             fn widen(self) -> u64 {
                 u64::from(self)
             }
+            #[inline(always)]
             fn wrapping_add(self, other: Self) -> Self {
                 self.wrapping_add(other)
             }
+            #[inline(always)]
             fn wrapping_sub(self, other: Self) -> Self {
                 self.wrapping_sub(other)
             }
+            #[inline(always)]
             fn smaller(self, other: Self) -> Self {
                 self.min(other)
             }
+            #[inline(always)]
+            fn larger(self, other: Self) -> Self {
+                self.max(other)
+            }
+            #[inline(always)]
             fn low_byte(self) -> u8 {
                 self as u8
             }
+            #[inline(always)]
             fn rotate_right_one(self) -> Self {
                 self.rotate_right(1)
             }
@@ -144,6 +164,7 @@ macro_rules! with_word {
 pub(crate) use with_word;
 
 /// A mask of the low `bits` bits, for `bits` up to 64.
+#[inline(always)]
 pub(crate) const fn low_mask(bits: u32) -> u64 {
     if bits >= 64 {
         u64::MAX

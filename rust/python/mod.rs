@@ -10,6 +10,7 @@
 )]
 
 mod buffers;
+mod device;
 mod errors;
 mod explain;
 mod files;
@@ -29,6 +30,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add_function(wrap_pyfunction!(simd_tier, m)?)?;
     tensor::register(m)?;
+    device::register(m)?;
     explain::register(m)?;
     files::register(m)
 }

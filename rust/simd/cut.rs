@@ -8,12 +8,18 @@
 
 use crate::chunk::ChunkHash;
 use crate::constants::SUB_BLOCK;
-use crate::entropy::rans::{Decoder, Spec, ValueMap};
+use crate::entropy::rans::{
+    Decoder, EscapedValues, FirstTables, SecondTables, Spec, ValueMap,
+};
 use crate::planes::cut::MAX_LOW_BYTES;
 
 /// Groups of 64 elements of one chunk.
 pub(crate) struct CutRun<'a, 'd> {
     pub(crate) decoder: &'a mut Decoder<'d>,
+    /// The decoder of second symbols, if there are any.
+    pub(crate) second: Option<&'a mut Decoder<'d>>,
+    /// With [`Source::Symbols`] bytes of the values of escaped symbols, and where their contexts begin.
+    pub(crate) escapes: [&'a EscapedValues; 2],
     /// The raw plane of the chunk.
     pub(crate) raw: &'a [u8],
     /// Number of the run's first element in the chunk, a multiple of 64.
@@ -29,8 +35,7 @@ pub(crate) struct CutRun<'a, 'd> {
 /// How elements are put together, the same for all chunks of a model.
 #[derive(Clone, Copy)]
 pub(crate) struct CutForm<'a> {
-    pub(crate) spec: &'a Spec,
-    pub(crate) map: &'a ValueMap,
+    pub(crate) source: Source<'a>,
     pub(crate) element_bytes: usize,
     /// Whether values have 16 bits.
     pub(crate) wide: bool,
@@ -42,7 +47,18 @@ pub(crate) struct CutForm<'a> {
     pub(crate) past_cache: bool,
 }
 
-/// Scale offsets as words of the element's width, one bit up where the sign is the lowest bit.
+/// What values are decoded with.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// One table.
+    Plain(&'a Spec, &'a ValueMap),
+    /// Several tables, or flips; the sign is the lowest bit of values and raw bits together, or their
+    /// highest.
+    Symbols(&'a FirstTables, Option<&'a SecondTables>),
+}
+
+/// Scale offsets as words of the element's width, one bit up where the sign is the lowest bit; and for
+/// [`Source::Symbols`] the flips and classes of lines.
 #[derive(Clone, Copy)]
 pub(crate) struct ScaleWords<'a> {
     /// Columns of the matrix, 64 at least.
@@ -54,6 +70,12 @@ pub(crate) struct ScaleWords<'a> {
     pub(crate) words: &'a [u8],
     /// Whether `words` are those of the columns.
     pub(crate) has_columns: bool,
+    pub(crate) row_flips: &'a [i8],
+    /// The flips of columns as words, in the bit of the sign, and the first 63 again; or none.
+    pub(crate) flips: &'a [u8],
+    pub(crate) row_classes: &'a [i8],
+    /// The classes of columns, and the first 63 again; or none.
+    pub(crate) classes: &'a [u8],
 }
 
 impl ScaleWords<'_> {
@@ -64,7 +86,11 @@ impl ScaleWords<'_> {
         } else {
             64
         };
-        self.columns >= 64 && self.words.len() >= words * element_bytes
+        let ring = self.columns + 63;
+        self.columns >= 64
+            && self.words.len() >= words * element_bytes
+            && (self.flips.is_empty() || self.flips.len() >= ring * element_bytes)
+            && (self.classes.is_empty() || self.classes.len() >= ring)
     }
 }
 
@@ -107,7 +133,18 @@ impl CutForm<'_> {
         let scaled = self
             .scale
             .is_none_or(|scale| scale.covers(self.element_bytes));
+        let second = match (self.source, &run.second) {
+            (Source::Symbols(_, Some(_)), Some(second)) => second.safe_groups() >= groups,
+            (Source::Symbols(_, Some(_)), None) => false,
+            _ => true,
+        };
+        let classes = match self.source {
+            Source::Plain(..) => true,
+            Source::Symbols(first, _) => !first.classes.is_empty(),
+        };
         run.decoder.safe_groups() >= groups
+            && second
+            && classes
             && self.covers_raw(run, groups)
             && run.out.len() >= elements * self.element_bytes
             && self.low_bytes + 1 + usize::from(self.wide) == self.element_bytes

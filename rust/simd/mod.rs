@@ -18,14 +18,15 @@ pub(crate) mod cut;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Buckets;
 
 use crate::chunk::ChunkHash;
-use crate::entropy::rans::{Decoder, Encoder, Spec, Value, ValueMap};
+use crate::entropy::rans::{ContextSpec, Decoder, Encoder, Spec, Value, ValueMap};
 use crate::error::{Error, Result};
+use crate::planes::words::Word;
 use cut::{CutForm, CutRun, SplitForm, SplitRun};
 
 /// Environment variable that pins a tier.
@@ -189,6 +190,15 @@ impl Kernels {
         }
     }
 
+    /// The same for chunks of one or two symbols in contexts.
+    pub(crate) const fn symbols_interleave(self) -> usize {
+        match self.tier {
+            SimdTier::Scalar => 1,
+            SimdTier::Avx2 => 3,
+            SimdTier::Avx512 | SimdTier::Neon => 2,
+        }
+    }
+
     /// Chunks that one thread encodes at a time.
     pub(crate) const fn encode_interleave(self) -> usize {
         match self.tier {
@@ -240,14 +250,16 @@ impl Kernels {
     /// done, where the tier has no kernel for it.
     ///
     /// # Panics
-    /// If a part of a run is too short, or the runs do not begin at the same word of their chunks.
+    /// If a part of a run is too short, or the runs do not begin at the same word of their chunks
+    /// and of cache lines.
     pub(crate) fn decode_cut(
         self,
         form: &CutForm<'_>,
         runs: &mut [CutRun<'_, '_>],
         groups: usize,
     ) -> bool {
-        let same = |run: &CutRun<'_, '_>| run.hash.words == runs[0].hash.words;
+        let place = |run: &CutRun<'_, '_>| (run.hash.words, run.out.as_ptr().addr() % 64);
+        let same = |run: &CutRun<'_, '_>| place(run) == place(&runs[0]);
         assert!(runs.iter().all(|run| form.covers(run, groups) && same(run)));
         match self.tier {
             // SAFETY: the CPU has the features; the runs are covered, as asserted.
@@ -283,6 +295,11 @@ impl Kernels {
     /// Whether [`Kernels::decode_cut`] has a kernel for elements of this width.
     pub(crate) const fn has_decode_cut(self, element_bytes: usize) -> bool {
         matches!(self.tier, SimdTier::Avx2 | SimdTier::Avx512) && element_bytes <= 4
+    }
+
+    /// The same for [`cut::Source::Symbols`].
+    pub(crate) const fn has_decode_symbols(self, element_bytes: usize) -> bool {
+        matches!(self.tier, SimdTier::Avx512) && element_bytes <= 4
     }
 
     /// Encodes whole groups of 64 indices with each encoder, the last group first.
@@ -362,6 +379,113 @@ impl Kernels {
         };
         let rest = &packed[bits::packed_len(done, width)..];
         bits::unpack(rest, width, &mut fields[done..]);
+    }
+
+    /// Decodes whole groups of 64 indices in contexts; returns how many groups, 0 where the tier has no
+    /// kernel.
+    ///
+    /// # Panics
+    /// If the stream has fewer than `64 * groups` bytes left, or there are fewer contexts or indices.
+    pub(crate) fn decode_contexts(
+        self,
+        spec: &ContextSpec,
+        decoder: &mut Decoder<'_>,
+        contexts: &[u8],
+        indices: &mut [u8],
+        groups: usize,
+    ) -> usize {
+        assert!(decoder.safe_groups() >= groups);
+        assert!(contexts.len().min(indices.len()) >= 64 * groups);
+        match self.tier {
+            // SAFETY: the CPU has the features; stream, contexts and indices are long enough.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe {
+                avx512::decode_contexts(spec, decoder, contexts, indices, groups);
+                groups
+            },
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx2 => spec.few().map_or(0, |few| {
+                // SAFETY: the CPU has the features; stream, contexts and indices are long enough.
+                unsafe { avx2::decode_contexts(few, decoder, contexts, indices, groups) };
+                groups
+            }),
+            _ => {
+                let _ = spec;
+                0
+            }
+        }
+    }
+
+    /// Looks bytes up in two tables at once; returns how many of them, 0 where the tier has no kernel.
+    ///
+    /// # Panics
+    /// If an output is too short.
+    pub(crate) fn look_up_bytes(
+        self,
+        tables: [&[u8; 256]; 2],
+        at: &[u8],
+        out: [&mut [u8]; 2],
+    ) -> usize {
+        assert!(out.iter().all(|out| out.len() >= at.len()));
+        match self.tier {
+            // SAFETY: the CPU has the features; the outputs are long enough.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::look_up_bytes(tables, at, out) },
+            _ => {
+                let _ = tables;
+                0
+            }
+        }
+    }
+
+    /// Looks words up in a table at numbers below 16; returns how many of them, 0 where the tier has no
+    /// kernel.
+    ///
+    /// # Panics
+    /// If the output is too short.
+    pub(crate) fn look_up_words<W: Word>(
+        self,
+        table: &[W; 16],
+        at: &[u8],
+        out: &mut [W],
+    ) -> usize {
+        assert!(out.len() >= at.len());
+        match self.tier {
+            // SAFETY: the CPU has the features; the output is long enough.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 => unsafe { avx512::look_up_words(table, at, out) },
+            _ => {
+                let _ = table;
+                0
+            }
+        }
+    }
+
+    /// Reads fields of these widths less `low_bits`, at most 25, from a little-endian bit string from
+    /// bit `position` on, each `low_bits` up in its word; returns how many, 0 where the tier has no
+    /// kernel, and the bit after them. The last 64 bytes are not read.
+    ///
+    /// # Panics
+    /// If the output is too short.
+    pub(crate) fn unpack_fields<W: Word>(
+        self,
+        bytes: &[u8],
+        position: usize,
+        (widths, low_bits): (&[u8], u32),
+        out: &mut [W],
+    ) -> (usize, usize) {
+        assert!(out.len() >= widths.len());
+        match self.tier {
+            // SAFETY: the CPU has the features; the output is long enough.
+            #[cfg(target_arch = "x86_64")]
+            SimdTier::Avx512 if W::BYTES <= 4 => unsafe {
+                avx512::unpack_fields(bytes, position, (widths, low_bits), out)
+            },
+            _ => {
+                let _ = (bytes, low_bits);
+                (0, position)
+            }
+        }
     }
 
     /// The inverse of [`Kernels::unpack_bits`]; bits of a field above `width` are ignored.

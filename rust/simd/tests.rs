@@ -2,7 +2,7 @@
 
 mod coder;
 mod cut;
-mod guard_page;
+pub(crate) mod guard_page;
 mod naive;
 
 use proptest::prelude::*;
@@ -10,27 +10,28 @@ use proptest::prelude::*;
 use super::{Kernels, SimdTier, bits};
 use crate::chunk::{ChunkHash, chunk_hash};
 use crate::constants::{ESCAPE, LANES, MAX_SYMBOLS, SLOTS};
+use crate::planes::words::{Word, with_word};
 use coder::{check_decode, check_encode, check_every_frequency, decode_case};
 use cut::{check_cut, cut_case};
 use guard_page::{Edge, Guarded};
 use naive::Entries;
 
 /// A small generator, so that large inputs cost proptest nothing.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed | 1)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
     }
 
-    fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
@@ -72,7 +73,7 @@ impl Random {
 }
 
 /// What stands behind every output and must stay.
-const CANARY: u8 = 0xa5;
+pub(crate) const CANARY: u8 = 0xa5;
 
 fn check_index(kernels: Kernels, len: usize, seed: u64) {
     let mut random = Random::new(seed);
@@ -105,6 +106,60 @@ fn check_bits(kernels: Kernels, len: usize, width: u32, seed: u64) {
     let mut fields = Guarded::copy_of(&vec![CANARY; len], random.edge());
     kernels.unpack_bits(&packed, width, &mut fields);
     assert_eq!(fields[..], naive::unpack(&packed, width, len));
+}
+
+/// Tables of bytes and words, which a tier may leave to its caller, or the rest of them.
+fn check_look_up<W: Word + std::fmt::Debug>(kernels: Kernels, len: usize, seed: u64) {
+    let mut random = Random::new(seed);
+    let tables: [[u8; 256]; 2] = std::array::from_fn(|_| std::array::from_fn(|_| random.next() as u8));
+    let at = Guarded::copy_of(&random.bytes(len), random.edge());
+    let mut out = [(); 2].map(|()| Guarded::copy_of(&vec![CANARY; len], Edge::End));
+    let [first, second] = &mut out;
+    let done = kernels.look_up_bytes([&tables[0], &tables[1]], &at, [first, second]);
+    for (out, table) in out.iter().zip(&tables) {
+        for (i, &byte) in out.iter().enumerate() {
+            let expected = if i < done { table[usize::from(at[i])] } else { CANARY };
+            assert_eq!(byte, expected);
+        }
+    }
+    let table: [W; 16] = std::array::from_fn(|_| W::truncate(random.next() << 24 ^ random.next()));
+    let at: Vec<u8> = at.iter().map(|&at| at % 16).collect();
+    let mut out = vec![W::truncate(3); len];
+    let done = kernels.look_up_words(&table, &at, &mut out);
+    for (i, &word) in out.iter().enumerate() {
+        let expected = if i < done { table[usize::from(at[i])] } else { W::truncate(3) };
+        assert_eq!(word, expected);
+    }
+}
+
+/// Fields of widths of their own, some low bits of which are elsewhere.
+fn check_fields<W: Word + std::fmt::Debug>(kernels: Kernels, len: usize, seed: u64) {
+    let mut random = Random::new(seed);
+    let low_bits = random.below(W::BITS.min(40) as usize) as u32;
+    let most = (W::BITS - low_bits).min(25) as usize;
+    let widths: Vec<u8> = (0..len)
+        .map(|_| low_bits as u8 + random.below(most + 1) as u8)
+        .collect();
+    let begin = random.below(50);
+    let bits: usize = widths.iter().map(|&w| usize::from(w) - low_bits as usize).sum();
+    let more = [0, 8, 64][random.below(3)];
+    let bytes = random.bytes((begin + bits).div_ceil(8) + more);
+    let bytes = Guarded::copy_of(&bytes, random.edge());
+    let mut out = vec![W::truncate(3); len];
+    let (done, end) = kernels.unpack_fields(&bytes, begin, (&widths, low_bits), &mut out);
+    let mut position = begin;
+    for (i, &word) in out.iter().enumerate() {
+        let mut expected = W::truncate(3);
+        if i < done {
+            let bit = |bit: usize| u64::from(bytes[bit / 8] >> (bit % 8) & 1);
+            let width = usize::from(widths[i]) - low_bits as usize;
+            let field = (0..width).fold(0, |field, at| field | bit(position + at) << at);
+            expected = W::truncate(field) << low_bits;
+            position += width;
+        }
+        assert_eq!(word, expected);
+    }
+    assert_eq!(end, position);
 }
 
 fn check_copy(kernels: Kernels, len: usize, seed: u64) {
@@ -183,6 +238,14 @@ macro_rules! suite {
                 #[test]
                 fn packs_and_unpacks(len in 0_usize..700, width in 1_u32..=7, seed: u64) {
                     run(|kernels| check_bits(kernels, len, width, seed));
+                }
+
+                #[test]
+                fn looks_up(len in 0_usize..700, width in 0_usize..4, seed: u64) {
+                    run(|kernels| with_word!(1 << width, W => {
+                        check_look_up::<W>(kernels, len, seed);
+                        check_fields::<W>(kernels, len, seed);
+                    }));
                 }
 
                 #[test]

@@ -10,6 +10,7 @@ from neuzip_rs.cli.compress import compress
 from neuzip_rs.cli.decompress import decompress
 from neuzip_rs.cli.estimate import estimate
 from neuzip_rs.cli.info import info
+from neuzip_rs.cli.pictures import report
 from neuzip_rs.cli.verify import verify
 
 app = typer.Typer(
@@ -42,5 +43,5 @@ def _options(
     """Lossless compression of neural network weights."""
 
 
-for _command in (compress, decompress, verify, info, estimate, bench):
+for _command in (compress, decompress, verify, info, estimate, report, bench):
     app.command()(_command)

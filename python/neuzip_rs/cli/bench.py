@@ -7,6 +7,7 @@ from neuzip_rs.cli import options
 from neuzip_rs.cli.places import SourceKind, located, source_kind
 from neuzip_rs.cli.report import percent, print_table, printable, size
 from neuzip_rs.cli.session import Session, UsageError
+from neuzip_rs.cli.staging import Staging
 
 _COLUMNS: Final = {
     "compress": "compress",
@@ -40,10 +41,13 @@ def bench(
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
     count = options.thread_count(threads)
-    session.run(paths, lambda path: _bench(session, path, level.value, count))
+    with Staging(session) as staging:
+        session.run(
+            paths, lambda path: _bench(session, path, staging.source(path), level.value, count)
+        )
 
 
-def _bench(session: Session, path: str, level: str, threads: int | None) -> None:
+def _bench(session: Session, name: str, path: str, level: str, threads: int | None) -> None:
     # Here: only this command needs it.
     from neuzip_rs.cli.measure import measure
 
@@ -53,7 +57,7 @@ def _bench(session: Session, path: str, level: str, threads: int | None) -> None
         raise UsageError(message)
     place = located(path) if kind is SourceKind.FOLDER else Path(path)
     with session.progress("measuring", path) as progress:
-        facts: dict[str, Any] = {"path": path, **measure(place, level, threads, progress)}
+        facts: dict[str, Any] = {"path": name, **measure(place, level, threads, progress)}
     if not session.as_json:
         _print(facts)
     session.result(facts)

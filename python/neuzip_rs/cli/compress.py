@@ -1,13 +1,14 @@
 """`neuzip compress`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from neuzip_rs import _native
-from neuzip_rs._bases import Base, base_arguments, in_order
+from neuzip_rs._bases import Base, base_arguments, check_base, in_order
 from neuzip_rs.cli import options
+from neuzip_rs.cli.fetched import fetch, is_hub_path
 from neuzip_rs.cli.outcome import report
 from neuzip_rs.cli.places import (
     Places,
@@ -19,12 +20,14 @@ from neuzip_rs.cli.places import (
 )
 from neuzip_rs.cli.removal import check_restorable, remove_source
 from neuzip_rs.cli.session import Session, UsageError
+from neuzip_rs.cli.staging import Staging, staged_places
 from neuzip_rs.cli.streams import compress_stream, compress_to_stream, open_source, open_target
 from neuzip_rs.directory.check import verify_directory
 from neuzip_rs.directory.content import COMPRESSED_KINDS
 from neuzip_rs.directory.pack import compress_directory
 from neuzip_rs.directory.transfer import DirectoryResult
 from neuzip_rs.directory.tree import keep_attributes
+from neuzip_rs.remote import is_url
 
 
 def compress(
@@ -43,7 +46,8 @@ def compress(
     """Compress files and model directories; what a file is, is decided by its content.
 
     X.safetensors becomes X.nz.safetensors, any other Y becomes Y.nz, and DIR becomes DIR-nz, in
-    which all files have the names they had. The source is kept unless --rm is given.
+    which all files have the names they had. The source is kept unless --rm is given. A PATH may
+    be on a hub: hf://org/model is downloaded, and becomes model-nz in the folder you are in.
 
     With --base the tensors of .safetensors files are stored as differences from those of the same
     name in another model, where that is smaller. With --keyframe-every N the PATHs are checkpoints,
@@ -56,17 +60,20 @@ def compress(
     an error only path and error.
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
-    places = Places(output, force, several=len(paths) > 1)
     count = options.thread_count(threads)
-    try:
-        places.check(paths, remove=remove, as_json=as_json)
-        chain = _chain(paths, output, base, keyframe_every)
-    except UsageError as error:
-        session.refuse(str(error))
-    if chain is not None:
-        paths = in_order(paths)
-    work = _Compression(session, places, level.value, count, remove, base, chain, keyframe_every)
-    session.run(paths, work.path)
+    with Staging(session) as staging:
+        try:
+            places = staged_places(staging, paths, output, force, remove=remove)
+            places.check(paths, remove=remove, as_json=as_json)
+            chain = _chain(staging, paths, output, base, keyframe_every)
+        except UsageError as error:
+            session.refuse(str(error))
+        if chain is not None:
+            paths = in_order(paths)
+        work = _Compression(
+            *(session, places, level.value, count, remove, base, chain, keyframe_every, staging)
+        )
+        session.run(paths, lambda path: staging.run(path, work.path, overwrite=force))
 
 
 @dataclass(slots=True)
@@ -88,7 +95,11 @@ class _Chain:
 
 
 def _chain(
-    paths: list[str], output: str | None, base: str | None, keyframe_every: int | None
+    staging: Staging,
+    paths: list[str],
+    output: str | None,
+    base: str | None,
+    keyframe_every: int | None,
 ) -> _Chain | None:
     """The chain that several PATHs make; one PATH is a directory with a chain in it."""
     if keyframe_every is None:
@@ -101,7 +112,7 @@ def _chain(
         raise UsageError(message)
     if len(paths) > 1:
         return _Chain(keyframe_every)
-    if not Path(paths[0]).is_dir():
+    if not staging.is_folder(paths[0]):
         message = f"{paths[0]}: --keyframe-every needs several checkpoints, or a directory of them"
         raise UsageError(message)
     return None
@@ -117,34 +128,42 @@ class _Compression:
     named_base: str | None
     chain: _Chain | None
     keyframe_every: int | None
+    staging: Staging
 
     def path(self, path: str) -> None:
         """Compresses one PATH."""
+        if is_hub_path(path):
+            found = fetch(path, self.session, remove=self.remove)
+            work = replace(self, places=self.places.of_fetched())
+            compress = work._folder if found.local.is_dir() else work._file
+            compress(path, found.local, found.name)
+            return
         kind = source_kind(path)
         if kind is SourceKind.FOLDER:
-            self._folder(path)
+            self._folder(path, located(path), located(path).name)
         elif kind is SourceKind.FILE:
-            self._file(path)
+            self._file(path, Path(path), Path(path).name)
         else:
             self._stream(path)
 
-    def _base(self) -> Base | None:
+    def _base(self, target: Path | None) -> Base | None:
         if self.chain is not None:
             return self.chain.base()
         if self.named_base is None:
             return None
-        # The error names the path as the user wrote it.
-        Path(self.named_base).stat()
-        return Base.at(Path(self.named_base))
+        named = self.staging.source(self.named_base)
+        check_base(named)
+        # Of two different places neither has a path to the other.
+        alike = is_url(self.named_base) == self.staging.is_inside(target)
+        return Base(Path(named), Path(named) if alike else None)
 
     def _done(self, source: Path, target: Path | None) -> None:
         if self.chain is not None and target is not None:
             self.chain.add(source, target)
 
-    def _folder(self, path: str) -> None:
-        source = located(path)
-        name = compressed_name(source.name, SourceKind.FOLDER, "")
-        target = self.places.folder_target(path, name)
+    def _folder(self, path: str, source: Path, name: str) -> None:
+        name = compressed_name(name, SourceKind.FOLDER, "")
+        target = self.places.folder_target(str(source), name)
         started = perf_counter()
         with (
             self.session.resumable(target),
@@ -156,7 +175,7 @@ class _Compression:
                 level=self.level,
                 threads=self.threads,
                 overwrite=self.places.force,
-                base=self._base(),
+                base=self._base(target),
                 keyframe_every=None if self.chain else self.keyframe_every,
                 progress=progress,
                 note=self.session.note,
@@ -168,15 +187,13 @@ class _Compression:
         self._done(source, target)
         self._report(path, target, "directory", _sizes(result), started, _counts(result))
 
-    def _file(self, path: str) -> None:
-        source = Path(path)
-        content = _native.content_kind(path)
+    def _file(self, path: str, source: Path, name: str) -> None:
+        content = _native.content_kind(str(source))
         if content in COMPRESSED_KINDS:
             message = f"{path} is already compressed"
             raise ValueError(message)
-        name = compressed_name(source.name, SourceKind.FILE, content)
-        target = self.places.target(path, name)
-        base = self._base()
+        target = self.places.target(str(source), compressed_name(name, SourceKind.FILE, content))
+        base = self._base(target)
         if base is not None and content != "safetensors":
             self.session.note(f"{path}: differences are taken of .safetensors files only")
             base = None
@@ -194,7 +211,7 @@ class _Compression:
                     )
             else:
                 sizes = _native.compress_file(
-                    path,
+                    str(source),
                     str(target),
                     level=self.level,
                     threads=self.threads,
@@ -229,7 +246,7 @@ class _Compression:
                 level=self.level,
                 threads=self.threads,
                 progress=progress,
-                base=self._base(),
+                base=self._base(target),
             )
         self._report(path, target, "stream", sizes, started, {})
 

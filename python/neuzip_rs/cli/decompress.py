@@ -1,22 +1,28 @@
 """`neuzip decompress`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from neuzip_rs import _native
+from neuzip_rs._bases import check_base
 from neuzip_rs._errors import CorruptDataError
 from neuzip_rs.cli import options
+from neuzip_rs.cli.fetched import fetch, is_hub_path
 from neuzip_rs.cli.outcome import report
 from neuzip_rs.cli.places import Places, SourceKind, is_device, located, original_name, source_kind
 from neuzip_rs.cli.removal import check_not_needed, check_restorable, remove_source
 from neuzip_rs.cli.session import Session, UsageError
+from neuzip_rs.cli.staging import Staging, staged_places
 from neuzip_rs.cli.streams import decompress_stream, decompress_to_stream, open_source, open_target
 from neuzip_rs.directory.content import COMPRESSED_KINDS
 from neuzip_rs.directory.manifest import Manifest
 from neuzip_rs.directory.restore import decompress_directory
 from neuzip_rs.directory.tree import keep_attributes
+from neuzip_rs.remote import Places as RemotePlaces
+from neuzip_rs.remote import download, is_url
+from neuzip_rs.remote.download import original_pieces
 
 
 def decompress(
@@ -34,23 +40,33 @@ def decompress(
     """Restore files and model directories, byte for byte.
 
     X.nz.safetensors becomes X.safetensors, Y.nz becomes Y, and DIR-nz becomes DIR; other names
-    need -o. The source is kept unless --rm is given. What was compressed as the difference from
-    another model needs that: it is looked for where it was, or named with --base.
+    need -o. The source is kept unless --rm is given. A PATH may be on a hub: hf://org/model-nz.
+    What was compressed as the difference from another model needs that: it is looked for where it
+    was, or named with --base.
 
     --json prints: path, output (null: standard output), kind, compressed_bytes, original_bytes,
     ratio (compressed / original), seconds; for a directory also files and compressed_files; after
     an error only path and error.
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
-    places = Places(output, force, several=len(paths) > 1)
     count = options.thread_count(threads)
-    try:
-        places.check(paths, remove=remove, as_json=as_json)
-        limit = options.size_limit(max_output_size)
-    except UsageError as error:
-        session.refuse(str(error))
-    work = _Decompression(session, places, count, remove, limit, base)
-    session.run(paths, work.path)
+    with Staging(session) as staging:
+        try:
+            places = staged_places(staging, paths, output, force, remove=remove)
+            places.check(paths, remove=remove, as_json=as_json)
+            limit = options.size_limit(max_output_size)
+        except UsageError as error:
+            session.refuse(str(error))
+        work = _Decompression(session, places, count, remove, limit, base, staging)
+
+        def path(path: str) -> None:
+            if is_url(path) and not is_hub_path(path) and not staging.is_folder(path):
+                work.url(path)
+                staging.send(overwrite=force)
+            else:
+                staging.run(path, work.path, overwrite=force)
+
+        session.run(paths, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +76,70 @@ class _Decompression:
     threads: int | None
     remove: bool
     limit: int | None
-    base: str | None
+    named_base: str | None
+    staging: Staging
+
+    @property
+    def base(self) -> str | None:
+        """The path here of the base, if one was named."""
+        return None if self.named_base is None else self.staging.source(self.named_base)
+
+    def url(self, path: str) -> None:
+        """Restores a file at a URL, while it comes."""
+        self._check_base()
+        source = self.staging.place(path)
+        target = self.places.target(str(source), self._name(source, SourceKind.FILE))
+        started = perf_counter()
+        with self.session.progress("decompressing", source) as progress:
+            if target is None or is_device(target):
+                pieces = original_pieces(
+                    path, threads=self.threads, max_output_size=self.limit, base=self.base
+                )
+                with open_target(target, overwrite=True) as write:
+                    given = 0
+                    for piece in pieces:
+                        write(piece)
+                        given += len(piece)
+                        progress(given, 0)
+                sizes = RemotePlaces(path).size(), given
+            else:
+                sizes = download(
+                    path,
+                    target,
+                    threads=self.threads,
+                    overwrite=self.places.force,
+                    max_output_size=self.limit,
+                    progress=progress,
+                    base=self.base,
+                )
+        self._report(path, target, "file", sizes, started, {})
+
+    def _check_base(self) -> None:
+        # A wrong name is a mistake also where no base is needed.
+        if self.base is not None:
+            check_base(self.base)
 
     def path(self, path: str) -> None:
         """Restores one PATH."""
-        if self.base is not None:
-            # A wrong name is a mistake also where no base is needed.
-            Path(self.base).stat()
+        self._check_base()
+        if is_hub_path(path):
+            found = fetch(path, self.session, remove=self.remove)
+            work = replace(self, places=self.places.of_fetched())
+            restore = work._folder if found.local.is_dir() else work._file
+            restore(path, found.local, found.name)
+            return
         kind = source_kind(path)
         if kind is SourceKind.FOLDER:
-            self._folder(path)
+            self._folder(path, located(path), located(path).name)
         elif kind is SourceKind.FILE:
-            self._file(path)
+            self._file(path, Path(path), Path(path).name)
         else:
             self._stream(path)
 
-    def _folder(self, path: str) -> None:
-        source = located(path)
+    def _folder(self, path: str, source: Path, name: str) -> None:
         # What is wrong with the folder counts for more than what is wrong with its name.
         Manifest.read_from(source)
-        name = self._name(source, SourceKind.FOLDER)
-        target = self.places.folder_target(path, name)
+        target = self.places.folder_target(str(source), self._name(name, SourceKind.FOLDER))
         started = perf_counter()
         with (
             self.session.resumable(target),
@@ -106,16 +165,14 @@ class _Decompression:
         counts = {"files": result.files, "compressed_files": result.compressed_files}
         self._report(path, target, "directory", sizes, started, counts)
 
-    def _file(self, path: str) -> None:
-        source = Path(path)
-        content = _native.content_kind(path)
+    def _file(self, path: str, source: Path, name: str) -> None:
+        content = _native.content_kind(str(source))
         if content not in COMPRESSED_KINDS:
             message = f"{path}: this is no file that neuzip compressed"
             raise CorruptDataError(message)
         if self.remove:
             check_not_needed(source)
-        name = self._name(source, SourceKind.FILE)
-        target = self.places.target(path, name)
+        target = self.places.target(str(source), self._name(name, SourceKind.FILE))
         started = perf_counter()
         with self.session.progress("decompressing", path) as progress:
             if target is None or is_device(target):
@@ -130,7 +187,7 @@ class _Decompression:
                     )
             else:
                 sizes = _native.decompress_file(
-                    path,
+                    str(source),
                     str(target),
                     threads=self.threads,
                     overwrite=self.places.force,
@@ -166,13 +223,13 @@ class _Decompression:
             )
         self._report(path, target, "stream", sizes, started, {})
 
-    def _name(self, source: Path, kind: SourceKind) -> str | None:
+    def _name(self, name: str, kind: SourceKind) -> str | None:
         """The name of the result, None if -o names it."""
         output = self.places.output
         named = output is not None and (output == "-" or not Path(output).is_dir())
         if named or (kind is SourceKind.FOLDER and output is not None and not self.places.several):
             return None
-        return original_name(source.name, kind)
+        return original_name(name, kind)
 
     def _report(
         self,

@@ -8,6 +8,7 @@ from neuzip_rs.cli import options
 from neuzip_rs.cli.info import print_facts
 from neuzip_rs.cli.places import SourceKind, located, source_kind
 from neuzip_rs.cli.session import Session
+from neuzip_rs.cli.staging import Staging
 from neuzip_rs.cli.streams import spooled_source
 
 
@@ -34,12 +35,13 @@ def estimate(
     count = options.thread_count(threads)
 
     def work(path: str) -> None:
-        facts = _facts(session, path, level.value, count)
+        facts = {**_facts(session, staging.source(path), level.value, count), "path": path}
         if not session.as_json:
             print_facts(facts, verbose=verbose, verb="would be about")
         session.result(facts)
 
-    session.run(paths, work)
+    with Staging(session) as staging:
+        session.run(paths, work)
 
 
 def _facts(session: Session, path: str, level: str, threads: int | None) -> dict[str, Any]:

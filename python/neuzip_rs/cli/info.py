@@ -11,6 +11,7 @@ from neuzip_rs.cli.fields import print_fields, print_reasons
 from neuzip_rs.cli.places import SourceKind, located, source_kind
 from neuzip_rs.cli.report import percent, print_table, printable, size
 from neuzip_rs.cli.session import Session
+from neuzip_rs.cli.staging import Staging
 from neuzip_rs.cli.streams import spooled_source
 
 _HEADINGS = (
@@ -52,21 +53,27 @@ def info(
     same objects, their path relative to it. After an error: path and error.
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
-    session.run(paths, lambda path: _show(session, path, verbose=verbose, measure=measure))
+    with Staging(session) as staging:
+        session.run(
+            paths,
+            lambda path: _show(
+                session, path, staging.source(path), verbose=verbose, measure=measure
+            ),
+        )
 
 
-def _show(session: Session, path: str, *, verbose: bool, measure: bool) -> None:
+def _show(session: Session, name: str, path: str, *, verbose: bool, measure: bool) -> None:
     kind = source_kind(path)
     if kind is SourceKind.FOLDER:
-        facts = {"path": path, **describe_directory(located(path), measure=measure)}
+        facts = {"path": name, **describe_directory(located(path), measure=measure)}
     elif kind is SourceKind.FILE:
-        facts = {"path": path, **describe_file(Path(path), measure=measure)}
+        facts = {"path": name, **describe_file(Path(path), measure=measure)}
     else:
         with (
             session.progress("reading", path) as progress,
             spooled_source(path, progress) as copy,
         ):
-            facts = {"path": path, **describe_file(copy, measure=measure)}
+            facts = {"path": name, **describe_file(copy, measure=measure)}
     if not session.as_json:
         print_facts(facts, verbose=verbose)
     session.result(facts)

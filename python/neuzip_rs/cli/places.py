@@ -112,6 +112,12 @@ class Places:
             message = "--rm needs files: a stream cannot be read again"
             raise UsageError(message)
 
+    def of_fetched(self) -> "Places":
+        """The places of what comes from elsewhere: beside nothing, so in this folder."""
+        if self.output is not None:
+            return self
+        return Places(".", self.force, several=True, _taken=self._taken)
+
     def target(self, source: str, name: str | None) -> Path | None:
         """Where the result of a file or stream goes, None for standard output.
 

@@ -33,8 +33,10 @@ class Session:
             bar: Show progress, if there is a terminal to show it on.
         """
         self.as_json = as_json
+        self.shown: Callable[[str], str] = str
+        """What makes of a path the name that the user knows."""
         self._quiet = quiet
-        self._bar = bar and not quiet
+        self.bar = bar and not quiet
 
     def progress(self, verb: str, path: str | Path) -> AbstractContextManager[Progress]:
         """A progress bar, or a function that does nothing.
@@ -42,12 +44,12 @@ class Session:
         Even that matters: calling it is when Python notices Ctrl-C.
         """
         name = "standard input" if path == "-" else Path(path).name
-        return progress_bar(printable(f"{verb} {name}"), shown=self._bar)
+        return progress_bar(printable(f"{verb} {name}"), shown=self.bar)
 
     def note(self, message: str) -> None:
         """Says something that is no result and no error."""
         if not self._quiet:
-            print(f"neuzip: {printable(message)}", file=sys.stderr)
+            print(f"neuzip: {printable(self.shown(message))}", file=sys.stderr)
 
     @contextmanager
     def resumable(self, target: Path) -> Iterator[None]:
@@ -72,9 +74,14 @@ class Session:
                 be on standard output.
         """
         if self.as_json:
-            print(json.dumps(facts), flush=True)
+            known = {key: self._named(value) for key, value in facts.items()}
+            print(json.dumps(known), flush=True)
         elif sentence is not None and not self._quiet and (not aside or _has_reader(sys.stderr)):
-            print(printable(sentence), file=sys.stderr if aside else sys.stdout, flush=True)
+            print(
+                printable(self.shown(sentence)),
+                file=sys.stderr if aside else sys.stdout,
+                flush=True,
+            )
 
     def run(self, paths: Sequence[str], work: Callable[[str], None]) -> NoReturn:
         """Does something with every path, also after an error, and ends the command.
@@ -106,13 +113,16 @@ class Session:
         raise typer.Exit(2)
 
     def _fail(self, path: str, error: Exception) -> int:
-        message = describe(error)
+        message = self.shown(describe(error))
         if path not in message:
             message = f"{path}: {message}"
         print(f"neuzip: {printable(message)}", file=sys.stderr, flush=True)
         if self.as_json:
             print(json.dumps({"path": path, "error": message}), flush=True)
         return 2 if isinstance(error, (UsageError, PlaceError)) else 1
+
+    def _named(self, value: object) -> object:
+        return self.shown(value) if isinstance(value, str) else value
 
 
 def _has_reader(stream: TextIO | None) -> bool:

@@ -4,7 +4,6 @@ What a stream is, is decided by its first bytes. A .safetensors file has to be s
 so it is kept in a temporary file meanwhile; everything else passes through in bounded memory.
 """
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,9 +13,9 @@ from typing import IO, Any, Final, TypeAlias
 
 from neuzip_rs import _native
 from neuzip_rs._bases import Base, base_arguments
+from neuzip_rs._new_file import new_file
 from neuzip_rs.cli.session import UsageError
 from neuzip_rs.directory.content import Progress, file_pieces, original_pieces
-from neuzip_rs.directory.workspace import sync_folder
 
 Write: TypeAlias = Callable[[Any], object]
 
@@ -67,7 +66,7 @@ def open_target(target: Path | None, *, overwrite: bool) -> Iterator[Write]:
             _refuse_terminal(file, "this data is not for a terminal: use -o, or a pipe")
             yield file.write
     else:
-        with _new_file(target, overwrite=overwrite) as file:
+        with new_file(target, overwrite=overwrite) as file:
             yield file.write
 
 
@@ -238,35 +237,3 @@ def _pieces(first: bytes, source: IO[bytes]) -> Iterator[bytes]:
 def _refuse_terminal(file: IO[bytes], reason: str) -> None:
     if file.isatty():
         raise UsageError(reason)
-
-
-@contextmanager
-def _new_file(target: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
-    mask = os.umask(0)
-    os.umask(mask)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~mask)
-        if overwrite:
-            temporary.replace(target)
-        else:
-            _rename_new(temporary, target)
-        sync_folder(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _rename_new(temporary: Path, target: Path) -> None:
-    # A hard link fails if the name has been taken meanwhile; renaming would replace it.
-    try:
-        target.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError:
-        # A file system without hard links: the check that was made before has to do.
-        temporary.replace(target)

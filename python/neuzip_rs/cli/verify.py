@@ -4,12 +4,15 @@ from pathlib import Path
 from time import perf_counter
 
 from neuzip_rs import _native
+from neuzip_rs._bases import check_base
 from neuzip_rs.cli import options
 from neuzip_rs.cli.places import SourceKind, located, source_kind
 from neuzip_rs.cli.report import percent, ratio, size
 from neuzip_rs.cli.session import Session
+from neuzip_rs.cli.staging import Staging
 from neuzip_rs.cli.streams import decompress_stream, open_source
 from neuzip_rs.directory.check import verify_directory
+from neuzip_rs.remote import download, is_url
 
 
 def verify(
@@ -28,17 +31,29 @@ def verify(
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
     count = options.thread_count(threads)
-    session.run(paths, lambda path: _verify(session, path, count, base))
+    with Staging(session) as staging:
+        session.run(paths, lambda path: _verify(session, staging, path, count, base))
 
 
-def _verify(session: Session, path: str, threads: int | None, base: str | None) -> None:
+def _verify(
+    session: Session, staging: Staging, path: str, threads: int | None, base: str | None
+) -> None:
     started = perf_counter()
     counts: dict[str, int] = {}
-    kind = source_kind(path)
+    if base is not None:
+        base = staging.source(base)
+        check_base(base)
+    at_url = is_url(path) and not staging.is_folder(path)
+    local = path if at_url else staging.source(path)
+    kind = SourceKind.FILE if at_url else source_kind(local)
     with session.progress("verifying", path) as progress:
-        if kind is SourceKind.FOLDER:
+        if at_url:
+            compressed, original = download(
+                path, None, threads=threads, progress=progress, base=base
+            )
+        elif kind is SourceKind.FOLDER:
             result = verify_directory(
-                located(path),
+                located(local),
                 threads=threads,
                 base=None if base is None else Path(base),
                 progress=progress,
@@ -48,10 +63,10 @@ def _verify(session: Session, path: str, threads: int | None, base: str | None) 
             counts = {"files": result.files, "compressed_files": result.compressed_files}
         elif kind is SourceKind.FILE:
             compressed, original = _native.verify_file(
-                str(Path(path)), threads=threads, progress=progress, base=base
+                str(Path(local)), threads=threads, progress=progress, base=base
             )
         else:
-            with open_source(path) as source:
+            with open_source(local) as source:
                 compressed, original = decompress_stream(
                     source,
                     lambda _: None,

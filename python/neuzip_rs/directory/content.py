@@ -74,7 +74,7 @@ def original_pieces(
 
 def original_size(path: Path, file: _native.SafetensorsFile) -> int:
     """The size of the file that an (open) compressed .safetensors file restores."""
-    return 8 + len(_original_header(path)) + sum(map(file.nbytes, file.keys()))
+    return 8 + len(original_header(path)) + sum(map(file.nbytes, file.keys()))
 
 
 def sha256(pieces: Iterable[memoryview]) -> tuple[str, int]:
@@ -115,7 +115,7 @@ def _safetensors_pieces(
 ) -> Iterator[memoryview]:
     # Opening checks the file as a whole, above all that both headers name the same tensors.
     with closing(_native.SafetensorsFile(str(path), base=base)) as file:
-        header = _original_header(path)
+        header = original_header(path)
         layout: dict[str, Any] = json.loads(header)
         layout.pop("__metadata__", None)
         names = sorted(layout, key=lambda name: tuple(layout[name]["data_offsets"]))
@@ -133,7 +133,12 @@ def _safetensors_pieces(
                 yield piece
 
 
-def _original_header(path: Path) -> bytes:
+def original_header(path: Path) -> bytes:
+    """The header of the file that a compressed .safetensors file was made from.
+
+    Raises:
+        CorruptDataError: It is damaged.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         outer = file.read(min(length, _MAX_HEADER_BYTES))

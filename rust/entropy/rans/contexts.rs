@@ -17,13 +17,15 @@ use super::encode::Encoder;
 use super::spec::Symbol;
 use crate::constants::{LANES, MAX_CONTEXTS, MAX_SYMBOLS, SLOTS, STATE_LOW};
 use crate::error::{Error, Result};
+use crate::simd::Kernels;
 
 /// What the decoder looks up for a slot of a context, in one word: loops over it become vectors.
 ///
 /// The frequency is in the low 16 bits, then the slot number less the first slot of the symbol, and the
 /// index in the top 8.
 #[derive(Clone, Copy, Debug, Default)]
-struct Slot(u32);
+#[repr(transparent)]
+pub(crate) struct Slot(u32);
 
 impl Slot {
     fn new(frequency: u16, offset: usize, index: u8) -> Self {
@@ -50,6 +52,49 @@ impl Slot {
 pub(crate) struct ContextSpec {
     slots: Box<[Slot; MAX_CONTEXTS * SLOTS]>,
     symbols: Box<[Symbol; MAX_CONTEXTS * MAX_SYMBOLS]>,
+    /// The same for vectors of 16 bytes, if no context has more than 16 symbols.
+    #[cfg(target_arch = "x86_64")]
+    few: Option<Box<FewSymbols>>,
+}
+
+/// Tables of at most 16 symbols in each context, in slot order: a row for each place, an entry for each
+/// context.
+#[derive(Clone, Debug, Default)]
+#[cfg(target_arch = "x86_64")]
+pub(crate) struct FewSymbols {
+    /// Places of the contexts with the most symbols.
+    pub(crate) places: usize,
+    /// The index of the first place.
+    pub(crate) first: [u8; MAX_CONTEXTS],
+    /// The last slot before the second place and so on; 255 from the end of the context on.
+    pub(crate) last_before: [[u8; MAX_CONTEXTS]; FEW - 1],
+    /// What has to be added to the index of the place before.
+    pub(crate) step: [[u8; MAX_CONTEXTS]; FEW - 1],
+}
+
+/// The most symbols that are few.
+#[cfg(target_arch = "x86_64")]
+const FEW: usize = 16;
+
+#[cfg(target_arch = "x86_64")]
+impl FewSymbols {
+    /// Adds the entries of a context in slot order; `false` if they are too many, or one has all slots.
+    fn add(&mut self, context: usize, entries: &[(u8, u16)]) -> bool {
+        if entries.len() > FEW || entries.len() < 2 {
+            return false;
+        }
+        self.places = self.places.max(entries.len());
+        self.first[context] = entries[0].0;
+        let mut end = 0;
+        let rows = self.last_before.iter_mut().zip(&mut self.step);
+        for (place, (last_before, step)) in rows.enumerate() {
+            end += entries.get(place).map_or(0, |entry| entry.1);
+            last_before[context] = (end - 1) as u8;
+            let next = entries.get(place + 1);
+            step[context] = next.map_or(0, |next| next.0.wrapping_sub(entries[place].0));
+        }
+        true
+    }
 }
 
 impl ContextSpec {
@@ -61,10 +106,19 @@ impl ContextSpec {
         let mut spec = Self {
             slots: Box::new([Slot::default(); MAX_CONTEXTS * SLOTS]),
             symbols: Box::new([Symbol::default(); MAX_CONTEXTS * MAX_SYMBOLS]),
+            #[cfg(target_arch = "x86_64")]
+            few: None,
         };
+        #[cfg(target_arch = "x86_64")]
+        let mut few = Some(Box::<FewSymbols>::default());
         for (context, table) in tables.enumerate() {
+            let entries: Vec<_> = table.filter(|&(_, frequency)| frequency > 0).collect();
+            #[cfg(target_arch = "x86_64")]
+            {
+                few = few.and_then(|mut few| few.add(context, &entries).then_some(few));
+            }
             let mut start = 0;
-            for (index, frequency) in table.filter(|&(_, frequency)| frequency > 0) {
+            for (index, frequency) in entries {
                 let end = start + usize::from(frequency);
                 let slots = &mut spec.slots[context * SLOTS..][start..end];
                 for (offset, slot) in slots.iter_mut().enumerate() {
@@ -79,7 +133,23 @@ impl ContextSpec {
             }
             debug_assert_eq!(start, SLOTS);
         }
+        #[cfg(target_arch = "x86_64")]
+        {
+            spec.few = few;
+        }
         spec
+    }
+
+    /// Tables of few symbols, if these are.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn few(&self) -> Option<&FewSymbols> {
+        self.few.as_deref()
+    }
+
+    /// What the decoder looks up, 256 slots for each of the contexts.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn slot_words(&self) -> &[Slot; MAX_CONTEXTS * SLOTS] {
+        &self.slots
     }
 }
 
@@ -122,6 +192,27 @@ impl Decoder<'_> {
     /// [`Error::Corrupt`] when the stream is too short.
     #[inline(always)]
     pub(crate) fn fill_contexts(
+        &mut self,
+        kernels: Kernels,
+        spec: &ContextSpec,
+        contexts: &[u8],
+        indices: &mut [u8],
+    ) -> Result<()> {
+        let mut done = 0;
+        loop {
+            // A group takes at most 64 bytes: so many need no check.
+            let groups = ((contexts.len() - done) / LANES).min(self.safe_groups());
+            let (contexts, indices) = (&contexts[done..], &mut indices[done..]);
+            let decoded = kernels.decode_contexts(spec, self, contexts, indices, groups);
+            if decoded == 0 {
+                return self.fill_scalar(spec, contexts, indices);
+            }
+            done += LANES * decoded;
+        }
+    }
+
+    #[inline(always)]
+    fn fill_scalar(
         &mut self,
         spec: &ContextSpec,
         contexts: &[u8],
@@ -217,6 +308,7 @@ fn step_lanes(
 mod tests {
     use super::*;
     use crate::entropy::rans::EscapedValues;
+    use crate::simd::SimdTier;
     use proptest::prelude::*;
 
     const TABLES: [&[(u8, u16)]; 4] = [
@@ -236,15 +328,24 @@ mod tests {
         encoder
     }
 
+    /// What every tier decodes, which is the same.
     fn decode(encoder: &Encoder, stream: &[u8], contexts: &[u8], step: usize) -> Result<Vec<u8>> {
-        let none = EscapedValues::none();
-        let mut decoder = Decoder::new(&encoder.states(), (stream, 0), &none)?;
-        let mut indices = vec![0; contexts.len()];
-        for (contexts, indices) in contexts.chunks(step).zip(indices.chunks_mut(step)) {
-            decoder.fill_contexts(&spec(), contexts, indices)?;
+        let on = |kernels: Kernels| {
+            let none = EscapedValues::none();
+            let mut decoder = Decoder::new(&encoder.states(), (stream, 0), &none)?;
+            let mut indices = vec![0; contexts.len()];
+            for (contexts, indices) in contexts.chunks(step).zip(indices.chunks_mut(step)) {
+                decoder.fill_contexts(kernels, &spec(), contexts, indices)?;
+            }
+            decoder.finish()?;
+            Ok(indices)
+        };
+        let scalar = on(Kernels::scalar());
+        for kernels in SimdTier::ALL.into_iter().filter_map(Kernels::new) {
+            let indices: Result<Vec<u8>> = on(kernels);
+            assert_eq!(indices.as_ref().ok(), scalar.as_ref().ok(), "{:?}", kernels.tier());
         }
-        decoder.finish()?;
-        Ok(indices)
+        scalar
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use super::{load_twice, load_two, sum_of_words};
 use crate::chunk::{ChunkHash, HASH_KEYS, HASH_STEPS};
 use crate::constants::{LANES, SUB_BLOCK};
 use crate::entropy::rans::Value;
-use crate::simd::cut::{CutForm, CutRun, ScaleWords};
+use crate::simd::cut::{CutForm, CutRun, ScaleWords, Source};
 
 /// Groups that are decoded before their elements are put together.
 const BLOCK: usize = 16;
@@ -117,6 +117,9 @@ pub(in crate::simd) unsafe fn decode_cut(
     runs: &mut [CutRun<'_, '_>],
     groups: usize,
 ) -> bool {
+    if let Source::Symbols(..) = form.source {
+        return false;
+    }
     // SAFETY: passed on.
     unsafe {
         match (form.element_bytes, form.wide) {
@@ -161,7 +164,10 @@ unsafe fn decode<E: Element, V: Value, const MODE: u8, const HASHED: bool>(
     runs: &mut [CutRun<'_, '_>],
     groups: usize,
 ) {
-    let tables = Tables::new(form.spec, form.map);
+    let Source::Plain(spec, map) = form.source else {
+        return;
+    };
+    let tables = Tables::new(spec, map);
     let mut values = Aligned([[V::default(); BLOCK * LANES]; MOST]);
     for runs in runs.chunks_mut(MOST) {
         // SAFETY: passed on; a tile has room for a block.

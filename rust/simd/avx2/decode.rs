@@ -273,6 +273,76 @@ const fn last_of_4(back: usize) -> [u8; 16] {
 /// The number of each lane among its 16.
 static LANE: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
+/// How lanes take their next bytes.
+pub(super) struct Refilling {
+    ones: __m256i,
+    pairs_of_pairs: __m256i,
+    last_of_4: __m256i,
+    last_of_8: __m256i,
+    lane: __m256i,
+}
+
+impl Refilling {
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(super) fn new() -> Self {
+        Self {
+            ones: _mm256_set1_epi8(1),
+            pairs_of_pairs: _mm256_set1_epi32(0x0101_0101),
+            last_of_4: load_twice(&LAST_OF_4_BEFORE),
+            last_of_8: load_twice(&LAST_OF_8_BEFORE),
+            lane: load_twice(&LANE),
+        }
+    }
+
+    /// Shifts the states that `refill` marks and gives each the next byte of its chunk's stream; a chunk
+    /// has two registers and the stream of the first one.
+    ///
+    /// # Safety
+    /// The CPU has the features of this tier, and every stream has 64 bytes left.
+    #[target_feature(enable = "avx2,popcnt")]
+    #[inline]
+    pub(super) unsafe fn apply<const U: usize>(
+        &self,
+        refill: &[__m256i; U],
+        low: &mut [__m256i; U],
+        high: &mut [__m256i; U],
+        stream: &mut [*const u8; U],
+    ) {
+        let mut bytes = [_mm256_setzero_si256(); U];
+        for c in 0..U / 2 {
+            let taken = u64::from(_mm256_movemask_epi8(refill[2 * c]) as u32)
+                | u64::from(_mm256_movemask_epi8(refill[2 * c + 1]) as u32) << 32;
+            // SAFETY: 16 lanes take at most 16 bytes.
+            unsafe {
+                let second = stream[c].add((taken << 48).count_ones() as usize);
+                let third = stream[c].add((taken << 32).count_ones() as usize);
+                let fourth = stream[c].add((taken << 16).count_ones() as usize);
+                bytes[2 * c] = load_two(stream[c], second);
+                bytes[2 * c + 1] = load_two(third, fourth);
+                stream[c] = stream[c].add(taken.count_ones() as usize);
+            }
+        }
+        // A lane's byte is its number less the lanes up to it that take none.
+        let mut keeps = [_mm256_setzero_si256(); U];
+        for u in 0..U {
+            let keep = _mm256_andnot_si256(refill[u], self.ones);
+            keeps[u] = _mm256_mullo_epi32(keep, self.pairs_of_pairs);
+        }
+        for u in 0..U {
+            keeps[u] = _mm256_add_epi8(keeps[u], _mm256_shuffle_epi8(keeps[u], self.last_of_4));
+        }
+        for u in 0..U {
+            keeps[u] = _mm256_add_epi8(keeps[u], _mm256_shuffle_epi8(keeps[u], self.last_of_8));
+        }
+        for u in 0..U {
+            bytes[u] = _mm256_shuffle_epi8(bytes[u], _mm256_sub_epi8(self.lane, keeps[u]));
+            high[u] = _mm256_blendv_epi8(high[u], low[u], refill[u]);
+            low[u] = _mm256_blendv_epi8(low[u], bytes[u], refill[u]);
+        }
+    }
+}
+
 /// Exchanges even and odd lanes.
 static SWAP: [u8; 16] = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14];
 
@@ -303,9 +373,7 @@ unsafe fn decode<
     let escape = _mm256_set1_epi8(tables.escape as i8);
     let low_bytes = _mm256_set1_epi16(0xff);
     let (zero, ones) = (_mm256_setzero_si256(), _mm256_set1_epi8(1));
-    let pairs_of_pairs = _mm256_set1_epi32(0x0101_0101);
-    let (last_of_4, last_of_8) = (load_twice(&LAST_OF_4_BEFORE), load_twice(&LAST_OF_8_BEFORE));
-    let lane = load_twice(&LANE);
+    let refilling = Refilling::new();
     let swap = load_twice(&SWAP);
 
     let mut low = [zero; U];
@@ -366,38 +434,8 @@ unsafe fn decode<
             high[u] = _mm256_blendv_epi8(odd, _mm256_srli_epi16::<8>(even), low_bytes);
             refill[u] = _mm256_cmpeq_epi8(high[u], zero);
         }
-        let mut bytes = [zero; U];
-        for c in 0..U / 2 {
-            let taken = u64::from(_mm256_movemask_epi8(refill[2 * c]) as u32)
-                | u64::from(_mm256_movemask_epi8(refill[2 * c + 1]) as u32) << 32;
-            // SAFETY: group `g` begins at most `64 g` bytes into a stream of `64 * groups`, and 16
-            // lanes take at most 16 bytes.
-            unsafe {
-                let second = stream[c].add((taken << 48).count_ones() as usize);
-                let third = stream[c].add((taken << 32).count_ones() as usize);
-                let fourth = stream[c].add((taken << 16).count_ones() as usize);
-                bytes[2 * c] = load_two(stream[c], second);
-                bytes[2 * c + 1] = load_two(third, fourth);
-                stream[c] = stream[c].add(taken.count_ones() as usize);
-            }
-        }
-        // A lane's byte is its number less the lanes up to it that take none.
-        let mut keeps = [zero; U];
-        for u in 0..U {
-            let keep = _mm256_andnot_si256(refill[u], ones);
-            keeps[u] = _mm256_mullo_epi32(keep, pairs_of_pairs);
-        }
-        for u in 0..U {
-            keeps[u] = _mm256_add_epi8(keeps[u], _mm256_shuffle_epi8(keeps[u], last_of_4));
-        }
-        for u in 0..U {
-            keeps[u] = _mm256_add_epi8(keeps[u], _mm256_shuffle_epi8(keeps[u], last_of_8));
-        }
-        for u in 0..U {
-            bytes[u] = _mm256_shuffle_epi8(bytes[u], _mm256_sub_epi8(lane, keeps[u]));
-            high[u] = _mm256_blendv_epi8(high[u], low[u], refill[u]);
-            low[u] = _mm256_blendv_epi8(low[u], bytes[u], refill[u]);
-        }
+        // SAFETY: group `g` begins at most `64 g` bytes into a stream of `64 * groups`.
+        unsafe { refilling.apply(&refill, &mut low, &mut high, &mut stream) };
 
         let values = low_values.look_up_each(&at);
         let mut any_escape = zero;

@@ -12,6 +12,7 @@
 
 mod bits;
 mod buckets;
+mod contexts;
 mod cut;
 mod decode;
 mod encode;
@@ -20,6 +21,7 @@ mod stream;
 
 pub(super) use bits::{index, pack_bits, unpack_bits};
 pub(crate) use buckets::Buckets;
+pub(super) use contexts::decode_contexts;
 pub(super) use cut::decode_cut;
 pub(super) use decode::decode_groups;
 pub(super) use encode::encode_groups;

@@ -8,10 +8,11 @@ use std::arch::x86_64::*;
 use super::bits::{SHUFFLES, Shuffles};
 use super::load;
 use super::rans::{STREAM_AHEAD, State, Tables};
+use super::symbols::{Class, Symbols};
 use super::stream::{Output, Ring, Way};
 use crate::chunk::{HASH_KEYS, HASH_STEPS};
 use crate::constants::{LANES, SUB_BLOCK};
-use crate::simd::cut::{CutForm, CutRun, ScaleWords};
+use crate::simd::cut::{CutForm, CutRun, ScaleWords, Source};
 
 /// How far ahead of their use the raw planes are fetched, in bytes.
 const RAW_AHEAD: usize = 1024;
@@ -306,6 +307,75 @@ unsafe fn separate_words([first, last]: [__m512i; 2]) -> [__m512i; 2] {
 const ROTATED: u8 = 0;
 const ROTATED_SCALED: u8 = 1;
 const GENERAL: u8 = 2;
+/// Sign in the lowest bit, or in the highest; both with or without scale offsets and flips.
+const ROTATED_FLIPPED: u8 = 3;
+const FLIPPED: u8 = 4;
+
+/// What the values of a chunk are decoded with.
+pub(super) trait Values: Sized {
+    /// What all chunks share.
+    type Tables<'a>;
+    /// Whether there are classes of lines, and flips.
+    const IN_CONTEXTS: bool;
+
+    /// The tables in registers, if this is how the source is decoded.
+    unsafe fn tables(source: Source<'_>) -> Option<Self::Tables<'_>>;
+    unsafe fn new(run: &CutRun<'_, '_>) -> Self;
+    /// Decodes 64 values of each chunk: their low bytes, and if they are wide their high bytes.
+    ///
+    /// # Safety
+    /// The CPU has the features of this tier, and the streams have 64 bytes left.
+    unsafe fn step<const WIDE: bool, const K: usize>(
+        chunks: &mut [&mut Self; K],
+        tables: &Self::Tables<'_>,
+        classes: [Class; K],
+    ) -> [[__m512i; 2]; K];
+    /// Stores states and positions.
+    unsafe fn write_back(&self, run: &mut CutRun<'_, '_>);
+}
+
+impl Values for State {
+    type Tables<'a> = Tables;
+    const IN_CONTEXTS: bool = false;
+
+    #[inline(always)]
+    unsafe fn tables(source: Source<'_>) -> Option<Tables> {
+        match source {
+            // SAFETY: as the caller's.
+            Source::Plain(spec, map) => Some(unsafe { Tables::new(spec, map) }),
+            Source::Symbols(..) => None,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn new(run: &CutRun<'_, '_>) -> Self {
+        // SAFETY: as the caller's.
+        unsafe { State::new(run.decoder) }
+    }
+
+    #[inline(always)]
+    unsafe fn step<const WIDE: bool, const K: usize>(
+        chunks: &mut [&mut Self; K],
+        tables: &Tables,
+        _: [Class; K],
+    ) -> [[__m512i; 2]; K] {
+        // SAFETY: as the caller's; fetches cannot fault.
+        unsafe {
+            let mut values = [[_mm512_setzero_si512(); 2]; K];
+            for (values, state) in values.iter_mut().zip(chunks) {
+                _mm_prefetch::<_MM_HINT_T0>(state.lanes.stream.wrapping_add(STREAM_AHEAD).cast());
+                *values = state.step_lanes::<WIDE>(tables);
+            }
+            values
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write_back(&self, run: &mut CutRun<'_, '_>) {
+        // SAFETY: as the caller's.
+        unsafe { State::write_back(self, run.decoder) };
+    }
+}
 
 /// See [`crate::simd::Kernels::decode_cut`]; `false`, with nothing done, for elements of 8 bytes.
 ///
@@ -337,6 +407,23 @@ unsafe fn by_mode<E: Element, const WIDE: bool>(
     mut runs: &mut [CutRun<'_, '_>],
     groups: usize,
 ) {
+    if let Source::Symbols(..) = form.source {
+        while !runs.is_empty() {
+            let k = runs.len().min(2);
+            let (now, later) = runs.split_at_mut(k);
+            // SAFETY: passed on.
+            unsafe {
+                match (k, form.sign_position) {
+                    (2, 0) => decode::<2, E, WIDE, ROTATED_FLIPPED, Symbols>(form, now, groups),
+                    (2, _) => decode::<2, E, WIDE, FLIPPED, Symbols>(form, now, groups),
+                    (_, 0) => decode::<1, E, WIDE, ROTATED_FLIPPED, Symbols>(form, now, groups),
+                    _ => decode::<1, E, WIDE, FLIPPED, Symbols>(form, now, groups),
+                }
+            }
+            runs = later;
+        }
+        return;
+    }
     let mode = match (form.sign_position, form.scale.is_some()) {
         (0, false) => ROTATED,
         (0, true) => ROTATED_SCALED,
@@ -350,15 +437,21 @@ unsafe fn by_mode<E: Element, const WIDE: bool>(
         // SAFETY: passed on.
         unsafe {
             match (k, mode) {
-                (3, ROTATED) => decode::<3, E, false, ROTATED>(form, now, groups),
-                (3, ROTATED_SCALED) => decode::<3, E, false, ROTATED_SCALED>(form, now, groups),
-                (3, _) => decode::<3, E, false, GENERAL>(form, now, groups),
-                (2, ROTATED) => decode::<2, E, WIDE, ROTATED>(form, now, groups),
-                (2, ROTATED_SCALED) => decode::<2, E, WIDE, ROTATED_SCALED>(form, now, groups),
-                (2, _) => decode::<2, E, WIDE, GENERAL>(form, now, groups),
-                (_, ROTATED) => decode::<1, E, WIDE, ROTATED>(form, now, groups),
-                (_, ROTATED_SCALED) => decode::<1, E, WIDE, ROTATED_SCALED>(form, now, groups),
-                _ => decode::<1, E, WIDE, GENERAL>(form, now, groups),
+                (3, ROTATED) => decode::<3, E, false, ROTATED, State>(form, now, groups),
+                (3, ROTATED_SCALED) => {
+                    decode::<3, E, false, ROTATED_SCALED, State>(form, now, groups);
+                }
+                (3, _) => decode::<3, E, false, GENERAL, State>(form, now, groups),
+                (2, ROTATED) => decode::<2, E, WIDE, ROTATED, State>(form, now, groups),
+                (2, ROTATED_SCALED) => {
+                    decode::<2, E, WIDE, ROTATED_SCALED, State>(form, now, groups);
+                }
+                (2, _) => decode::<2, E, WIDE, GENERAL, State>(form, now, groups),
+                (_, ROTATED) => decode::<1, E, WIDE, ROTATED, State>(form, now, groups),
+                (_, ROTATED_SCALED) => {
+                    decode::<1, E, WIDE, ROTATED_SCALED, State>(form, now, groups);
+                }
+                _ => decode::<1, E, WIDE, GENERAL, State>(form, now, groups),
             }
         }
         runs = later;
@@ -366,8 +459,8 @@ unsafe fn by_mode<E: Element, const WIDE: bool>(
 }
 
 /// What all chunks share.
-struct Shared<'a> {
-    tables: Tables,
+struct Shared<'a, V: Values> {
+    tables: V::Tables<'a>,
     shuffles: &'a Shuffles,
     /// Bytes of the packed bits of a group, and as a mask.
     packed_bytes: usize,
@@ -383,8 +476,8 @@ struct Shared<'a> {
 }
 
 /// One chunk.
-struct Chunk {
-    state: State,
+struct Chunk<V> {
+    values: V,
     raw: *const u8,
     place: Place,
     products: __m512i,
@@ -413,6 +506,14 @@ unsafe fn row_word<E: Element>(scale: &ScaleWords<'_>, row: usize) -> __m512i {
     unsafe { E::broadcast(offset.checked_shl(scale.shift).unwrap_or(0) as u64) }
 }
 
+/// The flip of a row in every element.
+#[inline(always)]
+unsafe fn row_flip<E: Element>(scale: &ScaleWords<'_>, row: usize, sign: u64) -> __m512i {
+    let is_flipped = scale.row_flips.get(row).is_some_and(|&flip| flip != 0);
+    // SAFETY: as the caller's.
+    unsafe { E::broadcast(if is_flipped { sign } else { 0 }) }
+}
+
 /// Where a run is in the matrix of its tensor, and the offset of that row.
 pub(super) struct Place {
     row: usize,
@@ -432,6 +533,73 @@ impl Place {
             row,
             column,
             row_word,
+        }
+    }
+
+    /// The classes of the next 64 elements.
+    #[inline(always)]
+    unsafe fn class(&self, scale: Option<&ScaleWords<'_>>) -> Class {
+        let Some(scale) = scale else {
+            return Class::Uniform(0);
+        };
+        let of_row = |row: usize| scale.row_classes.get(row).copied().unwrap_or(0);
+        let left = scale.columns - self.column;
+        let (mine, next) = (
+            of_row(self.row),
+            of_row(self.row + usize::from(left < LANES)),
+        );
+        if scale.classes.is_empty() && mine == next {
+            return Class::Uniform(mine as usize);
+        }
+        let first = u64::MAX >> (LANES - left.min(LANES));
+        // SAFETY: as the caller's; `classes` has 64 from every column on.
+        unsafe {
+            let (mine, next) = (_mm512_set1_epi8(mine), _mm512_set1_epi8(next));
+            let of_rows = _mm512_mask_mov_epi8(next, first, mine);
+            if scale.classes.is_empty() {
+                return Class::Mixed(of_rows);
+            }
+            let of_columns = _mm512_loadu_si512(scale.classes.as_ptr().add(self.column).cast());
+            Class::Mixed(_mm512_add_epi8(of_rows, of_columns))
+        }
+    }
+
+    /// The flips of the next 64 elements: `sign` in those that are turned.
+    #[inline(always)]
+    unsafe fn flips<E: Element>(
+        &self,
+        scale: Option<&ScaleWords<'_>>,
+        sign: u64,
+    ) -> [__m512i; 4] {
+        // SAFETY: as the caller's; `flips` has 64 from every column on.
+        unsafe {
+            let mut flips = [_mm512_setzero_si512(); 4];
+            let Some(scale) = scale else {
+                return flips;
+            };
+            if !scale.row_flips.is_empty() {
+                let of_row = row_flip::<E>(scale, self.row, sign);
+                flips = [of_row; 4];
+                let left = scale.columns - self.column;
+                if left < LANES {
+                    let next = row_flip::<E>(scale, self.row + 1, sign);
+                    let lanes = 64 / E::BYTES;
+                    for (part, flip) in flips.iter_mut().take(E::BYTES).enumerate() {
+                        let mine = left.saturating_sub(part * lanes).min(lanes);
+                        if mine < lanes {
+                            *flip = E::first_of((1_u64 << mine) - 1, of_row, next);
+                        }
+                    }
+                }
+            }
+            if !scale.flips.is_empty() {
+                let from = scale.flips.as_ptr().add(self.column * E::BYTES);
+                for (part, flip) in flips.iter_mut().take(E::BYTES).enumerate() {
+                    let of_columns = _mm512_loadu_si512(from.add(64 * part).cast());
+                    *flip = _mm512_xor_si512(*flip, of_columns);
+                }
+            }
+            flips
         }
     }
 
@@ -513,18 +681,18 @@ impl Position {
     }
 }
 
-impl Chunk {
+impl<V: Values> Chunk<V> {
     #[inline(always)]
     unsafe fn new<E: Element>(
         run: &mut CutRun<'_, '_>,
-        shared: &Shared<'_>,
+        shared: &Shared<'_, V>,
         ring: &mut Ring,
     ) -> Self {
         // SAFETY: as the caller's.
         unsafe {
             let zero = _mm512_setzero_si512();
             Self {
-                state: State::new(run.decoder),
+                values: V::new(run),
                 raw: run.raw.as_ptr(),
                 place: Place::new::<E>(shared.scale.as_ref(), run.first),
                 products: zero,
@@ -534,22 +702,22 @@ impl Chunk {
         }
     }
 
-    /// Decodes and stores 64 elements.
+    /// Makes elements of 64 values and stores them.
     ///
     /// # Safety
     /// The CPU has the features of this tier; the form covers the run, which has a group left.
     #[inline(always)]
     unsafe fn group<E: Element, const WIDE: bool, const MODE: u8, const HASHED: bool>(
         &mut self,
-        shared: &Shared<'_>,
+        shared: &Shared<'_, V>,
+        [mut value, high_value]: [__m512i; 2],
         keys: &[__m512i; 4],
         position: &Position,
     ) {
         // SAFETY: every part of the run has what a group needs, and is moved on by just that; fetches
         // cannot fault.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.state.stream.wrapping_add(STREAM_AHEAD).cast());
-            let [mut value, high_value] = self.state.step::<WIDE>(&shared.tables);
+            let scale = shared.scale.as_ref();
             if shared.packed_bytes > 0 {
                 let packed = self.raw.wrapping_add(position.packed);
                 _mm_prefetch::<_MM_HINT_T0>(packed.wrapping_add(position.packed_ahead).cast());
@@ -571,10 +739,15 @@ impl Chunk {
                 bytes[planes + 1] = high_value;
             }
             let words = E::interleave(bytes);
+            let flips = match MODE {
+                ROTATED_FLIPPED => self.place.flips::<E>(scale, 1),
+                FLIPPED => self.place.flips::<E>(scale, 1 << (8 * E::BYTES - 1)),
+                _ => [_mm512_setzero_si512(); 4],
+            };
             let offsets = if MODE == ROTATED {
                 [_mm512_setzero_si512(); 4]
             } else {
-                self.place.offsets::<E>(shared.scale.as_ref())
+                self.place.offsets::<E>(scale)
             };
             let mut elements = [_mm512_setzero_si512(); 4];
             for part in 0..E::BYTES {
@@ -582,6 +755,15 @@ impl Chunk {
                 let word = match MODE {
                     ROTATED => E::rotate(word),
                     ROTATED_SCALED => E::rotate(E::add(word, offset)),
+                    ROTATED_FLIPPED => {
+                        E::rotate(_mm512_xor_si512(E::add(word, offset), flips[part]))
+                    }
+                    FLIPPED => {
+                        // 0xE4: the first operand where the mask is set, else the second.
+                        let sum = E::add(word, offset);
+                        let word = _mm512_ternarylogic_epi32::<0xE4>(sum, word, shared.magnitude);
+                        _mm512_xor_si512(word, flips[part])
+                    }
                     _ => {
                         let top = E::shift(word, shared.sign_right, shared.top_left);
                         let one = _mm_cvtsi32_si128(1);
@@ -607,11 +789,11 @@ impl Chunk {
 }
 
 /// # Safety
-/// As [`decode_cut`], with `K` runs (1 to 3) and the mode that belongs to the form.
+/// As [`decode_cut`], with `K` runs (1 to 3), and values and mode that belong to the form.
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2"
 )]
-unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
+unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8, V: Values>(
     form: &CutForm<'_>,
     runs: &mut [CutRun<'_, '_>],
     groups: usize,
@@ -620,9 +802,13 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
     let sign = form.sign_position;
     let way = Way::of(runs[0].out.as_ptr(), form.past_cache);
     // SAFETY: the features are this function's.
+    let Some(tables) = (unsafe { V::tables(form.source) }) else {
+        return;
+    };
+    // SAFETY: the features are this function's.
     let shared = unsafe {
-        Shared {
-            tables: Tables::new(form.spec, form.map),
+        Shared::<V> {
+            tables,
             shuffles: &SHUFFLES[form.packed_bits as usize],
             packed_bytes: 8 * form.packed_bits as usize,
             packed_lanes: u64::MAX.checked_shr(64 - 8 * form.packed_bits).unwrap_or(0),
@@ -656,20 +842,49 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
 
     // Written out, so that every chunk's state is in registers of its own.
     let mut runs = runs.iter_mut();
+    let tables = &shared.tables;
     // SAFETY: passed on; there are `K` runs of `groups` groups.
     unsafe {
         let mut chunk = || {
             let (run, ring) = (runs.next()?, rings.next()?);
-            Some((Chunk::new::<E>(run, &shared, ring), run))
+            Some((Chunk::<V>::new::<E>(run, &shared, ring), run))
         };
         macro_rules! run {
             ($($chunk:ident),*) => {
                 if let ($(Some(mut $chunk),)*) = ($({ let $chunk = chunk(); $chunk },)*) {
                     while left > 0 {
                         let now = left.min(position.aim::<E>(form, first));
-                        if form.hashed {
+                        if V::IN_CONTEXTS {
+                            // All chunks' steps side by side: they are too long to wait for one after
+                            // the other. Hashing is so little next to them that it is not left out.
                             for _ in 0..now {
-                                $($chunk.0.group::<E, WIDE, MODE, true>(&shared, &keys, &position);)*
+                                let scale = shared.scale.as_ref();
+                                let classes = [$($chunk.0.place.class(scale)),*];
+                                let mut chunks = [$(&mut $chunk.0.values),*];
+                                let values = V::step::<WIDE, _>(&mut chunks, tables, classes);
+                                let mut number = 0;
+                                $(
+                                    $chunk.0.group::<E, WIDE, MODE, true>(
+                                        &shared, values[number], &keys, &position,
+                                    );
+                                    number += 1;
+                                )*
+                                let _ = number;
+                                for key in &mut keys[..E::BYTES] {
+                                    *key = _mm512_add_epi32(*key, step);
+                                }
+                                position.step::<E>(shared.packed_bytes);
+                            }
+                        } else if form.hashed {
+                            for _ in 0..now {
+                                $(
+                                    let mut chunks = [&mut $chunk.0.values];
+                                    let classes = [Class::Uniform(0)];
+                                    let [values] = V::step::<WIDE, _>(&mut chunks, tables, classes);
+                                    $chunk.0.group::<E, WIDE, MODE, true>(
+                                        &shared, values, &keys, &position,
+                                    );
+                                )*
                                 for key in &mut keys[..E::BYTES] {
                                     *key = _mm512_add_epi32(*key, step);
                                 }
@@ -677,7 +892,14 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
                             }
                         } else {
                             for _ in 0..now {
-                                $($chunk.0.group::<E, WIDE, MODE, false>(&shared, &keys, &position);)*
+                                $(
+                                    let mut chunks = [&mut $chunk.0.values];
+                                    let classes = [Class::Uniform(0)];
+                                    let [values] = V::step::<WIDE, _>(&mut chunks, tables, classes);
+                                    $chunk.0.group::<E, WIDE, MODE, false>(
+                                        &shared, values, &keys, &position,
+                                    );
+                                )*
                                 position.step::<E>(shared.packed_bytes);
                             }
                         }
@@ -700,19 +922,19 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8>(
     }
 }
 
-impl Chunk {
+impl<V: Values> Chunk<V> {
     /// Stores what is left and writes decoder and hash back.
     #[inline(always)]
     unsafe fn finish<E: Element>(
         self,
         run: &mut CutRun<'_, '_>,
-        shared: &Shared<'_>,
+        shared: &Shared<'_, V>,
         groups: usize,
     ) {
         // SAFETY: as the caller's.
         unsafe {
             self.out.finish(64 * E::BYTES * groups, shared.way);
-            self.state.write_back(run.decoder);
+            self.values.write_back(run);
             if shared.hashed {
                 let words = (groups * 8 * E::BYTES) as u32;
                 run.hash.words = run.hash.words.wrapping_add(words);

@@ -6,13 +6,16 @@
 #![allow(clippy::wildcard_imports, reason = "intrinsics are many")]
 
 mod bits;
+mod contexts;
 mod cut;
 mod hash;
 mod rans;
 mod split;
 mod stream;
+mod symbols;
 
 pub(super) use bits::{index, pack_bits, unpack_bits};
+pub(super) use contexts::{decode_contexts, look_up_bytes, look_up_words, unpack_fields};
 pub(super) use cut::decode_cut;
 pub(super) use hash::hash;
 pub(super) use rans::{decode_groups, encode_groups};

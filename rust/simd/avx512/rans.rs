@@ -94,7 +94,7 @@ const fn divisions() -> [Division; 256] {
 /// 64 bytes from `from` on can be read, and the CPU has AVX-512 VBMI2.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
 #[inline]
-unsafe fn expand_from(register: __m512i, mask: __mmask64, from: *const u8) -> __m512i {
+pub(super) unsafe fn expand_from(register: __m512i, mask: __mmask64, from: *const u8) -> __m512i {
     let mut register = register;
     // The type tells the assembler how wide the register is.
     let ahead: __m512i;
@@ -176,17 +176,14 @@ impl Tables {
     }
 }
 
-/// The state of a decoder in registers, and where it reads.
-pub(super) struct State {
-    low: __m512i,
+/// The states of the lanes in registers, and where they read.
+pub(super) struct Lanes {
+    pub(super) low: __m512i,
     high: __m512i,
     pub(super) stream: *const u8,
-    escapes: [*const u8; 2],
-    count: usize,
-    used: usize,
 }
 
-impl State {
+impl Lanes {
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn new(decoder: &Decoder<'_>) -> Self {
@@ -194,31 +191,20 @@ impl State {
             low: load(&decoder.low),
             high: load(&decoder.high),
             stream: decoder.stream.as_ptr(),
-            escapes: decoder.escapes.padded().map(<[u8]>::as_ptr),
-            count: decoder.escapes.count(),
-            used: decoder.used,
         }
     }
 
-    /// Decodes a group of 64 values: their low bytes, and if they are wide their high bytes.
+    /// The states after symbols with these frequencies, which begin with these slots.
     ///
     /// # Safety
     /// The CPU has the features of this tier, and the stream has 64 bytes left.
     #[inline(always)]
-    pub(super) unsafe fn step<const WIDE: bool>(&mut self, tables: &Tables) -> [__m512i; 2] {
-        // SAFETY: the CPU has the features; the stream has the bytes; `EscapedValues` has 64 bytes
-        // from every position up to its count.
+    pub(super) unsafe fn advance(&mut self, frequency: __m512i, start: __m512i) {
+        // SAFETY: the CPU has the features; the stream has the bytes.
         unsafe {
             let low_bytes = _mm512_set1_epi16(0xff);
             let (low, high) = (self.low, self.high);
-            let upper_half = _mm512_movepi8_mask(low);
-            let index = _mm512_mask_blend_epi8(
-                upper_half,
-                _mm512_permutex2var_epi8(tables.slots[0], low, tables.slots[1]),
-                _mm512_permutex2var_epi8(tables.slots[2], low, tables.slots[3]),
-            );
-            let frequency = _mm512_permutexvar_epi8(index, tables.frequencies);
-            let offset = _mm512_sub_epi8(low, _mm512_permutexvar_epi8(index, tables.starts));
+            let offset = _mm512_sub_epi8(low, start);
             let even = _mm512_add_epi16(
                 _mm512_mullo_epi16(
                     _mm512_and_si512(frequency, low_bytes),
@@ -243,6 +229,73 @@ impl State {
             self.high = _mm512_mask_mov_epi8(next_high, refill, next_low);
             self.low = expand_from(next_low, refill, self.stream);
             self.stream = self.stream.add(refill.count_ones() as usize);
+        }
+    }
+
+    /// Stores states and position.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn write_back(&self, decoder: &mut Decoder<'_>) {
+        store(self.low, &mut decoder.low);
+        store(self.high, &mut decoder.high);
+        let taken = self.stream.addr() - decoder.stream.as_ptr().addr();
+        decoder.stream = &decoder.stream[taken..];
+    }
+}
+
+/// The indices of slots.
+///
+/// # Safety
+/// The CPU has the features of this tier.
+#[inline(always)]
+pub(super) unsafe fn indices_of(slot: __m512i, parts: &[__m512i; 4]) -> __m512i {
+    // SAFETY: as the caller's.
+    unsafe {
+        let upper_half = _mm512_movepi8_mask(slot);
+        _mm512_mask_blend_epi8(
+            upper_half,
+            _mm512_permutex2var_epi8(parts[0], slot, parts[1]),
+            _mm512_permutex2var_epi8(parts[2], slot, parts[3]),
+        )
+    }
+}
+
+/// The state of a decoder in registers, and where it reads.
+pub(super) struct State {
+    pub(super) lanes: Lanes,
+    escapes: [*const u8; 2],
+    count: usize,
+    used: usize,
+}
+
+impl State {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(super) fn new(decoder: &Decoder<'_>) -> Self {
+        Self {
+            lanes: Lanes::new(decoder),
+            escapes: decoder.escapes.padded().map(<[u8]>::as_ptr),
+            count: decoder.escapes.count(),
+            used: decoder.used,
+        }
+    }
+
+    /// Decodes a group of 64 values: their low bytes, and if they are wide their high bytes.
+    ///
+    /// # Safety
+    /// The CPU has the features of this tier, and the stream has 64 bytes left.
+    #[inline(always)]
+    pub(super) unsafe fn step_lanes<const WIDE: bool>(
+        &mut self,
+        tables: &Tables,
+    ) -> [__m512i; 2] {
+        // SAFETY: the CPU has the features; the stream has the bytes; `EscapedValues` has 64 bytes
+        // from every position up to its count.
+        unsafe {
+            let index = indices_of(self.lanes.low, &tables.slots);
+            let frequency = _mm512_permutexvar_epi8(index, tables.frequencies);
+            let start = _mm512_permutexvar_epi8(index, tables.starts);
+            self.lanes.advance(frequency, start);
 
             let escaped = _mm512_cmpeq_epi8_mask(index, tables.escape);
             let position = self.used.min(self.count);
@@ -256,7 +309,7 @@ impl State {
                 if WIDE {
                     value(tables.high_values, 1)
                 } else {
-                    low_bytes
+                    _mm512_setzero_si512()
                 },
             ]
         }
@@ -266,10 +319,7 @@ impl State {
     #[target_feature(enable = "avx512f")]
     #[inline]
     pub(super) fn write_back(&self, decoder: &mut Decoder<'_>) {
-        store(self.low, &mut decoder.low);
-        store(self.high, &mut decoder.high);
-        let taken = self.stream.addr() - decoder.stream.as_ptr().addr();
-        decoder.stream = &decoder.stream[taken..];
+        self.lanes.write_back(decoder);
         decoder.used = self.used;
     }
 }
@@ -300,13 +350,13 @@ unsafe fn decode<const K: usize, V: Value>(
                     // and the output has room for `64 * groups` values.
                     $(unsafe {
                         if V::WIDE {
-                            let [low, high] = $plane.0.step::<true>(&tables);
+                            let [low, high] = $plane.0.step_lanes::<true>(&tables);
                             let head = _mm512_permutex2var_epi8(low, first, high);
                             let tail = _mm512_permutex2var_epi8(low, last, high);
                             _mm512_storeu_si512($plane.1.cast(), head);
                             _mm512_storeu_si512($plane.1.add(64).cast(), tail);
                         } else {
-                            let [low, _] = $plane.0.step::<false>(&tables);
+                            let [low, _] = $plane.0.step_lanes::<false>(&tables);
                             _mm512_storeu_si512($plane.1.cast(), low);
                         }
                         $plane.1 = $plane.1.add(64 * size_of::<V>());

@@ -17,7 +17,7 @@ use crate::constants::{LANES, MAX_SYMBOLS, SUB_BLOCK};
 use crate::entropy::rans::{Decoder, EscapedValues, ValueMap};
 use crate::planes::words::low_mask;
 use crate::simd::Kernels;
-use crate::simd::cut::{CutForm, CutRun, ScaleWords};
+use crate::simd::cut::{CutForm, CutRun, ScaleWords, Source};
 
 /// A form, and how much of it to decode.
 #[derive(Clone, Debug)]
@@ -216,9 +216,9 @@ pub(super) fn check_cut(kernels: Kernels, case: &CutCase) {
         vec![0; 64 * case.element_bytes]
     };
     let ring = Guarded::copy_of(&ring, Edge::End);
+    let spec = spec_of(&case.entries);
     let form = CutForm {
-        spec: &spec_of(&case.entries),
-        map: &map,
+        source: Source::Plain(&spec, &map),
         element_bytes: case.element_bytes,
         wide: case.wide,
         low_bytes,
@@ -230,6 +230,10 @@ pub(super) fn check_cut(kernels: Kernels, case: &CutCase) {
             shift: shift + rotated,
             words: &ring,
             has_columns,
+            row_flips: &[],
+            flips: &[],
+            row_classes: &[],
+            classes: &[],
         }),
         hashed: case.hashed,
         past_cache: case.past_cache,
@@ -263,9 +267,12 @@ pub(super) fn check_cut(kernels: Kernels, case: &CutCase) {
         .zip(&mut decoders)
         .zip(&mut outputs)
         .zip(&mut hashes);
+    let none = EscapedValues::none();
     let mut runs: Vec<CutRun<'_, '_>> = parts
         .map(|(((chunk, decoder), out), hash)| CutRun {
             decoder,
+            second: None,
+            escapes: [&none; 2],
             raw: &chunk.raw,
             start: LANES * case.before,
             block_len: block_len(case),

@@ -1,0 +1,41 @@
+"""A device that runs the kernels of cuda/w12*.cu on the CPU, for tensors that are there."""
+
+from typing import Any
+
+import numpy as np
+
+from tests.python.cuda.emulation import Emulated
+
+
+class EmulatedDevice:
+    """What neuzip_rs.cuda.w12 asks of a GPU. `seed` shuffles the threads."""
+
+    multiprocessors = 2
+    capability = (0, 0)
+    l2_bytes = 1 << 16
+
+    def __init__(self) -> None:
+        self.seed = 1
+        self.launched: list[str] = []
+        self._tickets = np.zeros(1 << 12, np.uint32)
+        self._partial = np.empty(0, np.float32)
+
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        grid: int | tuple[int, int],
+        block: int,
+        *arguments: Any,
+        shared_bytes: int = 0,
+    ) -> None:
+        self.launched.append(kernel)
+        Emulated(source).launch(
+            kernel, grid, block, *arguments, shared_bytes=shared_bytes, seed=self.seed
+        )
+        assert not self._tickets.any()
+
+    def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
+        assert tickets <= self._tickets.size
+        self._partial = np.full(partial_sums, np.nan, np.float32)
+        return self._partial.ctypes.data, self._tickets.ctypes.data
