@@ -125,9 +125,10 @@ class RemoteSafetensors:
 
     def check_base(self, *, threads: int | None = None) -> None:
         """Checks that the base is the right one, as far as the file needs it."""
-        if self._native.base is not None:
-            for name in self.keys():
-                self._file.need(name)
+        if self._native.base is None:
+            return
+        for name in self.keys():
+            self._file.need(name)
         self._native.check_base(threads=threads)
 
     def read_into(
