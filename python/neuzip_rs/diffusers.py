@@ -63,7 +63,9 @@ class NeuzipQuantizer(DiffusersQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._files: dict[str, safe_open] = {}
 
-    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: Files) -> list[str]:
+    def maybe_update_loaded_keys(
+        self, loaded_keys: list[str], checkpoint_files: Files
+    ) -> list[str]:
         """Opens the files that are compressed; names are those of the plain ones."""
         files = [checkpoint_files] if isinstance(checkpoint_files, str) else checkpoint_files or ()
         for path in map(str, files):
