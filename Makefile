@@ -212,7 +212,7 @@ docs: ## Build the Rust documentation, warnings are errors
 .PHONY: site
 site: $(VENV)/.docs ## Build the documentation site, with the Python reference
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
-	$(say) "target/site/index.html"
+	$(say) "to look at it: python3 -m http.server -d target/site"
 
 .PHONY: clean
 clean: ## Remove environments, build products, caches and fetched models
