@@ -130,19 +130,21 @@ class Places:
             if file.size == 0:
                 target.touch()
 
-    def send(self, source: Path, *, overwrite: bool = True) -> None:
-        """Sends a file or folder there.
+    def check_free(self) -> None:
+        """Checks that nothing is there.
 
         Raises:
-            FileExistsError: Something is there, and may not be replaced.
+            FileExistsError: Something is, and may not be replaced.
         """
-        if not overwrite and self.exists():
-            raise FileExistsError(errno.EEXIST, "exists already; -f replaces it", self.url)
-        if source.is_dir():
-            for path in sorted(source.rglob("*")):
-                if path.is_file():
-                    self.inside(path.relative_to(source).as_posix()).send(path)
-            return
+        if self.exists():
+            raise FileExistsError(errno.EEXIST, "exists already", self.url)
+
+    def send(self, source: Path) -> None:
+        """Sends a file there, replacing one.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         protocols = self.fs.protocol
         protocol = protocols if isinstance(protocols, str) else protocols[0]
         if protocol in ("http", "https"):
@@ -186,8 +188,8 @@ def sent(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[st
         yield local_path(path)
         return
     place = Places(os.fsdecode(path))
-    if not overwrite and place.exists():
-        raise FileExistsError(errno.EEXIST, "exists already", place.url)
+    if not overwrite:
+        place.check_free()
     with tempfile.TemporaryDirectory(prefix="neuzip-") as folder:
         copy = Path(folder) / place.name
         yield str(copy)
