@@ -130,11 +130,16 @@ demo: $(VENV)/.demo ## Compress and restore real weights; MODEL=path for your ow
 	@$(PY) -m benches.demo $(if $(MODEL),--model "$(MODEL)") $(DEMO_ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev ## Run all tests, Rust and Python (PYTEST_ARGS="-k name")
+test: $(VENV)/.dev ## Run the tests, Rust and Python (PYTEST_ARGS="-k name")
 	$(say) "cargo test"
 	@cargo test --profile checked
 	$(say) "pytest"
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: $(VENV)/.dev ## Run the tests that take minutes: training more than 100 M parameters
+	$(say) "pytest, slow tests"
+	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 .PHONY: test-integrations
 test-integrations: $(INTEGRATIONS_VENV)/.integrations ## Test with the packages that people use it in

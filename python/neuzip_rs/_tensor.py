@@ -91,6 +91,8 @@ def decompress(
         base: The base the tensor was compressed against, or that base compressed; ignored where
             none is needed.
         device: Where to put the result, for torch and cupy; by default the CPU (cupy: its device).
+            On a CUDA device it is decoded there, if CuPy is installed (`neuzip_rs[cuda12]` or
+            `[cuda13]`); a base should be on it as well then.
         framework: "torch", "numpy", "cupy" or "bytes"; by default that of the array that was
             compressed. Plain bytes do not remember it: they become a numpy array.
         dtype: The element type to see the same bits as: one of the same width, or any type for raw
@@ -125,8 +127,12 @@ def decompress(
             raise OutputTooLargeError(message)
     if threads is not None:
         check_threads(threads)
-    base_data = None if base is None else _base_to_decompress(source, base)
     target = (remembered or "numpy") if framework is None else framework
+    if device is not None and out is None and dtype is None and _decodes_on(device, target, base):
+        from neuzip_rs.cuda._decode import decompress_one
+
+        return decompress_one(source, target, device, base, verify=verify)
+    base_data = None if base is None else _base_to_decompress(source, base)
     if dtype is not None:
         name, shape = _reinterpret(name, shape, parse_dtype(dtype))
         if framework is None and target == "bytes":
@@ -160,6 +166,18 @@ def decode_rows(c: CompressedTensor, key: _rows.Key) -> Array:
         return _rows.decode_bytes(c.dtype, c.shape, key, read)
     adapter = _arrays.adapter_for(c.framework or "numpy")
     return _rows.decode_rows(adapter, c.dtype, c.shape, key, read)
+
+
+def _decodes_on(device: Device, framework: str, base: object) -> bool:
+    """Whether the device is one that decodes by itself, and the base (if any) is on it as well."""
+    is_cuda = isinstance(device, int) or str(device).partition(":")[0] == "cuda"
+    if not is_cuda or framework not in {"torch", "cupy"}:
+        return False
+    if base is not None and not str(getattr(base, "device", "cpu")).startswith(("cuda", "<CUDA")):
+        return False
+    from neuzip_rs.cuda import is_available
+
+    return is_available()
 
 
 def _as_bytes(data: Array) -> "Buffer":

@@ -175,8 +175,8 @@ impl CutCoder {
         let elements = coder
             .model
             .elements(jobs.first().map_or(0, |job| job.out.len()));
-        let hashed = jobs.iter().any(|job| job.hash.is_some());
-        let fused = self.form(coder, hashed, past_cache);
+        let verified = jobs.iter().any(|job| job.hash.is_some());
+        let fused = self.form(coder, verified, past_cache);
         let mut escapes: [EscapedSymbols; MAX_DECODERS] = Default::default();
         for ((job, layout), escapes) in jobs.iter_mut().zip(layouts).zip(&mut escapes) {
             let parts = layout.coded[0].escapes(job.payload);

@@ -1,6 +1,8 @@
 //! Models of every form that has a fast way: what the scalar tier writes comes back from all tiers, and
 //! damage has the same outcome.
 
+#![allow(clippy::struct_excessive_bools, reason = "a model has many switches")]
+
 use proptest::prelude::*;
 
 use super::{DecodeJob, EncodeJob, ModelCoder, ModelEncoder, chunk_hash};
@@ -70,7 +72,11 @@ fn case() -> impl Strategy<Value = Case> {
             let first_bits = first_bits.min(bits - constant_bits);
             let second_bits = second_bits.min(bits - constant_bits - first_bits);
             // Chunks that are decoded together have lengths that keep the alignment of their outputs.
-            let count = if chunks > 1 { count.next_multiple_of(64) } else { count };
+            let count = if chunks > 1 {
+                count.next_multiple_of(64)
+            } else {
+                count
+            };
             Case {
                 element_log2,
                 constant_bits,
@@ -83,7 +89,11 @@ fn case() -> impl Strategy<Value = Case> {
                 sign,
                 trailing_zeros,
                 columns,
-                lists: if classes.is_some() { Some(lists.unwrap_or(0x30)) } else { lists },
+                lists: if classes.is_some() {
+                    Some(lists.unwrap_or(0x30))
+                } else {
+                    lists
+                },
                 shift,
                 count,
                 chunks,
@@ -104,7 +114,11 @@ fn frequencies(random: &mut Random, count: usize, skewed: bool) -> Vec<u8> {
         } else {
             random.below(count)
         };
-        let at = if list[at] == u8::MAX { (at + 1) % count } else { at };
+        let at = if list[at] == u8::MAX {
+            (at + 1) % count
+        } else {
+            at
+        };
         list[at] += 1;
     }
     list
@@ -239,7 +253,11 @@ impl Case {
             with_word!(model.element_bytes, W => self.chunk::<W>(&model, scale.as_ref(), first, constant, &mut random))
         });
         let chunks = chunks.collect();
-        Sample { model, scale, chunks }
+        Sample {
+            model,
+            scale,
+            chunks,
+        }
     }
 
     fn chunk<W: Word>(
@@ -258,20 +276,32 @@ impl Case {
         let mut zeros = 0;
         let word = |i: usize| {
             if i.is_multiple_of(SUB_BLOCK) {
-                zeros = if random.below(2) == 0 { random.below(self.raw_bits() as usize + 1) } else { 0 };
+                zeros = if random.below(2) == 0 {
+                    random.below(self.raw_bits() as usize + 1)
+                } else {
+                    0
+                };
             }
             let symbol = match &planes[0].mode {
                 PlaneMode::Coded(table) => {
                     let entries = table.entries().iter();
                     let index = draw(random, entries.map(|entry| (entry.index, entry.frequency)));
                     let escaped = self.escape && index == 63;
-                    if escaped { random.next() as u16 } else { table.symbol(index) }
+                    if escaped {
+                        random.next() as u16
+                    } else {
+                        table.symbol(index)
+                    }
                 }
                 PlaneMode::Contexts(tables) => {
                     let table = tables.tables().nth(classes[i].into()).unwrap();
                     let index = draw(random, table);
                     let escaped = self.escape && index == 63;
-                    if escaped { random.next() as u16 } else { tables.symbol(index) }
+                    if escaped {
+                        random.next() as u16
+                    } else {
+                        tables.symbol(index)
+                    }
                 }
                 _ => unreachable!("the first symbol is coded"),
             };
@@ -290,7 +320,11 @@ impl Case {
                 word = word << self.second_bits | u64::from(tables.symbol(index));
             }
             let raw = random.next() & low_mask(self.raw_bits()) & !(low_mask(zeros as u32) << 1);
-            W::truncate(if self.raw_bits() == 64 { raw } else { word << self.raw_bits() | raw })
+            W::truncate(if self.raw_bits() == 64 {
+                raw
+            } else {
+                word << self.raw_bits() | raw
+            })
         };
         let mut words: Vec<W> = (0..self.count).map(word).collect();
         raise_sign(&mut words, model.sign_position);
@@ -318,7 +352,11 @@ fn decode(
     let mut out = vec![CANARY; skip + len * case.chunks + 64];
     let mut start = 0;
     let mut jobs = Vec::new();
-    for (chunk, out) in out[skip..].chunks_exact_mut(len).take(case.chunks).enumerate() {
+    for (chunk, out) in out[skip..]
+        .chunks_exact_mut(len)
+        .take(case.chunks)
+        .enumerate()
+    {
         jobs.push(DecodeJob {
             payload: &bytes[start..start + payloads[chunk]],
             readable: &bytes[start..],

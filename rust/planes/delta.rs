@@ -135,7 +135,8 @@ impl DeltaCut {
         let [class_of, raw_bits_of] = &*self.by_key;
         let tables = [class_of, raw_bits_of];
         let done = kernels.look_up_bytes(tables, keys, [&mut *classes, &mut *raw_bits]);
-        let (keys, classes, raw_bits) = (&keys[done..], &mut classes[done..], &mut raw_bits[done..]);
+        let (keys, classes, raw_bits) =
+            (&keys[done..], &mut classes[done..], &mut raw_bits[done..]);
         let count = keys.len();
         classes.fill(0);
         raw_bits.fill(self.forms[0].raw_bits as u8);
@@ -177,13 +178,15 @@ impl DeltaCut {
             old[i] = (W::from_bytes(base[i]) >> self.dropped_bits) & kept;
         }
         let form = |form: &ClassForm| (W::truncate(form.base), mask_if::<W>(form.is_context));
-        let (mut base_of, mut context_of) = ([W::default(); MAX_CONTEXTS], [W::default(); MAX_CONTEXTS]);
+        let (mut base_of, mut context_of) =
+            ([W::default(); MAX_CONTEXTS], [W::default(); MAX_CONTEXTS]);
         for (number, class) in self.forms.iter().enumerate() {
             (base_of[number], context_of[number]) = form(class);
         }
         kernels.look_up_words(&context_of, classes, context);
         let done = kernels.look_up_words(&base_of, classes, bases);
-        let (classes, bases, context) = (&classes[done..], &mut bases[done..], &mut context[done..]);
+        let (classes, bases, context) =
+            (&classes[done..], &mut bases[done..], &mut context[done..]);
         let count = classes.len();
         let (first_base, first_context) = form(&self.forms[0]);
         bases.fill(first_base);
@@ -354,7 +357,13 @@ mod tests {
         let mut block = Box::new(Block::<W>::default());
         let mut indices = [0; 3];
         let parts = (&classes[..], &raw_bits[..]);
-        let lost = cut.split(Kernels::scalar(), (&new, &old), parts, &mut block, &mut indices);
+        let lost = cut.split(
+            Kernels::scalar(),
+            (&new, &old),
+            parts,
+            &mut block,
+            &mut indices,
+        );
         assert_eq!(lost, W::default());
         let symbol = block.symbols[1].widen();
         assert!(cut.is_in_range(raw_bits[1], symbol));
@@ -392,7 +401,13 @@ mod tests {
         let signed = |new: u16, old: u16| {
             let mut block = Box::new(Block::<u16>::default());
             let elements = (&[new.to_le_bytes()][..], &[old.to_le_bytes()][..]);
-            cut.split(Kernels::scalar(), elements, (&[0], &[0]), &mut block, &mut [0]);
+            cut.split(
+                Kernels::scalar(),
+                elements,
+                (&[0], &[0]),
+                &mut block,
+                &mut [0],
+            );
             block.symbols[0].cast_signed()
         };
         assert_eq!(signed(0x3f81, 0x3f80), 1);

@@ -8,9 +8,7 @@
 
 use crate::chunk::ChunkHash;
 use crate::constants::SUB_BLOCK;
-use crate::entropy::rans::{
-    Decoder, EscapedValues, FirstTables, SecondTables, Spec, ValueMap,
-};
+use crate::entropy::rans::{Decoder, EscapedValues, FirstTables, SecondTables, Spec, ValueMap};
 use crate::planes::cut::MAX_LOW_BYTES;
 
 /// Groups of 64 elements of one chunk.

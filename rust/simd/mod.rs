@@ -443,12 +443,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the output is too short.
-    pub(crate) fn look_up_words<W: Word>(
-        self,
-        table: &[W; 16],
-        at: &[u8],
-        out: &mut [W],
-    ) -> usize {
+    pub(crate) fn look_up_words<W: Word>(self, table: &[W; 16], at: &[u8], out: &mut [W]) -> usize {
         assert!(out.len() >= at.len());
         match self.tier {
             // SAFETY: the CPU has the features; the output is long enough.

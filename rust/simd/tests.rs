@@ -111,14 +111,19 @@ fn check_bits(kernels: Kernels, len: usize, width: u32, seed: u64) {
 /// Tables of bytes and words, which a tier may leave to its caller, or the rest of them.
 fn check_look_up<W: Word + std::fmt::Debug>(kernels: Kernels, len: usize, seed: u64) {
     let mut random = Random::new(seed);
-    let tables: [[u8; 256]; 2] = std::array::from_fn(|_| std::array::from_fn(|_| random.next() as u8));
+    let tables: [[u8; 256]; 2] =
+        std::array::from_fn(|_| std::array::from_fn(|_| random.next() as u8));
     let at = Guarded::copy_of(&random.bytes(len), random.edge());
     let mut out = [(); 2].map(|()| Guarded::copy_of(&vec![CANARY; len], Edge::End));
     let [first, second] = &mut out;
     let done = kernels.look_up_bytes([&tables[0], &tables[1]], &at, [first, second]);
     for (out, table) in out.iter().zip(&tables) {
         for (i, &byte) in out.iter().enumerate() {
-            let expected = if i < done { table[usize::from(at[i])] } else { CANARY };
+            let expected = if i < done {
+                table[usize::from(at[i])]
+            } else {
+                CANARY
+            };
             assert_eq!(byte, expected);
         }
     }
@@ -127,7 +132,11 @@ fn check_look_up<W: Word + std::fmt::Debug>(kernels: Kernels, len: usize, seed: 
     let mut out = vec![W::truncate(3); len];
     let done = kernels.look_up_words(&table, &at, &mut out);
     for (i, &word) in out.iter().enumerate() {
-        let expected = if i < done { table[usize::from(at[i])] } else { W::truncate(3) };
+        let expected = if i < done {
+            table[usize::from(at[i])]
+        } else {
+            W::truncate(3)
+        };
         assert_eq!(word, expected);
     }
 }
@@ -141,7 +150,10 @@ fn check_fields<W: Word + std::fmt::Debug>(kernels: Kernels, len: usize, seed: u
         .map(|_| low_bits as u8 + random.below(most + 1) as u8)
         .collect();
     let begin = random.below(50);
-    let bits: usize = widths.iter().map(|&w| usize::from(w) - low_bits as usize).sum();
+    let bits: usize = widths
+        .iter()
+        .map(|&w| usize::from(w) - low_bits as usize)
+        .sum();
     let more = [0, 8, 64][random.below(3)];
     let bytes = random.bytes((begin + bits).div_ceil(8) + more);
     let bytes = Guarded::copy_of(&bytes, random.edge());

@@ -343,7 +343,12 @@ mod tests {
         let scalar = on(Kernels::scalar());
         for kernels in SimdTier::ALL.into_iter().filter_map(Kernels::new) {
             let indices: Result<Vec<u8>> = on(kernels);
-            assert_eq!(indices.as_ref().ok(), scalar.as_ref().ok(), "{:?}", kernels.tier());
+            assert_eq!(
+                indices.as_ref().ok(),
+                scalar.as_ref().ok(),
+                "{:?}",
+                kernels.tier()
+            );
         }
         scalar
     }

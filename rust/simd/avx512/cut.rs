@@ -8,8 +8,8 @@ use std::arch::x86_64::*;
 use super::bits::{SHUFFLES, Shuffles};
 use super::load;
 use super::rans::{STREAM_AHEAD, State, Tables};
-use super::symbols::{Class, Symbols};
 use super::stream::{Output, Ring, Way};
+use super::symbols::{Class, Symbols};
 use crate::chunk::{HASH_KEYS, HASH_STEPS};
 use crate::constants::{LANES, SUB_BLOCK};
 use crate::simd::cut::{CutForm, CutRun, ScaleWords, Source};
@@ -566,11 +566,7 @@ impl Place {
 
     /// The flips of the next 64 elements: `sign` in those that are turned.
     #[inline(always)]
-    unsafe fn flips<E: Element>(
-        &self,
-        scale: Option<&ScaleWords<'_>>,
-        sign: u64,
-    ) -> [__m512i; 4] {
+    unsafe fn flips<E: Element>(&self, scale: Option<&ScaleWords<'_>>, sign: u64) -> [__m512i; 4] {
         // SAFETY: as the caller's; `flips` has 64 from every column on.
         unsafe {
             let mut flips = [_mm512_setzero_si512(); 4];
@@ -790,6 +786,7 @@ impl<V: Values> Chunk<V> {
 
 /// # Safety
 /// As [`decode_cut`], with `K` runs (1 to 3), and values and mode that belong to the form.
+#[allow(clippy::too_many_lines, reason = "the loop over chunks in one place")]
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2"
 )]

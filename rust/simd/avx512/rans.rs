@@ -285,10 +285,7 @@ impl State {
     /// # Safety
     /// The CPU has the features of this tier, and the stream has 64 bytes left.
     #[inline(always)]
-    pub(super) unsafe fn step_lanes<const WIDE: bool>(
-        &mut self,
-        tables: &Tables,
-    ) -> [__m512i; 2] {
+    pub(super) unsafe fn step_lanes<const WIDE: bool>(&mut self, tables: &Tables) -> [__m512i; 2] {
         // SAFETY: the CPU has the features; the stream has the bytes; `EscapedValues` has 64 bytes
         // from every position up to its count.
         unsafe {

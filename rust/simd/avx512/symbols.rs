@@ -87,8 +87,7 @@ impl Values for Symbols {
             let zero = _mm512_setzero_si512();
             let (mut values, mut contexts) = ([[zero; 2]; K], [zero; K]);
             // No loop: the compiler would keep states in memory.
-            [values[0][0], values[0][1], contexts[0]] =
-                chunks[0].first_values(tables, classes[0]);
+            [values[0][0], values[0][1], contexts[0]] = chunks[0].first_values(tables, classes[0]);
             if K > 1 {
                 [values[K - 1][0], values[K - 1][1], contexts[K - 1]] =
                     chunks[K - 1].first_values(tables, classes[K - 1]);
