@@ -63,10 +63,12 @@ class Places:
 
     def exists(self) -> bool:
         """Whether something is there, file or folder."""
+        self._forget()
         return bool(self.fs.exists(self.path))
 
     def is_folder(self) -> bool:
         """Whether it is a folder."""
+        self._forget()
         return bool(self.fs.isdir(self.path))
 
     def size(self) -> int:
@@ -76,13 +78,16 @@ class Places:
             FileNotFoundError: There is none.
             OSError: The server does not say.
         """
-        # Listings are kept, and may be of before: ask again.
-        self.fs.invalidate_cache()
+        self._forget()
         size = self.fs.info(self.path).get("size")
         if size is None:
             message = f"{self.url}: the server does not say how long the file is"
             raise OSError(message)
         return int(size)
+
+    def _forget(self) -> None:
+        # fsspec keeps listings, which may be of before.
+        self.fs.invalidate_cache()
 
     def ranged(self) -> RangedFile:
         """The file, to read ranges of."""
@@ -90,7 +95,7 @@ class Places:
 
     def files(self) -> list[str]:
         """The files below a folder, relative to it."""
-        self.fs.invalidate_cache()
+        self._forget()
         top = self.path.rstrip("/")
         return [found[len(top) + 1 :] for found in self.fs.find(top) if found != top]
 
