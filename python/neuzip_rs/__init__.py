@@ -25,6 +25,7 @@ from neuzip_rs._tensor import compress, decompress
 
 if TYPE_CHECKING:
     import neuzip_rs.cuda as cuda
+    import neuzip_rs.models as models
     import neuzip_rs.nn as nn
     import neuzip_rs.optim as optim
     import neuzip_rs.safetensors as safetensors
@@ -46,6 +47,7 @@ __all__ = [
     "estimate",
     "explain",
     "load",
+    "models",
     "nn",
     "open",
     "optim",
@@ -60,7 +62,9 @@ _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "estimate": ("neuzip_rs._explain", "estimate"),
     "explain": ("neuzip_rs._explain", "explain"),
     "dcp": ("neuzip_rs.dcp", None),
+    "fsdp": ("neuzip_rs.fsdp", None),
     "load": ("neuzip_rs.state", "load"),
+    "models": ("neuzip_rs.models", None),
     "nn": ("neuzip_rs.nn", None),
     "open": ("neuzip_rs.original", "open"),
     "optim": ("neuzip_rs.optim", None),

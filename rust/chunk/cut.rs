@@ -127,6 +127,15 @@ impl CutCoder {
         })
     }
 
+    /// Whether this is faster than plane by plane: without a kernel tiles of wide elements in contexts are
+    /// not, as measured with AVX2.
+    pub(super) fn is_faster(&self, kernels: Kernels, element_bytes: usize) -> bool {
+        match self.coder {
+            Coder::Plain { .. } => true,
+            Coder::Symbols(_) => kernels.has_decode_symbols(element_bytes) || element_bytes < 4,
+        }
+    }
+
     /// Chunks that are best decoded in one call.
     pub(super) fn decode_interleave(&self, kernels: Kernels) -> usize {
         match self.coder {
@@ -175,8 +184,8 @@ impl CutCoder {
         let elements = coder
             .model
             .elements(jobs.first().map_or(0, |job| job.out.len()));
-        let hashed = jobs.iter().any(|job| job.hash.is_some());
-        let fused = self.form(coder, hashed, past_cache);
+        let verified = jobs.iter().any(|job| job.hash.is_some());
+        let fused = self.form(coder, verified, past_cache);
         let mut escapes: [EscapedSymbols; MAX_DECODERS] = Default::default();
         for ((job, layout), escapes) in jobs.iter_mut().zip(layouts).zip(&mut escapes) {
             let parts = layout.coded[0].escapes(job.payload);

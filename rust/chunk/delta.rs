@@ -192,13 +192,15 @@ impl<W: Word> Task for Split<'_, W> {
             if lost != W::default() {
                 return false;
             }
-            for (i, &index) in indices.iter().enumerate() {
-                if index == ESCAPE {
-                    if !coder.escapes[usize::from(classes[i])] {
-                        return false;
-                    }
-                    escapes.push(block.symbols[i].widen());
+            let escaped = for_each_escape(indices, |i| {
+                if !coder.escapes[usize::from(classes[i])] {
+                    return Err(());
                 }
+                escapes.push(block.symbols[i].widen());
+                Ok(())
+            });
+            if escaped.is_err() {
+                return false;
             }
             for (byte, plane) in low[..low_bytes].iter_mut().enumerate() {
                 let raw = block.raw[..new.len()].iter();
@@ -227,6 +229,30 @@ impl Scratch {
         }
         self.low.iter_mut().for_each(Vec::clear);
     }
+}
+
+/// Calls `visit` with the place of every escape among indices below 64, until there is an error.
+#[inline(always)]
+fn for_each_escape<E>(
+    indices: &[u8],
+    mut visit: impl FnMut(usize) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let (words, rest) = indices.as_chunks::<8>();
+    for (number, &word) in words.iter().enumerate() {
+        // The top bit of a byte stays clear where it is the escape; none carries into the next one.
+        let others = (u64::from_le_bytes(word) ^ (ONES * u64::from(ESCAPE))) + ONES * 0x7f;
+        let mut found = !others & (ONES << 7);
+        while found != 0 {
+            visit(8 * number + found.trailing_zeros() as usize / 8)?;
+            found &= found - 1;
+        }
+    }
+    let at = 8 * words.len();
+    (at..)
+        .zip(rest)
+        .filter(|(_, index)| **index == ESCAPE)
+        .try_for_each(|(i, _)| visit(i))
 }
 
 /// A little-endian bit string being written.
@@ -350,16 +376,14 @@ impl<W: Word> Task for Join<'_, W> {
                 &mut block,
                 out,
             );
-            // There is seldom anything to do.
-            if indices.contains(&ESCAPE) {
-                for i in (0..range.len()).filter(|&i| indices[i] == ESCAPE) {
-                    let symbol = escapes.next();
-                    if !cut.is_in_range(raw_bits[i], symbol) {
-                        return Err(Error::corrupt("an escaped symbol is out of range"));
-                    }
-                    out[i] = cut.join_one(&block, i, raw_bits[i], symbol);
+            for_each_escape(indices, |i| {
+                let symbol = escapes.next();
+                if !cut.is_in_range(raw_bits[i], symbol) {
+                    return Err(Error::corrupt("an escaped symbol is out of range"));
                 }
-            }
+                out[i] = cut.join_one(&block, i, raw_bits[i], symbol);
+                Ok(())
+            })?;
         }
         if escapes.used != escapes.count {
             return Err(Error::corrupt("too few or too many escapes"));

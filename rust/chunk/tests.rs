@@ -1,6 +1,8 @@
 //! Models of every form that has a fast way: what the scalar tier writes comes back from all tiers, and
 //! damage has the same outcome.
 
+#![allow(clippy::struct_excessive_bools, reason = "a model has many switches")]
+
 use proptest::prelude::*;
 
 use super::{DecodeJob, EncodeJob, ModelCoder, ModelEncoder, chunk_hash};

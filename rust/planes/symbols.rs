@@ -30,8 +30,8 @@ pub(crate) struct SymbolCoder {
 
 #[derive(Debug)]
 enum First {
-    Single(PlaneCoder),
-    Classes(ContextCoder),
+    Single(Box<PlaneCoder>),
+    Classes(Box<ContextCoder>),
 }
 
 /// The escaped first symbols of a chunk.
@@ -52,11 +52,14 @@ impl SymbolCoder {
             FirstTable::Single(table) => {
                 let coder = PlaneCoder::new(table, Placement::default());
                 let classes = vec![coder.spec.clone()];
-                (First::Single(coder), classes)
+                (First::Single(Box::new(coder)), classes)
             }
             FirstTable::Classes(tables_of_classes) => {
                 let coder = ContextCoder::new(tables_of_classes, planes, tables.number);
-                (First::Classes(coder), class_specs(tables_of_classes))
+                (
+                    First::Classes(Box::new(coder)),
+                    class_specs(tables_of_classes),
+                )
             }
         };
         let second = tables
@@ -160,7 +163,7 @@ impl SymbolCoder {
                 second: seconds.next(),
                 lines,
                 symbols,
-                values: &mut **values,
+                values,
             })?;
         }
         Ok(())

@@ -282,10 +282,17 @@ proptest! {
         let checksum = xxh3_64(&stream[..len - 4]) as u32;
         stream[len - 4..len].copy_from_slice(&checksum.to_le_bytes());
         if let Ok(parsed) = Stream::parse(&stream) {
-            let mut out = vec![0; new.len()];
             let parsed = parsed.with_base(&old[..]).unwrap();
-            let options = DecompressOptions { verify, ..DecompressOptions::default() };
-            let _ = parsed.decode_into(0, &mut out, &options);
+            let decoded = |tier| {
+                let mut out = vec![0; new.len()];
+                let simd = Some(tier);
+                let options = DecompressOptions { verify, simd, ..DecompressOptions::default() };
+                parsed.decode_into(0, &mut out, &options).ok().map(|()| out)
+            };
+            let scalar = decoded(SimdTier::Scalar);
+            for tier in SimdTier::ALL.into_iter().filter(|tier| tier.is_available()) {
+                prop_assert!(decoded(tier) == scalar, "{:?}", tier);
+            }
             let _ = parsed.info();
         }
     }

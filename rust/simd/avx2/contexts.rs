@@ -27,7 +27,7 @@ pub(in crate::simd) unsafe fn decode_contexts(
     unsafe {
         match tables.places {
             ..=4 => decode::<3>(tables, decoder, contexts, indices, groups),
-            ..=8 => decode::<7>(tables, decoder, contexts, indices, groups),
+            5..=8 => decode::<7>(tables, decoder, contexts, indices, groups),
             _ => decode::<15>(tables, decoder, contexts, indices, groups),
         }
     }

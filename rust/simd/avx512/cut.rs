@@ -786,6 +786,7 @@ impl<V: Values> Chunk<V> {
 
 /// # Safety
 /// As [`decode_cut`], with `K` runs (1 to 3), and values and mode that belong to the form.
+#[allow(clippy::too_many_lines, reason = "the loop over chunks in one place")]
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2"
 )]

@@ -45,6 +45,8 @@ pub(crate) enum Content {
     Negative,
     /// Where the first bit of the mantissa goes with the exponent.
     NearOne,
+    /// Where the leading bits of the mantissa are low in every second octave and high in the others.
+    Octaves,
     /// Weights, and now and then any pattern: NaN, infinities, subnormals.
     Rare,
     /// As if upcast from `BFloat16`.
@@ -57,7 +59,7 @@ pub(crate) enum Content {
     Mixed,
 }
 
-pub(crate) const CONTENTS: [Content; 14] = [
+pub(crate) const CONTENTS: [Content; 15] = [
     Content::Noise,
     Content::Weights,
     Content::Scales,
@@ -66,6 +68,7 @@ pub(crate) const CONTENTS: [Content; 14] = [
     Content::Positive,
     Content::Negative,
     Content::NearOne,
+    Content::Octaves,
     Content::Rare,
     Content::Upcast,
     Content::Precisions,
@@ -168,6 +171,12 @@ pub(crate) fn tensor(
             Content::Positive => weight.abs(),
             Content::Negative => -weight.abs(),
             Content::NearOne => 1.0 + weight,
+            Content::Octaves => {
+                let octave = random.below(8) as i32;
+                let low = (random.below(1000) as f64 / 1000.0).powi(4);
+                let mantissa = if octave % 2 == 0 { low } else { 0.999 - low };
+                weight.signum() * (1.0 + mantissa) * 2_f64.powi(octave - 6)
+            }
             Content::Upcast => f64::from(f32::from_bits((weight as f32).to_bits() & !0xffff)),
             Content::Precisions => precision(weight, i, (i / columns, i % columns), seed),
             Content::Sparse if random.below(4) > 0 => 0.0,
