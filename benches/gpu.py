@@ -1,13 +1,14 @@
 """How fast a GPU decodes and encodes: `python -m benches.gpu` on a machine that has one.
 
 Buffers rotate beyond three times the second-level cache, times are CUDA events, figures medians.
-What is printed beside GB/s of BF16 are the bytes that are read and written. Correctness comes first:
+Beside GB/s of BF16 stand the bytes that are read and written. Correctness comes first:
 each tensor is compared before it is timed.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -38,14 +39,14 @@ def timed(torch: Any, runs: Sequence[Callable[[], object]]) -> float:  # noqa: A
     """Median seconds of one run, taking turns between runs that use different memory."""
     for run in runs:
         run()
-    times = []
+    times: list[float] = []
     for number in range(ROUNDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         runs[number % len(runs)]()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
+        times.append(float(begin.elapsed_time(end)) / 1e3)
     return statistics.median(times)
 
 
@@ -58,7 +59,7 @@ def weights(torch: Any, count: int, seed: int) -> Any:  # noqa: ANN401
 
 def rotation(torch: Any, nbytes: int) -> int:  # noqa: ANN401
     """How many buffers of this size exceed three times the cache."""
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    cache = int(torch.cuda.get_device_properties(0).L2_cache_size)
     return max(2, -(-3 * cache // nbytes))
 
 
@@ -85,7 +86,7 @@ def encoding(torch: Any, count: int) -> Figure:  # noqa: ANN401
     tensors = [weights(torch, count, seed) for seed in range(rotation(torch, 2 * count))]
     c = nz.compress(tensors[0], level="fast")
     assert c == nz.compress(tensors[0].cpu(), level="fast")
-    runs = [lambda x=x: nz.compress(x, level="fast") for x in tensors]
+    runs = [partial(nz.compress, x, level="fast") for x in tensors]
     return Figure("encode, fast, to the host", 2 * count, 2 * count + c.nbytes, timed(torch, runs))
 
 
@@ -116,7 +117,7 @@ def main() -> None:
     print("| what | MB of BF16 | µs | GB/s of BF16 | GB/s read and written |")
     print("|---|--:|--:|--:|--:|")
     source = [weights(torch, count, seed) for seed in range(2)]
-    copy = timed(torch, [lambda x=x: x.clone() for x in source])
+    copy = timed(torch, [x.clone for x in source])
     print(Figure("copy on the device", 2 * count, 4 * count, copy).line())
     for level in ("fast", "default"):
         print(decoding(torch, count, level, None).line())
