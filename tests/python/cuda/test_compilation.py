@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.python.cuda.count import integer_operations
 from tests.python.cuda.emulation import CUDA, EMULATION, kernels
 from tests.python.cuda.nvrtc import (
     ARCHITECTURES,
@@ -41,3 +42,12 @@ def test_instructions_are_listed() -> None:
     listing = compiled(EMULATION / "collectives.cu", 90).disassembly()
     assert any("VOTE" in line for line in listing["partition"])
     assert any("SHFL" in line for line in listing["sums"])
+
+
+@needs_nvdisasm
+def test_a_plain_decode_takes_few_instructions() -> None:
+    """The target of a BF16 weight, on the architecture that it is set for."""
+    without_refill, with_refill = integer_operations("2, 8, false", 90)
+    assert without_refill <= 16
+    # The refill of the ring is needed about every third time.
+    assert without_refill + (with_refill - without_refill) / 3 <= 16
