@@ -117,6 +117,11 @@ $(INTEGRATIONS_VENV)/.integrations: $(INTEGRATIONS_VENV)/.created $(RUST_SOURCES
 	@$(call develop,$(INTEGRATIONS_VENV),dev$(comma)integrations)
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.created pyproject.toml
+	$(say) "installing mkdocs-material"
+	@$(call develop,$(VENV),docs)
+	@touch $@
+
 $(VENV)/.cuda-format: $(VENV)/.created pyproject.toml
 	$(say) "installing clang-format"
 	@$(call develop,$(VENV),cuda-format)
@@ -130,11 +135,16 @@ demo: $(VENV)/.demo ## Compress and restore real weights; MODEL=path for your ow
 	@$(PY) -m benches.demo $(if $(MODEL),--model "$(MODEL)") $(DEMO_ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev ## Run all tests, Rust and Python (PYTEST_ARGS="-k name")
+test: $(VENV)/.dev ## Run the tests, Rust and Python (PYTEST_ARGS="-k name")
 	$(say) "cargo test"
 	@cargo test --profile checked
 	$(say) "pytest"
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: $(VENV)/.dev ## Run the tests that take minutes: training more than 100 M parameters
+	$(say) "pytest, slow tests"
+	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 .PHONY: test-integrations
 test-integrations: $(INTEGRATIONS_VENV)/.integrations ## Test with the packages that people use it in
@@ -198,6 +208,11 @@ docs: ## Build the Rust documentation, warnings are errors
 	$(say) "cargo doc"
 	@RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	$(say) "target/doc/neuzip_rs/index.html; the format and its reasons: docs/README.md"
+
+.PHONY: site
+site: $(VENV)/.docs ## Build the documentation site, with the Python reference
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	$(say) "to look at it: python3 -m http.server -d target/site"
 
 .PHONY: clean
 clean: ## Remove environments, build products, caches and fetched models

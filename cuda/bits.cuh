@@ -40,7 +40,8 @@ __device__ __forceinline__ uint32_t load_word(const uint8_t* from) {
     return static_cast<uint32_t>(load_bytes(from, 4));
 }
 
-// `bits` bits, at most 56, at bit `position` of a bit string; no byte behind the last of them is read.
+// `bits` bits, at most 56, at bit `position` of a bit string; no byte behind the last of them is
+// read.
 __device__ __forceinline__ uint64_t load_bits(const uint8_t* string, uint64_t position,
                                               uint32_t bits) {
     const uint32_t skip = position % 8;
@@ -74,8 +75,9 @@ __device__ inline uint64_t hash_of(const uint8_t* bytes, uint32_t count) {
     const bool wide = reinterpret_cast<uintptr_t>(bytes) % 8 == 0;
     for (uint32_t number = lane_id(); number < (count + 7) / 8; number += 32) {
         const uint32_t rest = count - number * 8;
-        const uint64_t word = wide && rest >= 8 ? reinterpret_cast<const uint64_t*>(bytes)[number]
-                                                : load_bytes(bytes + number * 8, rest < 8 ? rest : 8);
+        const uint64_t word = wide && rest >= 8
+                                  ? reinterpret_cast<const uint64_t*>(bytes)[number]
+                                  : load_bytes(bytes + number * 8, rest < 8 ? rest : 8);
         hash.add(word, number);
     }
     return hash.finish(count);

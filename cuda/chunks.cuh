@@ -1,5 +1,5 @@
-// A chunk stored in any way: one warp decodes it and compares its hash. The twin of rust/container/stream.rs and
-// rust/chunk/records.rs.
+// A chunk stored in any way: one warp decodes it and compares its hash. The twin of
+// rust/container/stream.rs and rust/chunk/records.rs.
 #pragma once
 
 #include "delta.cuh"
@@ -31,14 +31,15 @@ __device__ inline void fill(uint8_t* to, const uint8_t* pattern, uint32_t count)
     uint32_t done = 0;
     if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(pattern)) % 16 == 0) {
         const uint4 words = *reinterpret_cast<const uint4*>(pattern);
-        for (uint32_t i = lane_id(); i < count / 16; i += 32) reinterpret_cast<uint4*>(to)[i] = words;
+        for (uint32_t i = lane_id(); i < count / 16; i += 32)
+            reinterpret_cast<uint4*>(to)[i] = words;
         done = count / 16 * 16;
     }
     for (uint32_t i = done + lane_id(); i < count; i += 32) to[i] = pattern[i % 16];
 }
 
-__device__ inline bool decode_records(const uint8_t* plan, const Records& records, const Chunk& chunk,
-                                      PlanesRoom& room) {
+__device__ inline bool decode_records(const uint8_t* plan, const Records& records,
+                                      const Chunk& chunk, PlanesRoom& room) {
     const uint32_t lane = lane_id();
     const uint8_t* payload = reinterpret_cast<const uint8_t*>(chunk.payload);
     uint8_t* const out = reinterpret_cast<uint8_t*>(chunk.out);
@@ -60,16 +61,18 @@ __device__ inline bool decode_records(const uint8_t* plan, const Records& record
         const uint32_t length = load_word(payload + lengths + 4 * of);
         const uint32_t storage = payload[storages + of];
         const uint32_t begin = cursor.take(length);
-        if (!cursor.good || length % ALIGNMENT || storage > 1 || (storage == 1 && !part.model)) return false;
+        if (!cursor.good || length % ALIGNMENT || storage > 1 || (storage == 1 && !part.model))
+            return false;
         const Output to{out + before, record, part.bytes,
-                        reinterpret_cast<const uint16_t*>(plan + static_cast<uint64_t>(part.positions) * ALIGNMENT)};
+                        reinterpret_cast<const uint16_t*>(
+                            plan + static_cast<uint64_t>(part.positions) * ALIGNMENT)};
         const uint32_t bytes = whole * part.bytes;
         const bool good =
-            storage == 0
-                ? decode_raw(to, payload + begin, length, bytes)
-                : decode_planes(plan,
-                                *reinterpret_cast<const Model*>(plan + static_cast<uint64_t>(part.model) * ALIGNMENT),
-                                payload + begin, length, bytes, 0, to, room);
+            storage == 0 ? decode_raw(to, payload + begin, length, bytes)
+                         : decode_planes(plan,
+                                         *reinterpret_cast<const Model*>(
+                                             plan + static_cast<uint64_t>(part.model) * ALIGNMENT),
+                                         payload + begin, length, bytes, 0, to, room);
         if (!good) return false;
         __syncwarp();
     }
@@ -91,8 +94,8 @@ __device__ inline Error decode_chunk(const uint8_t* plan, const Chunk& chunk, Pl
             if (good) fill(bytes, payload, chunk.bytes);
             break;
         case CHUNK_MODEL:
-            good = decode_planes(plan, *reinterpret_cast<const Model*>(section), payload, chunk.payload_bytes,
-                                 chunk.bytes, chunk.first, out, room);
+            good = decode_planes(plan, *reinterpret_cast<const Model*>(section), payload,
+                                 chunk.payload_bytes, chunk.bytes, chunk.first, out, room);
             break;
         case CHUNK_RECORDS:
             good = decode_records(plan, *reinterpret_cast<const Records*>(section), chunk, room);

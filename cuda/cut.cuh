@@ -1,12 +1,13 @@
-// The fast way, for the usual cut of floats: one coded plane above one raw plane, in whole sub-blocks, with or
-// without scale offsets of rows and columns. The host says which chunks are of this form.
+// The fast way, for the usual cut of floats: one coded plane above one raw plane, in whole
+// sub-blocks, with or without scale offsets of rows and columns. The host says which chunks are of
+// this form.
 //
-// A warp decodes 512 symbols at a time into shared memory; thread t has lanes 2t and 2t + 1. Then each thread
-// puts 8 neighbouring elements together, twice, from wide loads, and stores and hashes them. A block is one
-// warp, so that all of its shared memory is at addresses that the compiler knows, and no two warps ever wait
-// for each other. The stream goes
-// through a ring of two pages of 512 bytes, of which a batch of symbols uses one at most; the first page is
-// there twice, before and behind the second, so that no read wraps around. The twin of rust/chunk/cut.rs.
+// A warp decodes 512 symbols at a time into shared memory; thread t has lanes 2t and 2t + 1. Then
+// each thread puts 8 neighbouring elements together, twice, from wide loads, and stores and hashes
+// them. A block is one warp, so that all of its shared memory is at addresses that the compiler
+// knows, and no two warps ever wait for each other. The stream goes through a ring of two pages of
+// 512 bytes, of which a batch of symbols uses one at most; the first page is there twice, before
+// and behind the second, so that no read wraps around. The twin of rust/chunk/cut.rs.
 #pragma once
 
 #include "bits.cuh"
@@ -35,8 +36,8 @@ __device__ __forceinline__ uint32_t pick(uint32_t mask, uint32_t a, uint32_t b) 
     return (a & mask) | (b & ~mask);
 }
 
-// Eight fields of `rest` bits, 1 to 7 of them, at number `i` (a multiple of 8) of a bit string. Only words that
-// have some of these bits are read.
+// Eight fields of `rest` bits, 1 to 7 of them, at number `i` (a multiple of 8) of a bit string.
+// Only words that have some of these bits are read.
 __device__ __forceinline__ uint2 load_fields(const uint8_t* string, uint32_t i, uint32_t rest) {
     const uint8_t* from = string + i / 8 * rest;
     const uint32_t skip = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(from)) % 4;
@@ -73,8 +74,10 @@ __device__ __forceinline__ void load_pairs(const Cut& cut, const uint8_t* block,
     }
 }
 
-// The raw fields of eight elements, of at most eight bits, one to a byte, with other bits above them.
-__device__ __forceinline__ uint2 load_byte_fields(const Cut& cut, const uint8_t* block, uint32_t i) {
+// The raw fields of eight elements, of at most eight bits, one to a byte, with other bits above
+// them.
+__device__ __forceinline__ uint2 load_byte_fields(const Cut& cut, const uint8_t* block,
+                                                  uint32_t i) {
     const uint32_t rest = cut.raw_width;
     if (rest == 8) return __ldg(reinterpret_cast<const uint2*>(block + i));
     const uint2 fields = load_fields(block, i, rest);
@@ -115,7 +118,8 @@ __device__ __forceinline__ void load_words(const Cut& cut, const uint8_t* block,
     }
 }
 
-// Scale offsets of a thread's next eight elements: their row and column, 32 * 8 elements further each time.
+// Scale offsets of a thread's next eight elements: their row and column, 32 * 8 elements further
+// each time.
 struct Lines {
     const int8_t* rows;
     const uint8_t* columns;
@@ -123,8 +127,8 @@ struct Lines {
     uint32_t row, column;
 
     __device__ __forceinline__ Lines(const uint8_t* plan, const Scale& scale, uint64_t first)
-        : rows(scale.list[0] ? reinterpret_cast<const int8_t*>(plan + static_cast<uint64_t>(scale.list[0]) *
-                                                                          ALIGNMENT)
+        : rows(scale.list[0] ? reinterpret_cast<const int8_t*>(
+                                   plan + static_cast<uint64_t>(scale.list[0]) * ALIGNMENT)
                              : nullptr),
           columns(scale.column_words ? plan + static_cast<uint64_t>(scale.column_words) * ALIGNMENT
                                      : nullptr),
@@ -148,10 +152,12 @@ struct Lines {
 };
 
 // Adds scale offsets to the magnitudes of pairs of elements, modulo 2^(bits - 1).
-__device__ __forceinline__ void add_to_pairs(const Lines& lines, uint32_t magnitude, uint32_t x[4]) {
+__device__ __forceinline__ void add_to_pairs(const Lines& lines, uint32_t magnitude,
+                                             uint32_t x[4]) {
     const uint32_t row = (lines.row_offset() & (magnitude & 0xffff)) * 0x00010001u;
     uint4 columns{0, 0, 0, 0};
-    if (lines.columns) columns = __ldg(reinterpret_cast<const uint4*>(lines.columns + 2 * lines.column));
+    if (lines.columns)
+        columns = __ldg(reinterpret_cast<const uint4*>(lines.columns + 2 * lines.column));
     const uint32_t of[4] = {columns.x, columns.y, columns.z, columns.w};
 #pragma unroll
     for (uint32_t pair = 0; pair < 4; pair++) {
@@ -167,7 +173,9 @@ __device__ __forceinline__ void add_to_words(const Lines& lines, uint32_t x[8]) 
 #pragma unroll
     for (uint32_t j = 0; j < 8; j++) {
         const uint32_t column =
-            lines.columns ? __ldg(reinterpret_cast<const uint32_t*>(lines.columns) + lines.column + j) : 0;
+            lines.columns
+                ? __ldg(reinterpret_cast<const uint32_t*>(lines.columns) + lines.column + j)
+                : 0;
         x[j] = pick(magnitude, x[j] + row + column, x[j]);
     }
 }
@@ -190,11 +198,12 @@ struct RunningHash {
     }
 };
 
-// Puts eight elements together and stores them at `out`; `i` is the number of the first in its sub-block.
+// Puts eight elements together and stores them at `out`; `i` is the number of the first in its
+// sub-block.
 template <uint32_t BYTES>
 __device__ __forceinline__ void put_together(const Cut& cut, const uint8_t* block, uint32_t i,
-                                             const uint4 symbols, bool scaled, const Lines& lines, uint8_t* out,
-                                             RunningHash& hash) {
+                                             const uint4 symbols, bool scaled, const Lines& lines,
+                                             uint8_t* out, RunningHash& hash) {
     const uint32_t pairs[4] = {symbols.x, symbols.y, symbols.z, symbols.w};
     const uint32_t p = cut.sign_position;
     if constexpr (BYTES <= 2) {
@@ -203,14 +212,15 @@ __device__ __forceinline__ void put_together(const Cut& cut, const uint8_t* bloc
         const uint32_t below = ((1u << p) - 1) * 0x00010001u;
         uint32_t x[4];
         if (BYTES == 2 && cut.placed) {
-            // Raw fields of at most eight bits, the sign lowest: as bytes, whose bits above the field the mask
-            // drops in the end.
+            // Raw fields of at most eight bits, the sign lowest: as bytes, whose bits above the
+            // field the mask drops in the end.
             const uint2 raw = load_byte_fields(cut, block, i);
             const uint32_t keep = ((1u << (cut.raw_width - 1)) - 1) * 0x00010001u | sign;
 #pragma unroll
             for (uint32_t pair = 0; pair < 4; pair++) {
                 const uint32_t bytes = pair < 2 ? raw.x : raw.y;
-                const uint32_t both = __byte_perm(bytes >> 1, bytes << 7, pair % 2 ? 0x7362 : 0x5140);
+                const uint32_t both =
+                    __byte_perm(bytes >> 1, bytes << 7, pair % 2 ? 0x7362 : 0x5140);
                 x[pair] = (both & keep) | pairs[pair];
             }
         } else {
@@ -250,9 +260,11 @@ __device__ __forceinline__ void put_together(const Cut& cut, const uint8_t* bloc
 }
 
 // 16 bytes of the stream, zeros behind its end.
-__device__ __forceinline__ uint4 load_page(const uint8_t* stream, uint32_t stream_bytes, uint32_t page) {
+__device__ __forceinline__ uint4 load_page(const uint8_t* stream, uint32_t stream_bytes,
+                                           uint32_t page) {
     const uint32_t at = page * PAGE + lane_id() * 16;
-    return at < stream_bytes ? __ldg(reinterpret_cast<const uint4*>(stream + at)) : uint4{0, 0, 0, 0};
+    return at < stream_bytes ? __ldg(reinterpret_cast<const uint4*>(stream + at))
+                             : uint4{0, 0, 0, 0};
 }
 
 __device__ __forceinline__ void store_page(CutRoom& room, uint32_t page, uint4 bytes) {
@@ -270,24 +282,27 @@ __device__ __forceinline__ uint32_t ring_address(const CutRoom& room) {
 #endif
 }
 
-// Stores the low 16 bits. Two neighbours are not to become one store, which would take a step to join them.
+// Stores the low 16 bits. Two neighbours are not to become one store, which would take a step to
+// join them.
 __device__ __forceinline__ void store_half(uint16_t* to, uint32_t value) {
 #ifdef CUDA_EMULATION
     *to = static_cast<uint16_t>(value);
 #else
-    asm volatile("st.volatile.shared.u16 [%0], %1;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+    asm volatile("st.volatile.shared.u16 [%0], %1;" ::"r"(
+                     static_cast<uint32_t>(__cvta_generic_to_shared(to))),
                  "h"(static_cast<uint16_t>(value)));
 #endif
 }
 
-// States below 256 take the next bytes of the ring, in the order of the lanes, from byte `at` on, which moves
-// on. A state `x` is left in two parts: the number of its next slot, and above that what __dp4a multiplies.
+// States below 256 take the next bytes of the ring, in the order of the lanes, from byte `at` on,
+// which moves on. A state `x` is left in two parts: the number of its next slot, and above that
+// what __dp4a multiplies.
 //
-// Written out, because compilers compare each state twice and move what could be loaded in place: the decoder
-// is bound by the number of its instructions.
-__device__ __forceinline__ void renormalise(uint32_t x0, uint32_t x1, uint32_t below, const uint8_t* ring,
-                                            uint32_t& at, uint32_t& low0, uint32_t& low1,
-                                            uint32_t& high0, uint32_t& high1) {
+// Written out, because compilers compare each state twice and move what could be loaded in place:
+// the decoder is bound by the number of its instructions.
+__device__ __forceinline__ void renormalise(uint32_t x0, uint32_t x1, uint32_t below,
+                                            const uint8_t* ring, uint32_t& at, uint32_t& low0,
+                                            uint32_t& low1, uint32_t& high0, uint32_t& high1) {
 #ifdef CUDA_EMULATION
     const bool takes0 = x0 < STATE_LOW, takes1 = x1 < STATE_LOW;
     const uint32_t takers0 = __ballot_sync(ALL_LANES, takes0);
@@ -331,7 +346,8 @@ __device__ __forceinline__ void renormalise(uint32_t x0, uint32_t x1, uint32_t b
 #endif
 }
 
-// Puts escaped values, from number `used` on, in place of the escapes of a tile; returns how many there were.
+// Puts escaped values, from number `used` on, in place of the escapes of a tile; returns how many
+// there were.
 __device__ __noinline__ uint32_t patch(CutRoom& room, const uint8_t* low, const uint8_t* high,
                                        uint32_t escapes, uint32_t used, uint32_t shift) {
     const uint32_t below = (1u << lane_id()) - 1;
@@ -341,8 +357,8 @@ __device__ __noinline__ uint32_t patch(CutRoom& room, const uint8_t* low, const 
         const uint32_t escaping = __ballot_sync(ALL_LANES, escaped);
         const uint32_t at = used + met + __popc(escaping & below);
         if (escaped)
-            room.symbols[i] =
-                static_cast<uint16_t>(at < escapes ? (low[at] | (high ? high[at] << 8 : 0)) << shift : 0);
+            room.symbols[i] = static_cast<uint16_t>(
+                at < escapes ? (low[at] | (high ? high[at] << 8 : 0)) << shift : 0);
         met += __popc(escaping);
     }
     __syncwarp();
@@ -351,18 +367,18 @@ __device__ __noinline__ uint32_t patch(CutRoom& room, const uint8_t* low, const 
 
 // Decodes a chunk in whose room the table of its model is.
 //
-// What is frequent has a variant of its own: RAW_WIDTH is the width of the raw plane if it is known (0: any), of placed
-// symbols; SCALED says that there may be scale offsets.
+// What is frequent has a variant of its own: RAW_WIDTH is the width of the raw plane if it is known
+// (0: any), of placed symbols; SCALED says that there may be scale offsets.
 template <uint32_t BYTES, uint32_t RAW_WIDTH, bool SCALED>
-__device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Model& model, const Chunk& chunk,
-                                                  CutRoom& room) {
+__device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Model& model,
+                                                  const Chunk& chunk, CutRoom& room) {
     const uint32_t lane = lane_id();
     const uint32_t below = (1u << lane) - 1;
     const uint8_t* const payload = reinterpret_cast<const uint8_t*>(chunk.payload);
     const uint32_t width = model.plane[0].width;
     const uint32_t count = chunk.bytes / BYTES;
-    const Cut cut{RAW_WIDTH ? RAW_WIDTH : model.plane[1].width, RAW_WIDTH ? 0u : model.sign_position,
-                  RAW_WIDTH != 0 || model.cut_shift != 0};
+    const Cut cut{RAW_WIDTH ? RAW_WIDTH : model.plane[1].width,
+                  RAW_WIDTH ? 0u : model.sign_position, RAW_WIDTH != 0 || model.cut_shift != 0};
 
     // The parts: head, states, raw plane, stream, escapes.
     const uint64_t raw_at = ALIGNMENT + STATES_BYTES;
@@ -373,7 +389,8 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
     const uint64_t low_at = stream_at + ((static_cast<uint64_t>(stream_bytes) + 15) & ~15ull);
     const uint64_t escape_room = (static_cast<uint64_t>(escapes) + 15) & ~15ull;
     const uint64_t high_at = low_at + escape_room;
-    if ((head.z | head.w) != 0 || (width > 8 ? high_at + escape_room : high_at) != chunk.payload_bytes ||
+    if ((head.z | head.w) != 0 ||
+        (width > 8 ? high_at + escape_room : high_at) != chunk.payload_bytes ||
         (escapes && !model.plane[0].escape))
         return ERROR_PAYLOAD;
     bool good = is_padding(payload, stream_at + stream_bytes, low_at);
@@ -386,7 +403,8 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
         }
     }
     const uint8_t* const states = payload + ALIGNMENT;
-    // A state is the number of its next slot, and in byte 2 of a word, below a 1, what is above that.
+    // A state is the number of its next slot, and in byte 2 of a word, below a 1, what is above
+    // that.
     uint32_t low0 = states[2 * lane], low1 = states[2 * lane + 1];
     uint32_t high0 = 1u << 24 | states[LANES + 2 * lane] << 16;
     uint32_t high1 = 1u << 24 | states[LANES + 2 * lane + 1] << 16;
@@ -400,8 +418,10 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
     uint4 next = load_page(stream, stream_bytes, 2);
     uint32_t pages = 2, cursor = 0, escapes_used = 0;
     const bool scaled = SCALED && model.flags & MODEL_SCALED;
-    Lines lines(plan, *reinterpret_cast<const Scale*>(plan + static_cast<uint64_t>(model.scale) * ALIGNMENT),
-                scaled ? chunk.first : 0);
+    Lines lines(
+        plan,
+        *reinterpret_cast<const Scale*>(plan + static_cast<uint64_t>(model.scale) * ALIGNMENT),
+        scaled ? chunk.first : 0);
     RunningHash hash(BYTES);
     uint8_t* out = reinterpret_cast<uint8_t*>(chunk.out) + lane * 8 * BYTES;
     const uint8_t* block = payload + raw_at;
@@ -432,11 +452,11 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
         const uint4* const ready = reinterpret_cast<const uint4*>(room.symbols) + lane;
         symbols[0] = ready[0];
         symbols[1] = ready[32];
-        const uint32_t flags = symbols[0].x | symbols[0].y | symbols[0].z | symbols[0].w | symbols[1].x |
-                               symbols[1].y | symbols[1].z | symbols[1].w;
+        const uint32_t flags = symbols[0].x | symbols[0].y | symbols[0].z | symbols[0].w |
+                               symbols[1].x | symbols[1].y | symbols[1].z | symbols[1].w;
         if (__any_sync(ALL_LANES, flags & (ESCAPE_BIT * 0x00010001u))) {
-            escapes_used += patch(room, payload + low_at, width > 8 ? payload + high_at : nullptr, escapes,
-                                  escapes_used, model.cut_shift);
+            escapes_used += patch(room, payload + low_at, width > 8 ? payload + high_at : nullptr,
+                                  escapes, escapes_used, model.cut_shift);
             symbols[0] = ready[0];
             symbols[1] = ready[32];
         }

@@ -1,7 +1,8 @@
 // Decodes tensor streams: many tensors in one launch, one warp per chunk.
 //
-// `chunks` lie at the beginning of `plan`, those of decode_cut first. The grid may have any size: warps take
-// chunks that are a grid apart, first one from each block, so that few chunks spread over all processors.
+// `chunks` lie at the beginning of `plan`, those of decode_cut first. The grid may have any size:
+// warps take chunks that are a grid apart, first one from each block, so that few chunks spread
+// over all processors.
 #include "chunks.cuh"
 #include "cut.cuh"
 
@@ -9,12 +10,13 @@ constexpr uint32_t ANY_WARPS = 4;
 
 // Chunks of the usual cut of floats.
 extern "C" __global__ void __launch_bounds__(32, 16)
-    decode_cut(const uint8_t* plan, uint32_t count, Status* status) {
+    decode_cut(const uint8_t* plan, uint32_t first, uint32_t count, Status* status) {
     __shared__ CutRoom room;
     uint32_t in_room = 0;
     for (uint32_t number = blockIdx.x; number < count; number += gridDim.x) {
-        const Chunk& chunk = reinterpret_cast<const Chunk*>(plan)[number];
-        const Model& model = *reinterpret_cast<const Model*>(plan + static_cast<uint64_t>(chunk.model) * ALIGNMENT);
+        const Chunk& chunk = reinterpret_cast<const Chunk*>(plan)[first + number];
+        const Model& model =
+            *reinterpret_cast<const Model*>(plan + static_cast<uint64_t>(chunk.model) * ALIGNMENT);
         if (chunk.model != in_room) {
             const uint4* table = reinterpret_cast<const uint4*>(
                 plan + static_cast<uint64_t>(model.plane[0].cut_table) * ALIGNMENT);
@@ -24,11 +26,12 @@ extern "C" __global__ void __launch_bounds__(32, 16)
         }
         const bool scaled = model.flags & MODEL_SCALED;
         const uint32_t raw_width = model.cut_shift && !scaled ? model.plane[1].width : 0;
-        const Error error = model.element_log2 == 0   ? decode_cut_chunk<1, 0, true>(plan, model, chunk, room)
-                            : model.element_log2 == 2 ? decode_cut_chunk<4, 0, true>(plan, model, chunk, room)
-                            : raw_width == 8          ? decode_cut_chunk<2, 8, false>(plan, model, chunk, room)
-                            : raw_width == 7          ? decode_cut_chunk<2, 7, false>(plan, model, chunk, room)
-                                                      : decode_cut_chunk<2, 0, true>(plan, model, chunk, room);
+        const Error error =
+            model.element_log2 == 0   ? decode_cut_chunk<1, 0, true>(plan, model, chunk, room)
+            : model.element_log2 == 2 ? decode_cut_chunk<4, 0, true>(plan, model, chunk, room)
+            : raw_width == 8          ? decode_cut_chunk<2, 8, false>(plan, model, chunk, room)
+            : raw_width == 7          ? decode_cut_chunk<2, 7, false>(plan, model, chunk, room)
+                                      : decode_cut_chunk<2, 0, true>(plan, model, chunk, room);
         report(status, chunk, error);
         __syncwarp();
     }
@@ -39,7 +42,8 @@ extern "C" __global__ void __launch_bounds__(32 * ANY_WARPS, 1)
     decode_any(const uint8_t* plan, uint32_t first, uint32_t count, Status* status) {
     __shared__ PlanesRoom rooms[ANY_WARPS];
     const uint32_t warp = threadIdx.x / 32;
-    for (uint32_t number = blockIdx.x + gridDim.x * warp; number < count; number += gridDim.x * ANY_WARPS) {
+    for (uint32_t number = blockIdx.x + gridDim.x * warp; number < count;
+         number += gridDim.x * ANY_WARPS) {
         const Chunk& chunk = reinterpret_cast<const Chunk*>(plan)[first + number];
         report(status, chunk, decode_chunk(plan, chunk, rooms[warp]));
         __syncwarp();

@@ -1,5 +1,5 @@
-// A chunk next to the same chunk of its base. Which table and how many raw bits an element has follows from
-// the base alone. The twin of rust/chunk/delta.rs and rust/planes/delta.rs.
+// A chunk next to the same chunk of its base. Which table and how many raw bits an element has
+// follows from the base alone. The twin of rust/chunk/delta.rs and rust/planes/delta.rs.
 #pragma once
 
 #include "planes.cuh"
@@ -24,7 +24,8 @@ __device__ __forceinline__ Relative relate(const Delta& delta, const uint8_t* ba
         word = load_bytes(from, element_bytes);
     }
     const uint64_t old = (word >> delta.dropped_bits) & low_mask(kept);
-    const uint32_t key = static_cast<uint32_t>((old & low_mask(kept - 1)) >> delta.key_shift) & 0xff;
+    const uint32_t key =
+        static_cast<uint32_t>((old & low_mask(kept - 1)) >> delta.key_shift) & 0xff;
     uint32_t of = 0;
     for (uint32_t next = 1; next < delta.classes; next++) of += delta.of[next].first_key <= key;
     return {old, of};
@@ -125,10 +126,12 @@ __device__ inline bool decode_delta(const uint8_t* plan, const Delta& delta, con
                                   << (8 * byte);
                 good &= symbol <= low_mask(kept - of.raw_bits);
             }
-            uint64_t raw = in_string ? load_bits(payload + string, at_bit, in_string) << (8 * low_bytes) : 0;
+            uint64_t raw =
+                in_string ? load_bits(payload + string, at_bit, in_string) << (8 * low_bytes) : 0;
             for (uint32_t byte = 0; byte < low_bytes; byte++)
                 raw |= static_cast<uint64_t>(payload[low + byte * count + i]) << (8 * byte);
-            const uint64_t x = join(delta, symbol, of.raw_bits, raw, relative[half].old, of.relation);
+            const uint64_t x =
+                join(delta, symbol, of.raw_bits, raw, relative[half].old, of.relation);
             out.put(i * element_bytes, x << delta.dropped_bits, element_bytes);
         }
     }

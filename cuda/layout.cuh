@@ -1,14 +1,16 @@
-// What lies where: the numbers of the tensor stream (docs/format.md) and the plan that the host makes of its
-// preludes (rust/container/device/). The host has verified and parsed the preludes; what the device reads
-// of a stream is the payloads of its chunks.
+// What lies where: the numbers of the tensor stream (docs/format.md) and the plan that the host
+// makes of its preludes (rust/container/device/). The host has verified and parsed the preludes;
+// what the device reads of a stream is the payloads of its chunks.
 //
-// A plan is one block of memory: the chunks, one after the other, then what they refer to by offsets in
-// units of 16 bytes from the beginning of the plan. An offset of 0 means that there is none.
+// A plan is one block of memory: the chunks, one after the other, then what they refer to by
+// offsets in units of 16 bytes from the beginning of the plan. An offset of 0 means that there is
+// none.
 #pragma once
 
 #include "platform.cuh"
 
-// --- docs/format.md ---------------------------------------------------------------------------------
+// --- docs/format.md
+// ---------------------------------------------------------------------------------
 
 constexpr uint32_t LANES = 64;
 constexpr uint32_t SLOTS = 256;
@@ -28,7 +30,8 @@ constexpr uint32_t HASH_STEP_LOW = 0xC2B2AE35u, HASH_STEP_HIGH = 0x27D4EB2Fu;
 enum PlaneMode : uint8_t { RAW = 0, CONSTANT = 1, CODED = 2, CONTEXTS = 3 };
 enum Relation : uint8_t { RELATION_CONTEXT = 0, RELATION_DIFFERENCE = 1, RELATION_INTEGER = 2 };
 
-// --- the plan ---------------------------------------------------------------------------------------
+// --- the plan
+// ---------------------------------------------------------------------------------------
 
 // How the bytes of a chunk come about.
 enum ChunkKind : uint8_t {
@@ -91,8 +94,8 @@ struct Plane {
     uint8_t escape;
     // Tables, if it is coded in contexts.
     uint8_t contexts;
-    // Contexts come from a plane whose lowest bit is so many bits above this plane's highest one, plus 1; 0:
-    // they are the classes of the lines.
+    // Contexts come from a plane whose lowest bit is so many bits above this plane's highest one,
+    // plus 1; 0: they are the classes of the lines.
     uint8_t source;
     uint8_t source_width;
     uint16_t source_first;
@@ -127,8 +130,8 @@ struct Scale {
     uint32_t shift;
     // Of signed bytes.
     uint32_t list[6];
-    // Of the fast kernel: the offsets of the columns as they are added, words of 16 or 32 bits; 0 if
-    // there are none.
+    // Of the fast kernel: the offsets of the columns as they are added, words of 16 or 32 bits; 0
+    // if there are none.
     uint32_t column_words;
     uint32_t reserved[2];
 };

@@ -1,6 +1,7 @@
-// Any model, plane by plane: one warp decodes one payload, 64 lanes as two states per thread. Thread t has the
-// elements whose numbers are t modulo 32, from the first plane to the last, in registers: 256 elements at a
-// time. Tables are read through the cache. The twin of rust/chunk/planes.rs.
+// Any model, plane by plane: one warp decodes one payload, 64 lanes as two states per thread.
+// Thread t has the elements whose numbers are t modulo 32, from the first plane to the last, in
+// registers: 256 elements at a time. Tables are read through the cache. The twin of
+// rust/chunk/planes.rs.
 #pragma once
 
 #include "bits.cuh"
@@ -13,8 +14,8 @@ struct PlaneRoom {
     // Of a raw plane: where its sub-block begins. Of a coded one: where its stream begins.
     uint32_t position;
     uint32_t stream_bytes, used;
-    // Where the low bytes of the escapes begin, where the high ones, how many there are, and how many have
-    // been taken.
+    // Where the low bytes of the escapes begin, where the high ones, how many there are, and how
+    // many have been taken.
     uint32_t escapes_low, escapes_high, escapes, escapes_used;
     uint32_t reserved;
     uint16_t states[LANES];
@@ -34,7 +35,8 @@ struct Output {
 
     __device__ __forceinline__ uint8_t* at(uint32_t i) const {
         if (record_bytes == 0) return bytes + i;
-        return bytes + static_cast<uint64_t>(i / class_bytes) * record_bytes + positions[i % class_bytes];
+        return bytes + static_cast<uint64_t>(i / class_bytes) * record_bytes +
+               positions[i % class_bytes];
     }
     __device__ __forceinline__ void put(uint32_t i, uint64_t value, uint32_t count) const {
         if (record_bytes == 0 && reinterpret_cast<uintptr_t>(bytes + i) % count == 0) {
@@ -44,7 +46,8 @@ struct Output {
             if (count == 8) *reinterpret_cast<uint64_t*>(bytes + i) = value;
             return;
         }
-        for (uint32_t byte = 0; byte < count; byte++) *at(i + byte) = static_cast<uint8_t>(value >> (8 * byte));
+        for (uint32_t byte = 0; byte < count; byte++)
+            *at(i + byte) = static_cast<uint8_t>(value >> (8 * byte));
     }
 };
 
@@ -52,8 +55,8 @@ __device__ __forceinline__ uint32_t raw_bytes(uint32_t count, uint32_t width) {
     return count * (width / 8) + (count * (width % 8) + 7) / 8;
 }
 
-// One step of a coded plane for the symbols `first + lane` and, in the second half, `first + 32 + lane` that
-// `active` says there are. `slots` are those of each symbol's context.
+// One step of a coded plane for the symbols `first + lane` and, in the second half, `first + 32 +
+// lane` that `active` says there are. `slots` are those of each symbol's context.
 struct Symbols {
     Slot slot[2];
 };
@@ -64,8 +67,8 @@ __device__ __forceinline__ Slot load_slot(const Slot* table, uint32_t slot) {
             static_cast<uint16_t>(words.y), static_cast<uint16_t>(words.y >> 16)};
 }
 
-// Takes the two states of a thread one symbol further; `used` counts the bytes of the stream that have been
-// taken, also those that are not there.
+// Takes the two states of a thread one symbol further; `used` counts the bytes of the stream that
+// have been taken, also those that are not there.
 __device__ __forceinline__ Symbols step(uint32_t state[2], const Slot* const table[2],
                                         const bool active[2], const uint8_t* stream,
                                         uint32_t stream_bytes, uint32_t& used) {
@@ -90,7 +93,8 @@ __device__ __forceinline__ Symbols step(uint32_t state[2], const Slot* const tab
 }
 
 __device__ __forceinline__ int list_entry(const uint8_t* plan, uint32_t offset, uint64_t i) {
-    return offset ? reinterpret_cast<const int8_t*>(plan + static_cast<uint64_t>(offset) * ALIGNMENT)[i]
+    return offset ? reinterpret_cast<const int8_t*>(plan +
+                                                    static_cast<uint64_t>(offset) * ALIGNMENT)[i]
                   : 0;
 }
 
@@ -103,8 +107,8 @@ struct Line {
 
 __device__ inline Line line_of(const uint8_t* plan, const Scale& scale, uint64_t i) {
     const bool small = (i | scale.columns) >> 32 == 0;
-    const uint64_t row = small ? static_cast<uint32_t>(i) / static_cast<uint32_t>(scale.columns)
-                               : i / scale.columns;
+    const uint64_t row =
+        small ? static_cast<uint32_t>(i) / static_cast<uint32_t>(scale.columns) : i / scale.columns;
     const uint64_t column = i - row * scale.columns;
     const int64_t offset =
         list_entry(plan, scale.list[0], row) + list_entry(plan, scale.list[1], column);
@@ -138,9 +142,9 @@ struct Cursor {
 };
 
 // Decodes a payload of a model into `bytes` bytes; false if the model cannot have written it.
-__device__ inline bool decode_planes(const uint8_t* plan, const Model& model, const uint8_t* payload,
-                                     uint32_t payload_bytes, uint32_t bytes, uint64_t first,
-                                     const Output out, PlanesRoom& room) {
+__device__ inline bool decode_planes(const uint8_t* plan, const Model& model,
+                                     const uint8_t* payload, uint32_t payload_bytes, uint32_t bytes,
+                                     uint64_t first, const Output out, PlanesRoom& room) {
     const uint32_t lane = lane_id();
     const uint32_t element_bytes = 1u << model.element_log2;
     const uint32_t element_bits = 8 * element_bytes;
@@ -148,9 +152,10 @@ __device__ inline bool decode_planes(const uint8_t* plan, const Model& model, co
     const uint32_t count = bytes < phase ? 0 : (bytes - phase) >> model.element_log2;
     const uint32_t blocks = (count + SUB_BLOCK - 1) / SUB_BLOCK;
     const bool trailing = model.flags & MODEL_TRAILING_ZEROS;
-    const Scale* scale = model.flags & MODEL_SCALED
-                             ? reinterpret_cast<const Scale*>(plan + static_cast<uint64_t>(model.scale) * ALIGNMENT)
-                             : nullptr;
+    const Scale* scale =
+        model.flags & MODEL_SCALED
+            ? reinterpret_cast<const Scale*>(plan + static_cast<uint64_t>(model.scale) * ALIGNMENT)
+            : nullptr;
     const bool sign_is_last = model.sign_position == 0;
     const uint32_t last = model.planes - 1;
 
@@ -180,9 +185,10 @@ __device__ inline bool decode_planes(const uint8_t* plan, const Model& model, co
     for (uint32_t p = 0; p < model.planes; p++) {
         if (model.plane[p].mode != RAW) continue;
         const uint32_t width = model.plane[p].width;
-        const uint64_t whole = static_cast<uint64_t>(count / SUB_BLOCK) * raw_bytes(SUB_BLOCK, width);
-        const uint64_t size = trailing && p == last ? last_raw_bytes
-                                                    : whole + raw_bytes(count % SUB_BLOCK, width);
+        const uint64_t whole =
+            static_cast<uint64_t>(count / SUB_BLOCK) * raw_bytes(SUB_BLOCK, width);
+        const uint64_t size =
+            trailing && p == last ? last_raw_bytes : whole + raw_bytes(count % SUB_BLOCK, width);
         const uint32_t begin = cursor.take(size);
         cursor.align();
         if (lane == 0) room.plane[p].position = begin;
@@ -265,7 +271,8 @@ __device__ inline bool decode_planes(const uint8_t* plan, const Model& model, co
                             for (uint32_t byte = 0; byte < whole; byte++)
                                 field |= static_cast<uint64_t>(raw[byte * size + i]) << (8 * byte);
                             if (rest)
-                                field |= load_bits(raw + whole * size, static_cast<uint64_t>(i) * rest, rest)
+                                field |= load_bits(raw + whole * size,
+                                                   static_cast<uint64_t>(i) * rest, rest)
                                          << (8 * whole);
                         }
                         if (less) {
@@ -277,8 +284,8 @@ __device__ inline bool decode_planes(const uint8_t* plan, const Model& model, co
                     }
                 } else {
                     uint32_t state[2] = {mine.states[lane], mine.states[32 + lane]};
-                    const Slot* const tables =
-                        reinterpret_cast<const Slot*>(plan + static_cast<uint64_t>(plane.table) * ALIGNMENT);
+                    const Slot* const tables = reinterpret_cast<const Slot*>(
+                        plan + static_cast<uint64_t>(plane.table) * ALIGNMENT);
                     uint32_t used = mine.used, escapes_used = mine.escapes_used;
                     const uint32_t below = (1u << lane) - 1;
 #pragma unroll
@@ -292,20 +299,23 @@ __device__ inline bool decode_planes(const uint8_t* plan, const Model& model, co
                             if (plane.mode == CONTEXTS && active[half]) {
                                 uint32_t context;
                                 if (plane.source == 0) {
-                                    context = scale ? line_of(plan, *scale, first + start + i).context : 0;
+                                    context = scale
+                                                  ? line_of(plan, *scale, first + start + i).context
+                                                  : 0;
                                 } else {
                                     const uint32_t unused = 32 - plane.source_width;
-                                    const uint32_t symbol =
-                                        static_cast<uint32_t>(words[j + half] >> (plane.source - 1));
+                                    const uint32_t symbol = static_cast<uint32_t>(
+                                        words[j + half] >> (plane.source - 1));
                                     const int above =
-                                        static_cast<int>((symbol - plane.source_first) << unused) >> unused;
+                                        static_cast<int>((symbol - plane.source_first) << unused) >>
+                                        unused;
                                     context = static_cast<uint32_t>(max(above, 0));
                                 }
                                 table[half] += min(context, plane.contexts - 1u) * SLOTS;
                             }
                         }
-                        const Symbols symbols =
-                            step(state, table, active, payload + mine.position, mine.stream_bytes, used);
+                        const Symbols symbols = step(state, table, active, payload + mine.position,
+                                                     mine.stream_bytes, used);
 #pragma unroll
                         for (uint32_t half = 0; half < 2; half++) {
                             const bool escaped = active[half] && symbols.slot[half].escape;
@@ -346,7 +356,8 @@ __device__ inline bool decode_planes(const uint8_t* plan, const Model& model, co
                     v = (v + line.offset) & magnitude;
                     sign ^= line.flip;
                 }
-                out.put(phase + (start + i) * element_bytes, sign << (element_bits - 1) | v, element_bytes);
+                out.put(phase + (start + i) * element_bytes, sign << (element_bits - 1) | v,
+                        element_bytes);
             }
         }
         // On to the next sub-block. Bits of the last byte that are not used are zero.

@@ -5,16 +5,37 @@
 
 namespace w12 {
 
-// Loads what is read once: past the first-level cache, which is left to the inputs.
+// Loads what is read once: past the first-level cache, which is left to the inputs. Not through the
+// read-only path, whose loads compilers put off behind barriers.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {
 #ifdef CUDA_EMULATION
     return *from;
 #else
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(from));
+                 : "l"(from)
+                 : "memory");
     return v;
+#endif
+}
+
+// Has 16 bytes copied to shared memory while the thread goes on, or zeros written if not `inside`.
+__device__ __forceinline__ void copy_ahead(uint4* to, const uint4* from, bool inside) {
+#ifdef CUDA_EMULATION
+    *to = inside ? *from : make_uint4(0, 0, 0, 0);
+#else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+                 "l"(from), "r"(inside ? 16 : 0)
+                 : "memory");
+#endif
+}
+
+// Waits for the thread's own copies.
+__device__ __forceinline__ void await_copies() {
+#ifndef CUDA_EMULATION
+    asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 

@@ -17,7 +17,7 @@ using namespace w12;
 
 constexpr uint32_t WARPS = 8;
 constexpr uint32_t THREADS = WARPS * LANES;
-constexpr uint32_t DEPTH = 2;
+constexpr uint32_t DEPTH = 3;
 constexpr uint32_t INPUTS = 8;  // that one mma multiplies
 
 struct Weights {
@@ -71,19 +71,23 @@ struct Step {
     uint32_t count, escape;  // the lane's own of the first 32 escapes
 };
 
-// Puts columns [first, first + 64 * tiles) of x into shared memory: for each tile the first, then
-// the second eight columns of lanes t = 0 to 3, of all rows of x.
-__device__ __forceinline__ void stage_inputs(const Product& product, uint32_t columns,
-                                             uint32_t first, uint32_t tiles, uint4* inputs) {
-    const uint32_t vectors = tiles * (TILE_COLUMNS / 8);
-    for (uint32_t row = threadIdx.x / LANES; row < product.batch; row += WARPS) {
-        const uint16_t* from = product.x + static_cast<size_t>(row) * product.stride;
-        for (uint32_t i = threadIdx.x % LANES; i < vectors; i += LANES) {
-            const uint32_t column = first + 8 * i;
-            inputs[(i / 4 * product.batch + row) * 4 + i % 4] =
-                column < columns ? __ldg(reinterpret_cast<const uint4*>(from + column))
-                                 : make_uint4(0, 0, 0, 0);
-        }
+// Has columns [first, first + 64 * tiles) of x copied to shared memory: for each tile the first,
+// then the second eight columns of lanes t = 0 to 3, of all rows of x.
+__device__ __forceinline__ void send_for_inputs(const Product& product, uint32_t columns,
+                                                uint32_t first, uint32_t tiles, uint4* inputs) {
+    const uint32_t vectors = tiles * (TILE_COLUMNS / 8);  // of a row
+    // From one vector of a thread to its next, without a division.
+    const uint32_t more_rows = THREADS / vectors, more = THREADS % vectors;
+    uint32_t row = threadIdx.x / vectors, i = threadIdx.x % vectors;
+    while (row < product.batch) {
+        const uint32_t column = first + 8 * i;
+        const bool inside = column < columns;
+        const uint16_t* from =
+            product.x + static_cast<size_t>(row) * product.stride + (inside ? column : 0);
+        copy_ahead(inputs + (i / 4 * product.batch + row) * 4 + i % 4,
+                   reinterpret_cast<const uint4*>(from), inside);
+        row += more_rows, i += more;
+        if (i >= vectors) i -= vectors, row++;
     }
 }
 
@@ -101,45 +105,63 @@ __device__ __forceinline__ void multiply(const Weights& weights, const Product& 
     const uint32_t slice = blockIdx.y * product.slice_tiles;
     const uint32_t slice_tiles = min(product.slice_tiles, tile_columns - slice);
 
-    uint32_t ahead = tile_row < tile_rows && part < slice_tiles
-                         ? (slice_tiles - part + parts - 1) / parts
-                         : 0;  // steps that are not yet on their way
-    const uint32_t steps = ahead;
+    uint32_t left = tile_row < tile_rows && part < slice_tiles
+                        ? (slice_tiles - part + parts - 1) / parts
+                        : 0;  // steps
     const size_t tile = static_cast<size_t>(tile_row) * tile_columns + slice + part;
     const uint4* next = weights.tiles + tile * TILE_VECTORS + lane;
     const uint32_t* next_start = weights.starts + tile;
-    uint32_t first = 0, end = 0;  // escapes of the next step
-    if (ahead) first = __ldg(next_start), end = __ldg(next_start + 1);
+    uint32_t first = 0, end = 0;  // escapes of the next step that is not yet on its way
 
-    const auto send_for = [&](Step& step) {
+    const auto send_for_starts = [&](bool wanted) {
+        if (wanted) first = __ldg(next_start), end = __ldg(next_start + 1);
+        next_start += parts;
+    };
+    const auto send_for_tile = [&](Step& step) {
         step.lane = {load_once(next), load_once(next + LANES), load_once(next + 2 * LANES)};
+        next += parts * TILE_VECTORS;
+    };
+    const auto send_for_escapes = [&](Step& step, uint32_t first, uint32_t end) {
         step.count = end - first;
         step.escape = lane < step.count ? __ldg(weights.escapes + (first + lane)) : 0;
-        next += parts * TILE_VECTORS;
-        next_start += parts;
-        if (--ahead) first = __ldg(next_start), end = __ldg(next_start + 1);
     };
 
+    // First what waits for nothing, behind the barriers what waits for starts; without the first
+    // barrier, compilers put loads off behind the waiting.
+    send_for_inputs(product, weights.columns, slice * TILE_COLUMNS, slice_tiles, inputs);
     Step ring[DEPTH];
+    uint32_t firsts[DEPTH], ends[DEPTH];
+#pragma unroll
+    for (uint32_t i = 0; i < DEPTH; i++) {
+        send_for_starts(i < left);
+        firsts[i] = first, ends[i] = end;
+        if (i < left) send_for_tile(ring[i]);
+    }
+    send_for_starts(DEPTH < left);
+    __syncwarp();
+    await_copies();
+    __syncthreads();
 #pragma unroll
     for (uint32_t i = 0; i < DEPTH; i++)
-        if (ahead) send_for(ring[i]);
-    stage_inputs(product, weights.columns, slice * TILE_COLUMNS, slice_tiles, inputs);
-    __syncthreads();
+        if (i < left) send_for_escapes(ring[i], firsts[i], ends[i]);
 
     const Heads heads = lifted_heads(weights.base);
     const uint32_t up = lift(weights.base);
     float sums[INPUT_TILES][4] = {};
-    const uint32_t* start = weights.starts + tile;
     const uint4* input = inputs + (2 * part * product.batch + g) * 4 + t;
     const auto take = [&](Step& step) {
         uint32_t pairs[FRAGMENTS * PAIRS];
         join_tile(step.lane, heads, pairs);
         const uint32_t count = step.count, escape = step.escape;
-        if (ahead) send_for(step);
+        if (left > DEPTH) {
+            send_for_tile(step);
+            send_for_escapes(step, first, end);
+        }
+        send_for_starts(left > DEPTH + 1);
+        left--;
         if (count)
             patch_tile(
-                patches[warp], weights.escapes, start, count, escape,
+                patches[warp], weights.escapes, next_start - (DEPTH + 2) * parts, count, escape,
                 [up](uint32_t pattern) { return lifted(pattern, up); }, pairs);
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++)
@@ -152,12 +174,11 @@ __device__ __forceinline__ void multiply(const Weights& weights, const Product& 
                 multiply_fragment(sums[n], pairs + 8 * half + 4, in.z, in.w);
             }
         input += 8 * parts * product.batch;
-        start += parts;
     };
-    for (uint32_t i = 0; i < steps; i += DEPTH)
+    while (left)
 #pragma unroll
         for (uint32_t k = 0; k < DEPTH; k++)
-            if (i + k < steps) take(ring[k]);
+            if (left) take(ring[k]);
 
     // Of each warp 16 rows for each input; a patch has room for 32 inputs.
     float* of_warps = reinterpret_cast<float*>(patches);
@@ -218,13 +239,13 @@ __device__ __forceinline__ void multiply(const Weights& weights, const Product& 
 
 // For up to 8, 16 and 32 rows of x.
 
-extern "C" __global__ void __launch_bounds__(256, 3)
+extern "C" __global__ void __launch_bounds__(256, 2)
     w12_linear_8(Weights weights, Product product) {
     DYNAMIC_SHARED(uint4, inputs);
     multiply<1>(weights, product, inputs);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3)
+extern "C" __global__ void __launch_bounds__(256, 2)
     w12_linear_16(Weights weights, Product product) {
     DYNAMIC_SHARED(uint4, inputs);
     multiply<2>(weights, product, inputs);

@@ -6,8 +6,8 @@
     same = nz.decompress(c)         # every bit of it
     nz.explain(c).reasons           # where the bits go, and why
 
-Importing neuzip_rs imports no array framework; `nz.nn`, `nz.optim`, `nz.safetensors`, `nz.save` and
-`nz.load` are loaded when they are first used.
+Importing neuzip_rs imports no array framework; `nz.cuda`, `nz.nn`, `nz.optim`, `nz.safetensors`,
+`nz.save` and `nz.load` are loaded when they are first used.
 """
 
 from importlib import import_module
@@ -24,6 +24,8 @@ from neuzip_rs._native import CompressedTensor, __version__, simd_tier
 from neuzip_rs._tensor import compress, decompress
 
 if TYPE_CHECKING:
+    import neuzip_rs.cuda as cuda
+    import neuzip_rs.models as models
     import neuzip_rs.nn as nn
     import neuzip_rs.optim as optim
     import neuzip_rs.safetensors as safetensors
@@ -40,10 +42,12 @@ __all__ = [
     "UnsupportedVersionError",
     "__version__",
     "compress",
+    "cuda",
     "decompress",
     "estimate",
     "explain",
     "load",
+    "models",
     "nn",
     "open",
     "optim",
@@ -54,10 +58,13 @@ __all__ = [
 
 # Name -> (module, attribute of it; None for the module itself).
 _LAZY: Final[dict[str, tuple[str, str | None]]] = {
+    "cuda": ("neuzip_rs.cuda", None),
     "estimate": ("neuzip_rs._explain", "estimate"),
     "explain": ("neuzip_rs._explain", "explain"),
     "dcp": ("neuzip_rs.dcp", None),
+    "fsdp": ("neuzip_rs.fsdp", None),
     "load": ("neuzip_rs.state", "load"),
+    "models": ("neuzip_rs.models", None),
     "nn": ("neuzip_rs.nn", None),
     "open": ("neuzip_rs.original", "open"),
     "optim": ("neuzip_rs.optim", None),

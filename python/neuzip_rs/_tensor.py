@@ -33,6 +33,7 @@ def compress(
         dtype: What raw bytes hold ("bfloat16", `torch.bfloat16`, `numpy.float32`, ...), which
             compresses them better. An array knows its own type, and only that may be named.
         level: "fast", "default" or "max", which is smaller, slow to make and slower to decode.
+            Floats on a CUDA device are compressed there by "fast", if CuPy is installed.
         base: An array of the same type and shape that `x` is close to, such as the checkpoint
             before, or that array compressed. Where it makes the result smaller, the difference is
             stored, and `decompress` needs the same base; `CompressedTensor.base_hash` tells.
@@ -46,6 +47,10 @@ def compress(
         TypeError: If `x` cannot be compressed (object, sparse, quantized, ...).
         ValueError: If an argument has a value it cannot have.
     """
+    if level == "fast" and base is None and dtype is None and _encodes(x):
+        from neuzip_rs.cuda._encode import compress_many
+
+        return compress_many([x])[0]
     source = _arrays.describe(x)
     if dtype is not None:
         source = _with_dtype(source, parse_dtype(dtype))
@@ -91,6 +96,8 @@ def decompress(
         base: The base the tensor was compressed against, or that base compressed; ignored where
             none is needed.
         device: Where to put the result, for torch and cupy; by default the CPU (cupy: its device).
+            On a CUDA device it is decoded there, if CuPy is installed (`neuzip_rs[cuda12]` or
+            `[cuda13]`); a base should be on it as well then.
         framework: "torch", "numpy", "cupy" or "bytes"; by default that of the array that was
             compressed. Plain bytes do not remember it: they become a numpy array.
         dtype: The element type to see the same bits as: one of the same width, or any type for raw
@@ -125,8 +132,12 @@ def decompress(
             raise OutputTooLargeError(message)
     if threads is not None:
         check_threads(threads)
-    base_data = None if base is None else _base_to_decompress(source, base)
     target = (remembered or "numpy") if framework is None else framework
+    if device is not None and out is None and dtype is None and _decodes_on(device, target, base):
+        from neuzip_rs.cuda._decode import decompress_one
+
+        return decompress_one(source, target, device, base, verify=verify)
+    base_data = None if base is None else _base_to_decompress(source, base)
     if dtype is not None:
         name, shape = _reinterpret(name, shape, parse_dtype(dtype))
         if framework is None and target == "bytes":
@@ -160,6 +171,27 @@ def decode_rows(c: CompressedTensor, key: _rows.Key) -> Array:
         return _rows.decode_bytes(c.dtype, c.shape, key, read)
     adapter = _arrays.adapter_for(c.framework or "numpy")
     return _rows.decode_rows(adapter, c.dtype, c.shape, key, read)
+
+
+def _decodes_on(device: Device, framework: str, base: object) -> bool:
+    """Whether the device is one that decodes by itself, and the base (if any) is on it as well."""
+    is_cuda = isinstance(device, int) or str(device).partition(":")[0] == "cuda"
+    if not is_cuda or framework not in {"torch", "cupy"}:
+        return False
+    if base is not None and not str(getattr(base, "device", "cpu")).startswith(("cuda", "<CUDA")):
+        return False
+    from neuzip_rs.cuda import is_available
+
+    return is_available()
+
+
+def _encodes(x: Array) -> bool:
+    """Whether `x` is on a device that encodes by itself."""
+    if not str(getattr(x, "device", "cpu")).startswith(("cuda", "<CUDA")):
+        return False
+    from neuzip_rs.cuda import is_available
+
+    return is_available()
 
 
 def _as_bytes(data: Array) -> "Buffer":

@@ -242,14 +242,20 @@ impl FloatHistogram {
         let folded = self.bits - bits;
         let (positive, negative) = self.halves();
         let first = self.first >> folded;
-        if with_sign {
-            let (positive, negative) = (fold(positive, folded), fold(negative, folded));
-            let pairs = positive.iter().zip(&negative);
-            (first << 1, pairs.flat_map(|(&p, &n)| [p, n]).collect())
-        } else {
-            let both: Vec<u32> = positive.iter().zip(negative).map(|(p, n)| p + n).collect();
-            (first, fold(&both, folded))
-        }
+        let counts = match folded {
+            0 => fold::<1>(positive, negative, with_sign),
+            1 => fold::<2>(positive, negative, with_sign),
+            2 => fold::<4>(positive, negative, with_sign),
+            3 => fold::<8>(positive, negative, with_sign),
+            _ => {
+                let sums = |half: &[u32]| -> Vec<u32> {
+                    let groups = half.chunks_exact(1 << folded);
+                    groups.map(|group| group.iter().sum()).collect()
+                };
+                fold::<1>(&sums(positive), &sums(negative), with_sign)
+            }
+        };
+        (first << u32::from(with_sign), counts)
     }
 
     /// Counts of the top `bits` magnitude bits, the sign above the lowest `below` of them, and the symbol
@@ -286,23 +292,24 @@ impl FloatHistogram {
     }
 }
 
-/// Adds `2^times` neighbours.
-fn fold(counts: &[u32], times: u32) -> Vec<u32> {
-    match times {
-        0 => counts.to_vec(),
-        1 => counts
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|&[a, b]| a + b)
-            .collect(),
-        2 => counts
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|&[a, b, c, d]| a + b + c + d)
-            .collect(),
-        _ => fold(&fold(counts, 2), times - 2),
+/// Sums of `N` neighbours: of both signs together, or with the sign as the lowest bit.
+fn fold<const N: usize>(positive: &[u32], negative: &[u32], with_sign: bool) -> Vec<u32> {
+    let pairs = positive
+        .as_chunks::<N>()
+        .0
+        .iter()
+        .zip(negative.as_chunks::<N>().0)
+        .map(|(p, n)| [p.iter().sum::<u32>(), n.iter().sum()]);
+    if with_sign {
+        let mut counts = vec![0; 2 * (positive.len() / N)];
+        let places = counts.as_chunks_mut::<2>().0;
+        places
+            .iter_mut()
+            .zip(pairs)
+            .for_each(|(to, pair)| *to = pair);
+        counts
+    } else {
+        pairs.map(|[p, n]| p + n).collect()
     }
 }
 

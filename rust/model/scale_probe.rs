@@ -3,11 +3,14 @@
 //!
 //! Variances are those of binary logarithms, in units of 2^-32. Integers only.
 
+use std::marker::PhantomData;
+
 use super::fixed_point::FixedPoint;
-use super::log2::LOG2_FRACTION_BITS;
+use super::log2::{LOG2_FRACTION_BITS, log2};
 use super::sample::jitter;
 use super::scale_fit::{Matrix, log_of_mean};
 use crate::planes::words::Word;
+use crate::simd::Task;
 
 /// Rows of the probe, and columns in groups of neighbours.
 const ROWS: usize = 128;
@@ -32,10 +35,11 @@ impl Spread {
             return Self::default();
         }
         let mean = logs.iter().sum::<i64>() / logs.len() as i64;
-        // Logarithms are below 2^22 in size, and there are less than 2^48 of them.
+        // Logarithms are below 2^22 in size, and there are less than 2^48 of them: sums of 2^16 squares fit.
+        let square = |log: &i64| (log - mean) * (log - mean);
         let squares: i128 = logs
-            .iter()
-            .map(|log| i128::from((log - mean) * (log - mean)))
+            .chunks(1 << 16)
+            .map(|logs| i128::from(logs.iter().map(square).sum::<i64>()))
             .sum();
         let middle = logs.len() / 2;
         Self {
@@ -63,8 +67,31 @@ pub(super) struct Probe {
     pub(super) noise: i64,
 }
 
+/// The making of a [`Probe`].
+struct Look<'a, W> {
+    matrix: &'a Matrix<'a>,
+    word: PhantomData<W>,
+}
+
+impl<W: Word> Task for Look<'_, W> {
+    type Output = Probe;
+
+    #[inline(always)]
+    fn run(self) -> Probe {
+        Probe::look::<W>(self.matrix)
+    }
+}
+
 impl Probe {
     pub(super) fn new<W: Word>(matrix: &Matrix<'_>) -> Self {
+        matrix.kernels.run(Look::<W> {
+            matrix,
+            word: PhantomData,
+        })
+    }
+
+    #[inline(always)]
+    fn look<W: Word>(matrix: &Matrix<'_>) -> Self {
         let (rows, columns) = (matrix.rows(), matrix.columns);
         let groups = (columns / GROUP_COLUMNS).clamp(1, GROUPS);
         let group_step = columns.div_ceil(GROUP_COLUMNS) / groups;
@@ -98,6 +125,7 @@ impl Probe {
         Self::of_magnitudes(fixed, &magnitudes, width)
     }
 
+    #[inline(always)]
     fn of_magnitudes(fixed: FixedPoint, magnitudes: &[u32], width: usize) -> Self {
         let sum = |part: &[u32]| part.iter().map(|&value| u64::from(value)).sum::<u64>();
         let half = width / 2;
@@ -127,7 +155,7 @@ impl Probe {
         let column_logs = columns
             .iter()
             .filter(|&&sum| sum > 0)
-            .map(|&sum| log_of_mean(sum, 1));
+            .map(|&sum| log2(sum) as i64);
         let of_columns = Spread::of(column_logs.collect());
         Self {
             fixed,

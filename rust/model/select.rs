@@ -4,6 +4,8 @@
 //! [`super::select_bytes`] is for everything else. Estimates are integers taken from fixed samples:
 //! the same input gives the same models everywhere.
 
+use std::cell::OnceCell;
+
 use super::Model;
 use super::float_cut::{FloatCut, FloatLayout, SignPlace};
 use super::histogram::FloatHistogram;
@@ -35,6 +37,8 @@ const PARALLEL_ELEMENTS: usize = 1 << 21;
 const WORTHWHILE: u64 = 1019;
 /// Cuts are fitted exactly while their estimates are within a 512th of the best.
 const CLOSE_CUTS_LOG2: u32 = 9;
+/// Where octaves lie changes the order of cuts by less than a 64th.
+const KEPT_CUTS_LOG2: u32 = 6;
 
 /// A model and what it is estimated to take, in bytes.
 #[derive(Clone, Debug)]
@@ -254,6 +258,8 @@ struct Cuts<'a> {
     joint_limit: u32,
     scaled: bool,
     ways: Vec<FloatCut>,
+    /// The estimate of each way, made when it is first asked for; `None` for ways that are not possible.
+    sizes: OnceCell<Vec<Option<u64>>>,
 }
 
 impl<'a> Cuts<'a> {
@@ -280,6 +286,7 @@ impl<'a> Cuts<'a> {
             joint_limit,
             scaled: scale.is_some(),
             ways: Vec::new(),
+            sizes: OnceCell::new(),
             histogram,
         };
         cuts.list(cuts.histogram.constant_sign());
@@ -312,14 +319,30 @@ impl<'a> Cuts<'a> {
             SignPlace::Second => !apart && cut.second > 0,
         });
         self.ways = ways.collect();
+        self.sizes.take();
     }
 
     /// Estimates of the cuts that are possible, in the order of their number.
     fn estimates(&self) -> impl Iterator<Item = (u64, &FloatCut)> {
         let estimate = |cut| FloatCut::estimate(cut, self.input, self.sample, &self.histogram);
-        self.ways
-            .iter()
-            .filter_map(move |cut| Some((estimate(cut)?, cut)))
+        let sizes = self
+            .sizes
+            .get_or_init(|| self.ways.iter().map(estimate).collect());
+        let sizes = sizes.iter().zip(&self.ways);
+        sizes.filter_map(|(size, cut)| Some(((*size)?, cut)))
+    }
+
+    /// Gives up the ways that are a 64th larger than the smallest.
+    fn keep_close(&mut self) {
+        let Some(least) = self.smallest_estimate() else {
+            return;
+        };
+        let sizes = self.sizes.take().unwrap_or_default();
+        let mut keep = sizes.into_iter().map(|size| {
+            let limit = least + (least >> KEPT_CUTS_LOG2);
+            size.is_some_and(|size| size <= limit)
+        });
+        self.ways.retain(|_| keep.next().unwrap_or(true));
     }
 
     /// Takes the number of steps off all magnitudes that makes the smallest estimate, and returns it.
@@ -337,6 +360,7 @@ impl<'a> Cuts<'a> {
         });
         match lowered.min_by_key(|&(size, ..)| size) {
             Some((size, steps, histogram)) if size < least => {
+                self.keep_close();
                 self.histogram = histogram;
                 steps
             }

@@ -16,6 +16,9 @@ use crate::options::Level;
 /// Elements of a segment that kinds are compared on, and those that show whether a kind still fits.
 const SEARCH_ELEMENTS: usize = 1 << 12;
 const CHECK_ELEMENTS: usize = 1 << 11;
+/// Elements that show whether anything can be saved: less than a 512th on these is nothing.
+const RAW_ELEMENTS: usize = 1 << 13;
+const RAW_WITHIN_LOG2: u32 = 9;
 /// A kind is kept while its estimate stays within a 64th.
 const KEPT_WITHIN_LOG2: u32 = 6;
 
@@ -80,7 +83,11 @@ pub(crate) fn select_generic<'a>(
             let bytes = found.bytes;
             return Some((Chosen::Records(Box::new(found)), bytes));
         }
-        let best = kind.candidate(&input, usize::MAX);
+        let best = if kind.saves(&input) {
+            kind.candidate(&input, usize::MAX)
+        } else {
+            None
+        };
         let best = best.filter(|best| input.is_worthwhile(best.bytes));
         let size = best
             .as_ref()
@@ -158,6 +165,12 @@ impl Kind {
             }
         };
         size.map_or(u64::MAX, |size| size.min(input.bytes.len() as u64))
+    }
+
+    /// Whether a sample is smaller at all, before everything is counted.
+    fn saves(self, input: &Input<'_>) -> bool {
+        let len = input.bytes.len() as u64;
+        input.level == Level::Max || self.size(input, RAW_ELEMENTS) + (len >> RAW_WITHIN_LOG2) < len
     }
 
     /// [`Kind::size`] on fewer elements, in 1/65536 of the input.

@@ -30,14 +30,16 @@ const BLOCK_BYTES: [usize; 19] = [
 const SEARCH_BYTES: usize = 1 << 15;
 /// Records of each length that are looked at first, and the lengths that are then compared on more bytes.
 const PROBE_RECORDS: usize = 64;
+/// As neighbours at so many places: small tensors may lie before those that are quantised.
+const PROBE_PLACES: usize = 4;
 const PROBED_LENGTHS: usize = 6;
 /// What the places of those records must save together: noise saves nothing.
 const PROBE_GAIN: u64 = 64 * ONE_BIT;
 /// One of so many records of a segment shows its classes where the length is known, as neighbours of so many.
 const PART_LOG2: u32 = 2;
 const PART_RECORDS: usize = 64;
-/// The length is kept while what records take grows by no more than a 64th.
-const KEPT_WITHIN_LOG2: u32 = 6;
+/// The length is kept while what records take grows by no more than a 256th.
+const KEPT_WITHIN_LOG2: u32 = 8;
 /// Bytes in which repetitions are looked for, and the longest distance.
 const REPEAT_BYTES: usize = 1 << 14;
 const MAX_DISTANCE: usize = 1 << 12;
@@ -155,11 +157,15 @@ fn promising(bytes: &[u8], start: usize, lengths: Vec<usize>) -> Vec<usize> {
     let mut gains: Vec<(u64, usize)> = lengths
         .into_iter()
         .map(|length| {
-            let bytes = &bytes[..bytes.len().min(PROBE_RECORDS * length)];
-            let places = count_places(bytes, start, length);
+            let run = bytes.len().min(PROBE_RECORDS / PROBE_PLACES * length);
+            let mut places = vec![[[0; HALF]; 2]; length];
+            for place in 0..PROBE_PLACES {
+                let at = (bytes.len() - run) * place / (PROBE_PLACES - 1);
+                add_places(&bytes[at..at + run], start + at, &mut places);
+            }
             let lengths = code_lengths(&sum(places.iter()));
             let gain = |(counts, lengths): (&[u32; HALF], &[u64; HALF])| {
-                coded_half(counts, lengths).saturating_sub(half_cost(counts))
+                coded_half(counts, lengths).saturating_sub(table_cost(counts))
             };
             let halves = places.iter().flat_map(|counts| counts.iter().zip(&lengths));
             let gain: u64 = halves.map(gain).sum();
@@ -260,14 +266,17 @@ fn count_times_log2(count: u32) -> u64 {
 
 fn half_cost(counts: &[u32; HALF]) -> u64 {
     let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
+    table_cost(counts).min(total * 4 * ONE_BIT)
+}
+
+fn table_cost(counts: &[u32; HALF]) -> u64 {
+    let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
     let used = counts.iter().filter(|&&count| count > 0).count() as u64;
     let own = counts
         .iter()
         .map(|&count| count_times_log2(count))
         .sum::<u64>();
-    let coded =
-        (total * log2(total)).saturating_sub(own) + used.saturating_sub(1) * log2(total) / 2;
-    coded.min(total * 4 * ONE_BIT)
+    (total * log2(total)).saturating_sub(own) + used.saturating_sub(1) * log2(total) / 2
 }
 
 fn add(to: &mut Counts, from: &Counts) {
@@ -460,5 +469,79 @@ impl Layout {
             models,
             bytes: total,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::Threads;
+    use crate::simd::Kernels;
+
+    fn noise(len: usize, mut seed: u64) -> Vec<u8> {
+        let mut next = || {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 56) as u8
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    /// Noise in which the first byte of each record, or some more of a long one, is one of four values.
+    fn blocks(len: usize, record_bytes: usize) -> Vec<u8> {
+        let mut bytes = noise(len, 7);
+        for record in bytes.chunks_mut(record_bytes) {
+            let few = record.len().min(record_bytes.div_ceil(16));
+            for byte in &mut record[..few] {
+                *byte = 0x2c + *byte % 4;
+            }
+        }
+        bytes
+    }
+
+    fn input(bytes: &[u8]) -> Input<'_> {
+        Input {
+            bytes,
+            chunk_bytes: bytes.len(),
+            level: Level::Default,
+            threads: Threads::new(1),
+            kernels: Kernels::scalar(),
+        }
+    }
+
+    #[test]
+    fn noise_promises_nothing() {
+        for seed in 0..20 {
+            let bytes = noise(SEARCH_BYTES, seed);
+            assert!(promising(&bytes, 0, BLOCK_BYTES.to_vec()).is_empty());
+        }
+    }
+
+    #[test]
+    fn every_length_is_found_in_a_few_records() {
+        for record_bytes in BLOCK_BYTES {
+            let bytes = blocks(1 << 17, record_bytes);
+            let mut period = Period::Unknown;
+            let found = period.records(&input(&bytes), 0, bytes.len() as u64);
+            let found = found.map_or(0, |plan| plan.class_of.len());
+            // Multiples of a length show the same.
+            assert!(
+                found > 0 && found % record_bytes == 0,
+                "{record_bytes}: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn records_go_on_at_any_place_and_end_with_them() {
+        let bytes = blocks(3 << 17, 18);
+        let segments: Vec<&[u8]> = bytes.chunks(1 << 17).collect();
+        let mut period = Period::Unknown;
+        let first = period.records(&input(segments[0]), 0, 1 << 17).unwrap();
+        let again = period.again(&input(segments[1]), 1 << 17).unwrap();
+        assert_eq!(again.class_of, first.class_of);
+        let other = noise(1 << 17, 3);
+        assert!(period.again(&input(&other), 2 << 17).is_none());
     }
 }

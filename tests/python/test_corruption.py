@@ -175,7 +175,6 @@ def _spoil(stream: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.slow
 def test_ten_thousand_random_corruptions() -> None:
     rng = random.Random(0)
     whole = list(STREAMS.values())

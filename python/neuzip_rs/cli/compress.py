@@ -19,14 +19,18 @@ from neuzip_rs.cli.places import (
     source_kind,
 )
 from neuzip_rs.cli.removal import check_restorable, remove_source
+from neuzip_rs.cli.report import percent
 from neuzip_rs.cli.session import Session, UsageError
 from neuzip_rs.cli.staging import Staging, staged_places
 from neuzip_rs.cli.streams import compress_stream, compress_to_stream, open_source, open_target
 from neuzip_rs.directory.check import verify_directory
 from neuzip_rs.directory.content import COMPRESSED_KINDS
 from neuzip_rs.directory.pack import compress_directory
+from neuzip_rs.directory.places import check_places
 from neuzip_rs.directory.transfer import DirectoryResult
 from neuzip_rs.directory.tree import keep_attributes
+from neuzip_rs.models import compress as compress_model
+from neuzip_rs.models import done, find, read, write
 from neuzip_rs.remote import is_url
 
 
@@ -39,6 +43,7 @@ def compress(
     threads: options.Threads = 0,
     base: options.Base = None,
     keyframe_every: options.KeyframeEvery = None,
+    models: options.Models = False,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
     no_progress: options.NoProgress = False,
@@ -55,6 +60,10 @@ def compress(
     before, in the order of the numbers in their names, and every Nth stands alone, so that at
     most N have to be read to restore one. Files say where their base is; keep them together.
 
+    With --models each PATH is a folder with any number of models below it: every one is compressed
+    into the same place below DIR-nz (or -o), and appears there when it is complete. What is done is
+    recorded in neuzip_models.json; the same command again goes on, and takes what has changed.
+
     --json prints: path, output (null: standard output), kind, original_bytes, compressed_bytes,
     ratio (compressed / original), seconds; for a directory also files and compressed_files; after
     an error only path and error.
@@ -65,6 +74,8 @@ def compress(
         try:
             places = staged_places(staging, paths, output, force, remove=remove)
             places.check(paths, remove=remove, as_json=as_json)
+            if models:
+                _check_models(base, keyframe_every, remove)
             chain = _chain(staging, paths, output, base, keyframe_every)
         except UsageError as error:
             session.refuse(str(error))
@@ -73,7 +84,14 @@ def compress(
         work = _Compression(
             *(session, places, level.value, count, remove, base, chain, keyframe_every, staging)
         )
-        session.run(paths, lambda path: staging.run(path, work.path, overwrite=force))
+        do = work.models if models else work.path
+        session.run(paths, lambda path: staging.run(path, do, overwrite=force or models))
+
+
+def _check_models(base: str | None, keyframe_every: int | None, remove: bool) -> None:
+    if base is not None or keyframe_every is not None or remove:
+        message = "--models goes with neither --base nor --keyframe-every nor --rm"
+        raise UsageError(message)
 
 
 @dataclass(slots=True)
@@ -145,6 +163,46 @@ class _Compression:
             self._file(path, Path(path), Path(path).name)
         else:
             self._stream(path)
+
+    def models(self, path: str) -> None:
+        """Compresses all models below one PATH."""
+        root = located(path)
+        if not root.is_dir():
+            message = f"{path}: --models needs a folder with models in it"
+            raise UsageError(message)
+        name = compressed_name(root.name, SourceKind.FOLDER, "")
+        target = self.places.folder_target(path, name)
+        check_places(root, target, overwrite=True)
+        started = perf_counter()
+        names = find(root)
+        if not names:
+            message = f"{path}: no models in it"
+            raise ValueError(message)
+        records = read(target)
+        for model in names:
+            before = done(root, target, model, level=self.level)
+            if before is not None:
+                records[model] = before
+                self.session.note(f"{model}: done before")
+                continue
+            with self.session.progress("compressing", model) as progress:
+                record = compress_model(
+                    root,
+                    target,
+                    model,
+                    level=self.level,
+                    threads=self.threads,
+                    progress=progress,
+                    note=self.session.note,
+                )
+            records[model] = record
+            share = percent(record.stored_bytes, record.original_bytes)
+            self.session.note(f"{model}: {share}")
+        write(target, records.values())
+        found = [records[model] for model in names]
+        sizes = sum(r.original_bytes for r in found), sum(r.stored_bytes for r in found)
+        more = {"models": len(found), "files": sum(r.files for r in found)}
+        self._report(path, target, "models", sizes, started, more)
 
     def _base(self, target: Path | None) -> Base | None:
         if self.chain is not None:

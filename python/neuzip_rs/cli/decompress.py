@@ -20,6 +20,8 @@ from neuzip_rs.directory.content import COMPRESSED_KINDS
 from neuzip_rs.directory.manifest import Manifest
 from neuzip_rs.directory.restore import decompress_directory
 from neuzip_rs.directory.tree import keep_attributes
+from neuzip_rs.models import MODELS_NAME, read
+from neuzip_rs.models import decompress as decompress_model
 from neuzip_rs.remote import Places as RemotePlaces
 from neuzip_rs.remote import download, is_url
 from neuzip_rs.remote.download import original_pieces
@@ -88,7 +90,7 @@ class _Decompression:
         """Restores a file at a URL, while it comes."""
         self._check_base()
         source = self.staging.place(path)
-        target = self.places.target(str(source), self._name(source, SourceKind.FILE))
+        target = self.places.target(str(source), self._name(source.name, SourceKind.FILE))
         started = perf_counter()
         with self.session.progress("decompressing", source) as progress:
             if target is None or is_device(target):
@@ -136,7 +138,34 @@ class _Decompression:
         else:
             self._stream(path)
 
+    def _models(self, path: str, source: Path, name: str) -> None:
+        target = self.places.folder_target(str(source), self._name(name, SourceKind.FOLDER))
+        started = perf_counter()
+        records = read(source)
+        compressed = original = 0
+        for model in records:
+            if self.remove:
+                message = f"{path}: --rm is for one model, not for a folder of them"
+                raise UsageError(message)
+            with self.session.progress("decompressing", model) as progress:
+                sizes = decompress_model(
+                    source,
+                    target,
+                    model,
+                    threads=self.threads,
+                    overwrite=self.places.force,
+                    max_output_size=self.limit,
+                    progress=progress,
+                    note=self.session.note,
+                )
+            compressed, original = compressed + sizes[0], original + sizes[1]
+        counts = {"models": len(records), "files": sum(r.files for r in records.values())}
+        self._report(path, target, "models", (compressed, original), started, counts)
+
     def _folder(self, path: str, source: Path, name: str) -> None:
+        if (source / MODELS_NAME).is_file():
+            self._models(path, source, name)
+            return
         # What is wrong with the folder counts for more than what is wrong with its name.
         Manifest.read_from(source)
         target = self.places.folder_target(str(source), self._name(name, SourceKind.FOLDER))

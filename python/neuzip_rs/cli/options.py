@@ -61,6 +61,9 @@ KeyframeEvery = Annotated[
         help="Store checkpoints as differences from the one before, every Nth as it is.",
     ),
 ]
+Models = Annotated[
+    bool, typer.Option("--models", help="Each PATH is a folder of models, done one by one.")
+]
 Remove = Annotated[
     bool, typer.Option("--rm", help="Remove each source after checking what was written.")
 ]

@@ -1,9 +1,10 @@
 """What W12 needs of a GPU: launches on torch's current stream, scratch memory, a few figures."""
 
-from functools import cache
 from importlib import import_module
-from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+from neuzip_rs.cuda import _runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,15 +14,8 @@ Tensor: TypeAlias = Any
 TorchDevice: TypeAlias = Any
 Module: TypeAlias = Any
 # CuPy's, likewise.
-RawModule: TypeAlias = Any
 RawKernel: TypeAlias = Any
 
-_HERE: Final = Path(__file__).resolve()
-# In the package, and before it is built in the repository.
-_SOURCES: Final = next(
-    folder for folder in (_HERE.parent / "sources", _HERE.parents[3] / "cuda") if folder.is_dir()
-)
-_CUPY_EXTRAS: Final = "cuda12]' or 'neuzip_rs[cuda13"
 # Streams of which a process keeps scratch memory; beyond, it is made for each product.
 _MAX_WORKSPACES: Final = 64
 _MIN_TICKETS: Final = 4096
@@ -55,27 +49,20 @@ class Device(Protocol):
     ) -> None:
         """Launches a kernel of cuda/`source`.cu on torch's current stream."""
 
-    def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
-        """Addresses of that many FP32, and of tickets: 32-bit zeros that kernels leave zero."""
+    def workspace(self, partial_sums: int, tickets: int) -> tuple[Tensor, Tensor]:
+        """At least that many FP32, and tickets: 32-bit zeros that kernels leave zero."""
 
 
-def needed(name: str, extra: str) -> Module:
-    """Imports a package that is not installed with neuzip_rs itself.
-
-    Args:
-        name: The package.
-        extra: Of neuzip_rs, which brings it along.
-
-    Returns:
-        The module.
+def torch() -> Module:
+    """The module torch.
 
     Raises:
-        ImportError: If it is not there; says what to install.
+        ImportError: If it is not installed; the message names the extra.
     """
     try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        message = f"W12 needs {name}: pip install 'neuzip_rs[{extra}]'"
+        return import_module("torch")
+    except ImportError as error:
+        message = "W12 needs torch, which cannot be imported: install neuzip_rs[torch]"
         raise ImportError(message) from error
 
 
@@ -109,13 +96,15 @@ class _Gpu:
     """A CUDA device, through CuPy."""
 
     def __init__(self, device: TorchDevice) -> None:
-        self._cupy = needed("cupy", _CUPY_EXTRAS)
-        self._torch = needed("torch", "torch")
+        _runtime.cupy()
+        self._torch = torch()
         self._device = device
         self._properties = self._torch.cuda.get_device_properties(device)
+        self._kernels: dict[str, RawKernel] = {}
         self._workspaces: dict[int, tuple[Tensor, Tensor]] = {}
         self._captured_tickets: Tensor | None = None
         self._captured_used = 0
+        self._lock = Lock()
 
     @property
     def multiprocessors(self) -> int:
@@ -140,15 +129,13 @@ class _Gpu:
     ) -> None:
         stream = self._torch.cuda.current_stream(self._device).cuda_stream
         blocks: tuple[int, ...] = (grid,) if isinstance(grid, int) else grid
-        cuda = self._cupy.cuda
-        with cuda.Device(self._device.index), cuda.ExternalStream(stream):
-            _kernel(self._cupy, source, kernel)(
-                blocks, (block,), arguments, shared_mem=shared_bytes
-            )
+        with _runtime.on(self._device.index, stream):
+            function = self._kernels.get(kernel)
+            if function is None:
+                function = self._kernels[kernel] = _runtime.kernel(source, kernel)
+            function(blocks, (block,), arguments, shared_mem=shared_bytes)
 
-    def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
-        if not partial_sums:
-            return 0, 0
+    def workspace(self, partial_sums: int, tickets: int) -> tuple[Tensor, Tensor]:
         if self._torch.cuda.is_current_stream_capturing():
             return self._captured_workspace(partial_sums, tickets)
         if self._captured_tickets is None:
@@ -162,34 +149,25 @@ class _Gpu:
             found = self._empty(sizes[0]), self._zeros(sizes[1])
             if stream in self._workspaces or len(self._workspaces) < _MAX_WORKSPACES:
                 self._workspaces[stream] = found
-        return found[0].data_ptr(), found[1].data_ptr()
+        return found
 
-    def _captured_workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
+    def _captured_workspace(self, partial_sums: int, tickets: int) -> tuple[Tensor, Tensor]:
         """Scratch memory of a launch in a graph, which may be replayed next to anything else.
 
         Tickets of its own, never given to another: zeroing them would be a node of the graph. A
         graph's memory goes back to the graph when its tensor does, and is used again in order.
         """
         partial = self._empty(partial_sums)
-        slab, first = self._captured_tickets, self._captured_used
+        slab = self._captured_tickets
+        with self._lock:
+            first = self._captured_used
+            self._captured_used += tickets
         if slab is None or first + tickets > slab.numel():
-            return partial.data_ptr(), self._zeros(tickets).data_ptr()
-        self._captured_used += tickets
-        return partial.data_ptr(), slab[first:].data_ptr()
+            return partial, self._zeros(tickets)
+        return partial, slab[first:]
 
     def _empty(self, count: int) -> Tensor:
         return self._torch.empty(count, dtype=self._torch.float32, device=self._device)
 
     def _zeros(self, count: int) -> Tensor:
         return self._torch.zeros(count, dtype=self._torch.int32, device=self._device)
-
-
-@cache
-def _module(cupy: Module, source: str) -> RawModule:
-    code = (_SOURCES / f"{source}.cu").read_text()
-    return cupy.RawModule(code=code, options=("-std=c++17", f"-I{_SOURCES}"))
-
-
-@cache
-def _kernel(cupy: Module, source: str, name: str) -> RawKernel:
-    return _module(cupy, source).get_function(name)

@@ -71,8 +71,8 @@ class Tuning:
     # Blocks of a multiprocessor that keep memory busy, and what fewer cost more, in sixteenths.
     busy_blocks: int = 2
     idle_sixteenths: int = 8
-    # Tiles of a warp below which no slice is made: its pipeline holds two.
-    warp_tiles: int = 2
+    # Tiles of a warp below which no slice is made: its pipeline holds three.
+    warp_tiles: int = 3
 
 
 DEFAULT: Final = Tuning()

@@ -21,7 +21,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from neuzip_rs.cuda._w12_device import Device, Module, Tensor, TorchDevice, device_of, needed
+from neuzip_rs.cuda import _w12_device
+from neuzip_rs.cuda._w12_device import Device, Module, Tensor, TorchDevice, device_of
 from neuzip_rs.cuda._w12_plan import (
     MAX_BATCH,
     THREADS,
@@ -117,7 +118,7 @@ def pack(
         TypeError: If `weight` is no BF16 tensor.
         ValueError: If it is no matrix, or not on a GPU.
     """
-    torch = needed("torch", "torch")
+    torch = _w12_device.torch()
     if not isinstance(weight, torch.Tensor) or weight.dtype is not torch.bfloat16:
         message = f"W12 packs BF16 tensors, not {getattr(weight, 'dtype', type(weight).__name__)}"
         raise TypeError(message)
@@ -179,7 +180,7 @@ def unpack(weight: W12) -> Tensor:
     Returns:
         BF16 `[outputs, inputs]` on the same device.
     """
-    torch = needed("torch", "torch")
+    torch = _w12_device.torch()
     plain = torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)
     _decode(weight, 0, plain)
     return plain
@@ -216,7 +217,7 @@ def linear(
         TypeError: If `x` or `bias` is no BF16 tensor.
         ValueError: If shapes or devices do not fit, or a gradient would be needed.
     """
-    torch = needed("torch", "torch")
+    torch = _w12_device.torch()
     if not isinstance(weight, W12):
         return torch.nn.functional.linear(x, weight, bias)
     _check(torch, x, weight, bias)
@@ -271,7 +272,9 @@ def _fused(
         x = x.clone(memory_format=torch.contiguous_format)
     if bias is not None:
         bias = bias.contiguous()
-    partial, tickets = device.workspace(launch.partial_sums(batch), launch.groups)
+    partial = tickets = None
+    if launch.slices > 1:
+        partial, tickets = device.workspace(launch.partial_sums(batch), launch.groups)
     weights = _by_value(
         _WEIGHTS,
         *(weight.tiles.data_ptr(), weight.starts.data_ptr(), weight.escapes.data_ptr()),
@@ -279,8 +282,8 @@ def _fused(
     )
     product = _by_value(
         _PRODUCT,
-        *(x.data_ptr(), x.stride(0), batch, 0 if bias is None else bias.data_ptr(), y.data_ptr()),
-        *(launch.row_warps_log2, launch.slice_tiles, partial, tickets),
+        *(x.data_ptr(), x.stride(0), batch, _address(bias), y.data_ptr()),
+        *(launch.row_warps_log2, launch.slice_tiles, _address(partial), _address(tickets)),
     )
     device.launch(
         *("w12_linear", launch.kernel, (launch.groups, launch.slices), THREADS, weights, product),
@@ -325,6 +328,10 @@ def _grid(device: Device, tile_count: int) -> int:
 
 def _pointer(tensor: Tensor) -> np.uint64:
     return np.uint64(tensor.data_ptr())
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else int(tensor.data_ptr())
 
 
 def _by_value(layout: Struct, *values: int) -> np.void:

@@ -165,7 +165,11 @@ class LocalWriter(FileSystemWriter):
         if item.type == WriteItemType.BYTE_IO:
             raw = cast("io.BytesIO", data).getbuffer()
             return nz.compress(raw, level=self._level, threads=self._threads)
-        tensor = cast("torch.Tensor", data).detach().cpu()
+        tensor = cast("torch.Tensor", data).detach()
+        if type(tensor) is not torch.Tensor:
+            # Classes that hold their elements elsewhere, as `neuzip_rs.fsdp` has one.
+            tensor = tensor.clone()
+        tensor = tensor.cpu()
         before: torch.Tensor | None = None
         if base is not None and tensor.numel():
             offsets = item.index.offset or [0] * tensor.dim()

@@ -67,7 +67,7 @@ def compress_(
         parameter
         for parameter in chosen
         if _is_to_change(parameter, rounding)
-        and parameter.numel() >= max(min_numel, 1)
+        and (is_lazy(parameter) or parameter.numel() >= max(min_numel, 1))
         and id(parameter) not in overlapping
     ]
     for parameter in to_compress:

@@ -95,7 +95,8 @@ def memory_report(module: nn.Module) -> MemoryReport:
         decoded = tensor.numel() * tensor.itemsize
         storage = _storage(stored)
         held[storage] = max(held.get(storage, 0), _storage_bytes(stored))
-        plain[storage] = max(plain.get(storage, 0), decoded if weight else _storage_bytes(stored))
+        whole = _storage_bytes(stored) if weight is None else decoded
+        plain[storage] = max(plain.get(storage, 0), whole)
         rounding = None if weight is None else weight.record.rounding
         rows.append(
             TensorMemory(

@@ -154,11 +154,11 @@ def _split_blocks(blocks: torch.Tensor, precision: int) -> tuple[torch.Tensor, t
 
     scale = mantissas
     best = _round_(exact / scale, precision)
-    error = _error(best, scale, exact, precision, unit)
+    error = _error(best, scale, exact, precision, unit, dtype)
     for index in range(_TRIED_SCALES):
         tried = exact.new_tensor(2 ** (index / _TRIED_SCALES)).to(dtype).float()
         other = _round_(exact / tried, precision)
-        its_error = _error(other, tried, exact, precision, unit)
+        its_error = _error(other, tried, exact, precision, unit, dtype)
         better = its_error < error
         if highest.any():
             # What is rounded up beyond the largest might overflow.
@@ -194,6 +194,7 @@ def _error(
     exact: torch.Tensor,
     precision: int,
     unit: torch.Tensor,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """The squared error of each block, as an integer: a sum that has the same value everywhere.
 
@@ -201,6 +202,8 @@ def _error(
     13 bits more, squares fit into 32.
     """
     difference = quotients * scale
+    if dtype != torch.float32:
+        difference = difference.to(dtype).float()
     difference -= exact
     difference *= unit
     difference *= 2.0 ** (13 + precision)

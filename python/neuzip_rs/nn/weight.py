@@ -126,7 +126,9 @@ class CompressedWeight(torch.Tensor):
         if geometry.cast is not None:
             # Before the view: a cast of overlapping elements would be laid out differently.
             flat = flat.to(geometry.cast)
-        return flat.as_strided(geometry.size, geometry.stride, geometry.offset - start)
+        # Counted from the start of the memory, of which `flat` may be a part.
+        offset = flat.storage_offset() + geometry.offset - start
+        return flat.as_strided(geometry.size, geometry.stride, offset)
 
     def decoded(self) -> torch.Tensor:
         """Decodes it into a plain tensor in memory of its own."""
@@ -191,9 +193,8 @@ class CompressedWeight(torch.Tensor):
                 if result is not NotImplemented:
                     return result
         _refuse_writes(func, args, kwargs)
-        plain_args, plain_kwargs = tree_map_only(
-            CompressedWeight, CompressedWeight.decode, (tuple(args), dict(kwargs))
-        )
+        plain_args = [_decode_in(arg) for arg in args]
+        plain_kwargs = {name: _decode_in(arg) for name, arg in kwargs.items()} if kwargs else kwargs
         result = autocast.call(func, plain_args, plain_kwargs)
         del plain_args, plain_kwargs
         scratch.settle()
@@ -213,6 +214,11 @@ class CompressedWeight(torch.Tensor):
         """The reverse of `__tensor_flatten__`."""
         layout, geometry = context
         return CompressedWeight(Record(inner["_code"], layout), geometry)
+
+    def _stable_hash_for_caching(self) -> str:
+        """What a compiled graph depends on: compilers keep graphs by it."""
+        code = self.record.code
+        return repr((self.record.layout, self.geometry, tuple(code.shape), str(code.device)))
 
     @property
     def _code(self) -> torch.Tensor:
@@ -309,11 +315,29 @@ def _rebuild(
     return weight
 
 
+def _decode_in(argument: Any) -> Any:  # noqa: ANN401  # whatever operators take
+    """The argument with decoded weights in it."""
+    if isinstance(argument, CompressedWeight):
+        return argument.decode()
+    if isinstance(argument, (list, tuple)):
+        return tree_map_only(CompressedWeight, CompressedWeight.decode, argument)
+    return argument
+
+
+_written: Final[dict[Operator, tuple[tuple[int, str], ...]]] = {}
+"""The places and names of the arguments that an operator writes into."""
+
+
 def _refuse_writes(func: Operator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[place] if place < len(args) else kwargs.get(argument.name)
+    written = _written.get(func)
+    if written is None:
+        written = _written[func] = tuple(
+            (place, argument.name)
+            for place, argument in enumerate(func._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+    for place, name in written:
+        value = args[place] if place < len(args) else kwargs.get(name)
         values = value if isinstance(value, (list, tuple)) else (value,)
         if any(isinstance(one, CompressedWeight) for one in values):
             message = f"{func}: {HOW_TO_WRITE}"

@@ -5,8 +5,9 @@ one process to the next. Invariants:
 
 1. Every process handles the parameters of a step in one order, the same for all; a gradient that
    arrives before its turn waits.
-2. For each parameter in turn all processes first say whether they have a gradient. If none has, it
-   is left alone; who has none while others do adds zeros.
+2. For each parameter in turn all processes add their gradients up, who has none adds zeros. Only
+   if the sum is zero, which all of them see, they ask each other whether anybody has had one: if
+   not, the parameter is left alone, as an optimizer leaves it that finds no gradient.
 
 The order is the reverse of the model's at first, and then the one in which gradients arrived in the
 first process, so that next to none has to wait.
@@ -106,11 +107,7 @@ class DataParallel:
         Raises:
             TypeError: If it is sparse.
         """
-        leaf = slot.leaf
-        flag = torch.tensor([gradient is not None], dtype=torch.int32, device=leaf.device)
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group)
-        if not int(flag):
-            return None
+        leaf, is_there = slot.leaf, gradient is not None
         if gradient is not None and gradient.layout is not torch.strided:
             message = (
                 f"the gradient of {slot.name!r} is sparse, which process_group= cannot average"
@@ -124,7 +121,12 @@ class DataParallel:
             gradient = room.zero_() if gradient is None else room.copy_(gradient)
         gradient.div_(self._size)
         distributed.all_reduce(gradient, group=self._group)
-        return gradient
+        return gradient if _has_nonzero(gradient) or self._any(is_there, leaf.device) else None
+
+    def _any(self, is_there: bool, device: torch.device) -> bool:
+        flag = torch.tensor([is_there], dtype=torch.int32, device=device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group)
+        return bool(flag)
 
     def _learn(self, arrived: list[Slot]) -> None:
         places = {slot: place for place, slot in enumerate(self._order)}
@@ -134,3 +136,8 @@ class DataParallel:
         shared = torch.tensor(order, device=self._order[0].leaf.device)
         distributed.broadcast(shared, self._first, group=self._group)
         self._order = [self._order[place] for place in shared.tolist()]
+
+
+def _has_nonzero(tensor: torch.Tensor) -> bool:
+    # Mostly the first element says it.
+    return bool(tensor[(0,) * tensor.dim()]) or bool(tensor.any()) if tensor.numel() else False

@@ -34,6 +34,7 @@ from neuzip_rs.optim.refuse import (
 )
 from neuzip_rs.optim.slot import Options, Slot
 from neuzip_rs.optim.spent import SpentGradient
+from neuzip_rs.optim.trainer import teach_trainer
 from neuzip_rs.optim.two_passes import GradientNorm
 
 Loss: TypeAlias = Any
@@ -339,6 +340,8 @@ class InBackward(torch.optim.Optimizer):
     # --- what happens to a gradient ---------------------------------------------------------------
 
     def _gradient_ready(self, leaf: torch.Tensor) -> None:
+        # Only here: a Trainer may be imported after the optimizer was made.
+        teach_trainer(InBackward)
         slot = self._slots[leaf]
         slot.fired += 1
         if slot.fired < self.accumulate_steps:

@@ -125,9 +125,10 @@ class RemoteSafetensors:
 
     def check_base(self, *, threads: int | None = None) -> None:
         """Checks that the base is the right one, as far as the file needs it."""
-        if self._native.base is not None:
-            for name in self.keys():
-                self._file.need(name)
+        if self._native.base is None:
+            return
+        for name in self.keys():
+            self._file.need(name)
         self._native.check_base(threads=threads)
 
     def read_into(
@@ -254,7 +255,12 @@ class _SparseFile:
             return
         if prelude.tensor is not None and prelude.file is None:
             self.need(prelude.tensor)
-        elif prelude.tensor is not None and prelude.file is not None:
+        elif (
+            prelude.tensor is not None
+            and prelude.file is not None
+            # The native reader refuses names that lead out of the folder; nothing is asked for.
+            and not {"", ".", ".."} & set(prelude.file.split("/"))
+        ):
             beside = self._at(_joined(posixpath.dirname(self._place.path), prelude.file))
             if beside.exists():
                 self._mirror.file(beside).need(prelude.tensor)

@@ -1,7 +1,7 @@
 """The decoder of cuda/decode.cu in the emulation, in place of a GPU.
 
-Streams, outputs and bases lie in memory that ends at forbidden pages. Which kernel takes a chunk depends on
-where things lie, as it does on a device: `shift` moves streams and outputs off their alignment.
+Streams, outputs and bases lie in memory that ends at forbidden pages. Which kernel takes a chunk
+depends on where things lie, as it does on a device: `shift` moves them off their alignment.
 """
 
 import functools
@@ -52,16 +52,23 @@ def decode_many(
                 out.ctypes.data,
                 None if base is None else base.ctypes.data,
             )
-            for stream, memory, out, base in zip(
-                streams, on_device, outs, base_memory, strict=True
-            )
+            for stream, memory, out, base in zip(streams, on_device, outs, base_memory, strict=True)
         ],
         verify=verify,
     )
     plan, status = guarded(planned), np.zeros(4, np.uint32)
     kernels = decoder()
     if cut_chunks:
-        kernels.launch("decode_cut", grid, CUT_BLOCK, plan, np.uint32(cut_chunks), status, seed=seed)
+        kernels.launch(
+            "decode_cut",
+            grid,
+            CUT_BLOCK,
+            plan,
+            np.uint32(0),
+            np.uint32(cut_chunks),
+            status,
+            seed=seed,
+        )
     if any_chunks:
         sizes32 = np.uint32(cut_chunks), np.uint32(any_chunks)
         kernels.launch("decode_any", grid, ANY_BLOCK, plan, *sizes32, status, seed=seed)

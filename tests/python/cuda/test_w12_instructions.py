@@ -7,18 +7,19 @@ from tests.python.cuda.w12_instructions import fused, unpacking
 
 REGISTERS = 65536
 THREADS = 256
-RESIDENT_BLOCKS = {"w12_linear_8": 3, "w12_linear_16": 3, "w12_linear_32": 2}
+RESIDENT_BLOCKS = 2
+KERNELS = ["w12_linear_8", "w12_linear_16", "w12_linear_32"]
 
 
 @needs_nvdisasm
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("kernel", RESIDENT_BLOCKS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_a_product_keeps_up_with_memory(kernel: str, architecture: int) -> None:
     counted = fused(kernel, architecture)
     assert 11 / 8 <= counted.integer <= 3  # 11 for eight weights is what decoding takes
     assert counted.all <= 5
     registers = compiled("w12_linear", architecture).kernels[kernel].registers
-    assert registers * THREADS * RESIDENT_BLOCKS[kernel] <= REGISTERS
+    assert registers * THREADS * RESIDENT_BLOCKS <= REGISTERS
 
 
 @needs_nvdisasm

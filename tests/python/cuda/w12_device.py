@@ -1,10 +1,15 @@
 """A device that runs the kernels of cuda/w12*.cu on the CPU, for tensors that are there."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import pytest
 
-from tests.python.cuda.emulation import Emulated
+from tests.python.cuda.emulation import Emulated, guarded
+
+torch = pytest.importorskip("torch")
+
+Tensor: TypeAlias = Any  # torch's
 
 
 class EmulatedDevice:
@@ -17,8 +22,7 @@ class EmulatedDevice:
     def __init__(self) -> None:
         self.seed = 1
         self.launched: list[str] = []
-        self._tickets = np.zeros(1 << 12, np.uint32)
-        self._partial = np.empty(0, np.float32)
+        self._tickets = guarded(bytes(1 << 12), 4).view(np.int32)
 
     def launch(
         self,
@@ -35,7 +39,7 @@ class EmulatedDevice:
         )
         assert not self._tickets.any()
 
-    def workspace(self, partial_sums: int, tickets: int) -> tuple[int, int]:
-        assert tickets <= self._tickets.size
-        self._partial = np.full(partial_sums, np.nan, np.float32)
-        return self._partial.ctypes.data, self._tickets.ctypes.data
+    def workspace(self, partial_sums: int, tickets: int) -> tuple[Tensor, Tensor]:
+        partial = guarded(np.full(partial_sums, np.nan, np.float32).tobytes(), 4)
+        end = len(self._tickets) - tickets
+        return torch.from_numpy(partial), torch.from_numpy(self._tickets[end:])

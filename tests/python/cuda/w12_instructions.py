@@ -94,8 +94,8 @@ def count(
 
 
 def fused(kernel: str, architecture: int, *, patched: bool = False) -> Count:
-    """A product: two tiles in a turn."""
-    return count("w12_linear", kernel, architecture, "HMMA", 2, patched=patched)
+    """A product: three tiles in a turn."""
+    return count("w12_linear", kernel, architecture, "HMMA", 3, patched=patched)
 
 
 def unpacking(architecture: int) -> Count:

@@ -166,3 +166,14 @@ def test_adapter_on_compressed_weights(tmp_path: Path) -> None:
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == 8
     assert all(same_bits(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_precision(tmp_path: Path) -> None:
+    plain, compressed = make_folders(tmp_path, "llama", torch.bfloat16)
+    expected = from_plain(plain, "llama")
+    nz.nn.compress_(expected, precision=3, min_numel=256)
+    for folder in (plain, compressed):
+        loaded = load(folder, "llama", precision=3)
+        assert compressed_names(loaded)
+        assert held_bytes(loaded) < 0.6 * held_bytes(from_plain(plain, "llama"))
+        assert same_bits(outputs(loaded, "llama"), outputs(expected, "llama"))

@@ -1,6 +1,5 @@
 """A small transformer, and real text for it: what the tests of training share."""
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -142,7 +141,3 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
     return trace
-
-
-def copy_of(state: Any) -> Any:
-    return copy.deepcopy(state)

@@ -1,5 +1,6 @@
 """Training with compressed weights computes the same, bit for bit, as training without."""
 
+import copy
 import io
 from typing import Any, Final
 
@@ -139,14 +140,15 @@ def test_states_go_to_and_from_the_optimizer_itself(options: dict[str, bool]) ->
     net: nn.Module | None = None
     trainer: torch.optim.Optimizer | None = None
     trace = Trace()
+    random = torch.get_rng_state()
     for part, (maker, its_options) in enumerate(makers):
         before, state = net, trainer
         net = language.model(torch.bfloat16, layers=1, dropout=0.1)
-        random = torch.get_rng_state() if before is None else random
+        random = random if before is not None else torch.get_rng_state()
         trainer = maker(net, FACTORIES["adamw"], **its_options)
         if before is not None and state is not None:
             net.load_state_dict({k: v.detach() for k, v in before.named_parameters()}, strict=False)
-            trainer.load_state_dict(language.copy_of(state.state_dict()))
+            trainer.load_state_dict(copy.deepcopy(state.state_dict()))
         torch.set_rng_state(random)
         train(net, trainer, 3, start=3 * part, trace=trace)
         random = torch.get_rng_state()

@@ -1,0 +1,1 @@
+../../../../cuda/w12_layout.cuh

@@ -1,0 +1,87 @@
+"""FSDP2 with compressed shards, in four real processes and in one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("torch.distributed.tensor", reason="torch has no distributed part")
+
+import neuzip_rs.fsdp  # noqa: E402 - after the reason to skip
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NEUZIP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="torchrun with gloo is tried on Linux only")
+def test_training_is_exact(tmp_path: Path) -> None:
+    # Four: one of them has no row of the parameter with three.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4"]
+    # A port of its own, chosen by the system, on this machine only.
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    result = subprocess.run(
+        [*command, str(HERE / "fsdp_job.py"), str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+def shard(plain: "torch.Tensor") -> neuzip_rs.fsdp.CompressedShard:
+    return neuzip_rs.fsdp.CompressedShard.of(plain)
+
+
+def test_shard_is_what_it_holds() -> None:
+    plain = torch.randn(300, 128).to(torch.bfloat16)
+    kept = shard(plain)
+    assert kept.stored_nbytes < 0.8 * plain.nbytes
+    assert kept.shape == plain.shape
+    assert kept.dtype == plain.dtype
+    assert torch.equal(kept.plain(), plain)
+    assert "CompressedShard((300, 128), torch.bfloat16" in repr(kept)
+    assert torch.equal(kept.float() + 1, plain.float() + 1)
+    assert type(kept.clone()) is torch.Tensor
+    assert torch.equal(torch.stack([kept, kept])[1], plain)
+
+
+def test_writes_are_seen_in_all_views() -> None:
+    plain = torch.randn(10, 6)
+    kept = shard(plain)
+    flat, rows = kept.view(-1), kept[:4]
+    assert type(flat) is type(rows) is neuzip_rs.fsdp.CompressedShard
+    rows.add_(1)
+    plain[:4] += 1
+    assert torch.equal(kept.plain(), plain)
+    assert torch.equal(flat.plain(), plain.view(-1))
+    flat.copy_(torch.arange(60.0))
+    assert torch.equal(rows.plain(), torch.arange(24.0).view(4, 6))
+    torch._foreach_mul_([kept, torch.ones(2)], 2.0)
+    assert torch.equal(kept.plain().view(-1), torch.arange(60.0) * 2)
+    assert kept.mul_(0.5) is kept
+    out = shard(torch.zeros(10, 6))
+    torch.add(kept, kept, out=out)
+    assert torch.equal(out.plain(), kept.plain() * 2)
+    with pytest.raises(RuntimeError):
+        kept.view(7, 7)
+
+
+def test_padding_is_kept() -> None:
+    padded = shard(torch.zeros(2, 5)).new_zeros((8, 5))
+    assert type(padded) is neuzip_rs.fsdp.CompressedShard
+    padded.narrow(0, 0, 3).copy_(torch.ones(3, 5))
+    (gathered,), _ = padded[:3].fsdp_pre_all_gather(None, None, None, None, None)
+    assert torch.equal(gathered, torch.cat([torch.ones(3, 5), torch.zeros(5, 5)]))
+
+
+def test_model_that_is_not_sharded() -> None:
+    with pytest.raises(ValueError, match="fully_shard"):
+        neuzip_rs.fsdp.compress_shards(torch.nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="level"):
+        neuzip_rs.fsdp.compress_shards(torch.nn.Linear(3, 3), level="best")
