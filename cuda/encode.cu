@@ -85,7 +85,16 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1) encode_plan(Encode
         tensor.payload_bytes = 0;
     }
     __syncthreads();
-    if (tensor.bytes < MIN_MODEL_BYTES) return;
+    if (tensor.bytes < MIN_MODEL_BYTES) {
+        // Larger constant tensors have one sign, and are found below.
+        const uint64_t first = elements ? load_element(data, 0, tensor.element_log2) : 0;
+        bool same = elements > 0;
+        for (uint64_t i = threadIdx.x; i < elements; i += PLAN_THREADS)
+            same &= load_element(data, i, tensor.element_log2) == first;
+        const bool varies = __syncthreads_or(!same);
+        if (threadIdx.x == 0 && !varies) tensor.model.state = ENCODE_HOST;
+        return;
+    }
 
     const uint64_t runs = ((elements + run - 1) / run + step - 1) / step;
     for (uint64_t number = threadIdx.x / 32; number < runs; number += PLAN_THREADS / 32) {

@@ -33,7 +33,9 @@ mod simd;
 mod varint;
 
 pub use codec::{compress, compress_delta, compress_to, content_hash, write_reference};
-pub use container::device::{DevicePlan, Placement, plan as device_plan};
+pub use container::device::{
+    DevicePlan, EncodedChunk, Placement, Table, assemble as assemble_stream, plan as device_plan,
+};
 pub use container::explain::{Alternative, Explanation, FieldUse, ScaleUse, estimate};
 pub use container::external::{Derivation, External};
 pub use container::info::StreamInfo;

@@ -55,7 +55,7 @@ impl Plan {
         options: &CompressOptions,
         kernels: Kernels,
     ) -> Result<Self> {
-        let chunk_log2 = chunk_log2(options, tensor, data.len())?;
+        let chunk_log2 = chunk_log2(options, tensor.dtype, data.len())?;
         let chunk_bytes = 1 << chunk_log2;
         let input = Input {
             bytes: data,
@@ -144,7 +144,7 @@ impl Plan {
         if data.len() < MIN_MODEL_BYTES {
             return Ok(None);
         }
-        let chunk_log2 = chunk_log2(options, tensor, data.len())?;
+        let chunk_log2 = chunk_log2(options, tensor.dtype, data.len())?;
         let input = Input {
             bytes: data,
             chunk_bytes: 1 << chunk_log2,
@@ -227,12 +227,12 @@ fn small_integers(input: &Input<'_>, tensor: &TensorType) -> Option<Model> {
 }
 
 /// log2 of the chunk size for `len` bytes.
-fn chunk_log2(options: &CompressOptions, tensor: &TensorType, len: usize) -> Result<u32> {
+pub(crate) fn chunk_log2(options: &CompressOptions, dtype: Dtype, len: usize) -> Result<u32> {
     let Some(bytes) = options.chunk_bytes else {
         // States, head, hash and index of a chunk take 150 to 300 bytes, but threads want pieces. Plain
         // bytes keep their model for a chunk at least, and may change their nature.
         let largest = match options.level {
-            _ if tensor.dtype == Dtype::Uint8 => DEFAULT_CHUNK_LOG2,
+            _ if dtype == Dtype::Uint8 => DEFAULT_CHUNK_LOG2,
             Level::Max => MAX_LEVEL_CHUNK_LOG2,
             Level::Fast | Level::Default if len >= LARGE_BYTES => LARGE_CHUNK_LOG2,
             Level::Fast | Level::Default => DEFAULT_CHUNK_LOG2,

@@ -12,6 +12,8 @@ __all__ = [
     "StreamCompressor",
     "StreamDecompressor",
     "__version__",
+    "assemble_stream",
+    "chunk_log2",
     "compress",
     "compress_file",
     "content_kind",
@@ -94,6 +96,15 @@ def decompress_into(
     fresh: bool = False,
     base: Buffer | None = None,
 ) -> None: ...
+def assemble_stream(
+    dtype: str,
+    shape: Sequence[int],
+    chunk_log2: int,
+    table: tuple[int, bool, Sequence[tuple[int, int]]] | None,
+    chunks: Sequence[tuple[int, int, int]],
+    payloads: Buffer,
+) -> bytes: ...
+def chunk_log2(dtype: str, nbytes: int, *, level: str = "default") -> int: ...
 def device_plan(
     streams: Sequence[tuple[Buffer | CompressedTensor, int, int, int | None]],
     *,

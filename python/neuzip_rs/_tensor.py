@@ -33,6 +33,7 @@ def compress(
         dtype: What raw bytes hold ("bfloat16", `torch.bfloat16`, `numpy.float32`, ...), which
             compresses them better. An array knows its own type, and only that may be named.
         level: "fast", "default" or "max", which is smaller, slow to make and slower to decode.
+            Floats on a CUDA device are compressed there by "fast", if CuPy is installed.
         base: An array of the same type and shape that `x` is close to, such as the checkpoint
             before, or that array compressed. Where it makes the result smaller, the difference is
             stored, and `decompress` needs the same base; `CompressedTensor.base_hash` tells.
@@ -46,6 +47,10 @@ def compress(
         TypeError: If `x` cannot be compressed (object, sparse, quantized, ...).
         ValueError: If an argument has a value it cannot have.
     """
+    if level == "fast" and base is None and dtype is None and _encodes(x):
+        from neuzip_rs.cuda._encode import compress_many
+
+        return compress_many([x])[0]
     source = _arrays.describe(x)
     if dtype is not None:
         source = _with_dtype(source, parse_dtype(dtype))
@@ -174,6 +179,15 @@ def _decodes_on(device: Device, framework: str, base: object) -> bool:
     if not is_cuda or framework not in {"torch", "cupy"}:
         return False
     if base is not None and not str(getattr(base, "device", "cpu")).startswith(("cuda", "<CUDA")):
+        return False
+    from neuzip_rs.cuda import is_available
+
+    return is_available()
+
+
+def _encodes(x: Array) -> bool:
+    """Whether `x` is on a device that encodes by itself."""
+    if not str(getattr(x, "device", "cpu")).startswith(("cuda", "<CUDA")):
         return False
     from neuzip_rs.cuda import is_available
 

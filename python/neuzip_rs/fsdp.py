@@ -94,7 +94,7 @@ class CompressedShard(torch.Tensor):
 
     def untyped_storage(self) -> torch.UntypedStorage:
         """None of its own: who asks where the elements lie learns that they lie nowhere."""
-        return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+        return torch.UntypedStorage(0)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         """Says what it is, without decoding it."""

@@ -127,6 +127,15 @@ impl CutCoder {
         })
     }
 
+    /// Whether this is faster than plane by plane: without a kernel tiles of wide elements in contexts are
+    /// not, as measured with AVX2.
+    pub(super) fn is_faster(&self, kernels: Kernels, element_bytes: usize) -> bool {
+        match self.coder {
+            Coder::Plain { .. } => true,
+            Coder::Symbols(_) => kernels.has_decode_symbols(element_bytes) || element_bytes < 4,
+        }
+    }
+
     /// Chunks that are best decoded in one call.
     pub(super) fn decode_interleave(&self, kernels: Kernels) -> usize {
         match self.coder {

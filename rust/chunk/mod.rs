@@ -85,7 +85,9 @@ impl<'a> ModelCoder<'a> {
         // The scalar tier is the oracle: it goes the plain way.
         let cut = match kernels.tier() {
             SimdTier::Scalar => None,
-            _ => CutCoder::new(model, scale).map(Box::new),
+            _ => CutCoder::new(model, scale)
+                .filter(|cut| cut.is_faster(kernels, model.element_bytes))
+                .map(Box::new),
         };
         Self {
             kernels,

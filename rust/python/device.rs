@@ -1,12 +1,15 @@
-//! Plans for decoding on a GPU: `device_plan`.
+//! What a GPU needs of the host: `device_plan` to decode, `assemble_stream` after it has encoded.
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::buffers::Bytes;
 use super::errors::to_py;
-use crate::container::device::{Placement, plan};
+use crate::container::device::{EncodedChunk, Placement, Table, assemble, plan as device_plan_of};
 use crate::container::stream::Stream;
+use crate::dtype::Dtype;
+use crate::options::CompressOptions;
+use crate::plan;
 
 /// A stream, and the addresses of its first byte, of the tensor and of the base on the device.
 type Placed<'py> = (Bound<'py, PyAny>, u64, u64, Option<u64>);
@@ -33,13 +36,51 @@ fn device_plan<'py>(
         for (bytes, placement) in &placed {
             streams.push((Stream::parse(bytes.as_slice())?, *placement));
         }
-        plan(&streams, verify)
+        device_plan_of(&streams, verify)
     });
     let made = made.map_err(to_py)?;
     let bytes = PyBytes::new(py, &made.bytes);
     Ok((bytes, made.cut_chunks, made.any_chunks))
 }
 
+/// The stream around payloads that the device has encoded, and log2 of its chunks' length.
+#[pyfunction]
+fn assemble_stream<'py>(
+    py: Python<'py>,
+    dtype: &str,
+    shape: Vec<u64>,
+    chunk_log2: u32,
+    table: Option<Table>,
+    chunks: Vec<EncodedChunk>,
+    payloads: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let dtype = Dtype::from_name(dtype).map_err(to_py)?;
+    let payloads = Bytes::new(payloads)?;
+    let made = assemble(
+        dtype,
+        &shape,
+        chunk_log2,
+        table,
+        &chunks,
+        payloads.as_slice(),
+    );
+    Ok(PyBytes::new(py, &made.map_err(to_py)?))
+}
+
+/// log2 of the length of the chunks that `compress` makes of a tensor.
+#[pyfunction]
+#[pyo3(signature = (dtype, nbytes, *, level = "default"))]
+fn chunk_log2(dtype: &str, nbytes: usize, level: &str) -> PyResult<u32> {
+    let dtype = Dtype::from_name(dtype).map_err(to_py)?;
+    let options = CompressOptions {
+        level: level.parse().map_err(to_py)?,
+        ..CompressOptions::default()
+    };
+    plan::chunk_log2(&options, dtype, nbytes).map_err(to_py)
+}
+
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(assemble_stream, m)?)?;
+    m.add_function(wrap_pyfunction!(chunk_log2, m)?)?;
     m.add_function(wrap_pyfunction!(device_plan, m)?)
 }

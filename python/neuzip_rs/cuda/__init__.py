@@ -1,6 +1,7 @@
-"""Decoding on NVIDIA GPUs: compressed bytes go to the device, and tensors are made there.
+"""Decoding and encoding on NVIDIA GPUs: only compressed bytes pass between host and device.
 
     tensor = nz.decompress(c, device="cuda")           # one tensor, checked
+    c = nz.compress(tensor, level="fast")              # where the tensor is, the bytes of the CPU
     tensors = nz.cuda.decompress_many([c, d, ...])     # many in one launch, nothing waits
     nz.cuda.check()                                    # raises if any of them was damaged
 
@@ -10,16 +11,23 @@ cache. Everything runs on the current stream of torch or CuPy; only `check` wait
 Needs CuPy: `pip install neuzip_rs[cuda12]` or `neuzip_rs[cuda13]`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from neuzip_rs.cuda._runtime import is_available
 
 if TYPE_CHECKING:
     from neuzip_rs.cuda._decode import Resident, check, decompress_many
+    from neuzip_rs.cuda._encode import compress_many
 
-__all__ = ["Resident", "check", "decompress_many", "is_available"]
+__all__ = ["Resident", "check", "compress_many", "decompress_many", "is_available"]
 
-_LAZY: Final = ("Resident", "check", "decompress_many")
+_LAZY: Final = {
+    "Resident": "_decode",
+    "check": "_decode",
+    "compress_many": "_encode",
+    "decompress_many": "_decode",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -27,9 +35,8 @@ def __getattr__(name: str) -> object:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
     # CuPy is asked for only when something is to be done with it.
-    from neuzip_rs.cuda import _decode
-
-    return getattr(_decode, name)
+    value: object = getattr(import_module(f"neuzip_rs.cuda.{_LAZY[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

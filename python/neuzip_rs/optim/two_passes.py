@@ -7,6 +7,7 @@ same bit for bit.
 from collections.abc import Iterable
 
 import torch
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
 # As in torch.nn.utils.clip_grad_norm_.
 _EPSILON = 1e-6
@@ -43,10 +44,15 @@ class GradientNorm:
         if not norms:
             self.total = torch.tensor(0.0)
         else:
-            device = norms[0].device
-            self.total = torch.linalg.vector_norm(
-                torch.stack([norm.to(device) for norm in norms]), self.norm_type
-            )
+            # torch goes type by type, and norms have the types of their gradients.
+            groups = _group_tensors_by_device_and_dtype([list[torch.Tensor | None](norms)])
+            in_order = [
+                norm.to(norms[0].device)
+                for ([group], _) in groups.values()
+                for norm in group
+                if norm is not None
+            ]
+            self.total = torch.linalg.vector_norm(torch.stack(in_order), self.norm_type)
         if error_if_nonfinite and not bool(torch.isfinite(self.total)):
             message = (
                 f"the total norm of order {self.norm_type} of the gradients is {self.total}: they "

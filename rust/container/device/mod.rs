@@ -6,6 +6,7 @@
 //! check against the payload. Place in docs/format.md: none; the wire structs are those of
 //! `cuda/layout.cuh`.
 
+mod parts;
 mod tables;
 mod wire;
 
@@ -15,6 +16,7 @@ use super::stream::Stream;
 use crate::chunk::fill_pattern;
 use crate::constants::{ALIGNMENT, SUB_BLOCK};
 use crate::error::{Error, Result};
+pub use parts::{EncodedChunk, Table, assemble};
 use tables::Sections;
 use wire::{CHUNK_BYTES, Chunk, flag, kind};
 

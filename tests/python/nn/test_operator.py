@@ -51,15 +51,15 @@ def test_traced_graphs(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "llama_tied", "conv1d"])
 @pytest.mark.parametrize("freezing", [False, True])
-def test_compiled_graphs(name: str, freezing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_graphs(name: str, freezing: bool) -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor, "freezing", freezing)
     plain = make(name, torch.bfloat16).eval()
     network = nz.nn.compress_(copy.deepcopy(plain), min_numel=64)
     ids = token_ids()
-    expected = compiled(plain, ids, "inductor")
-    assert torch.equal(compiled(network, ids, "inductor"), expected)
+    with inductor.patch(freezing=freezing):
+        expected = compiled(plain, ids, "inductor")
+        assert torch.equal(compiled(network, ids, "inductor"), expected)
 
 
 def test_graphs_decode_and_hold_no_weight() -> None:

@@ -1,6 +1,7 @@
 """What cannot be trained in backward says so."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -41,6 +42,20 @@ def test_clipping_in_one_pass(make: Make) -> None:
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     with pytest.raises(RuntimeError, match="clip_grad_value_"):
         torch.nn.utils.clip_grad_value_(net.parameters(), 1.0)
+    optimizer.step()
+    backward(net)
+
+
+@BOTH
+def test_a_norm_that_is_only_logged_is_unknown(make: Make) -> None:
+    """Transformers' Trainer asks for it even where nothing is to be clipped."""
+    net = small()
+    optimizer = make(net, sgd)
+    backward(net)
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), float("inf"))
+    assert math.isnan(norm.item())
+    assert math.isnan(torch.nn.utils.get_total_norm([p.grad for p in net.parameters()]).item())
+    assert "UnknownNorm" in repr(norm)
     optimizer.step()
     backward(net)
 

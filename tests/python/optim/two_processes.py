@@ -6,12 +6,15 @@ processes are given other weights to start from, which the first one's replace.
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import neuzip_rs as nz
@@ -116,6 +119,14 @@ def wrappers() -> None:
     net = language.model(torch.float32)
     with pytest.raises(TypeError, match=r"model\.module.*process_group"):
         nz.optim.InBackward(DistributedDataParallel(net), adamw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # FSDP prefers a GPU
+        flat = FullyShardedDataParallel(nn.Linear(8, 8), device_id=torch.device("cpu"))
+    with pytest.raises(TypeError, match=r"FSDP.*process_group"):
+        nz.optim.InBackward(nn.Sequential(flat), adamw)
+    sharded = fully_shard(nn.Linear(8, 8), mesh=init_device_mesh("cpu", (2,)))
+    with pytest.raises(TypeError, match=r"DTensor.*FSDP2"):
+        nz.optim.InBackward(sharded, adamw)
 
 
 def main() -> None:
