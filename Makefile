@@ -117,6 +117,11 @@ $(INTEGRATIONS_VENV)/.integrations: $(INTEGRATIONS_VENV)/.created $(RUST_SOURCES
 	@$(call develop,$(INTEGRATIONS_VENV),dev$(comma)integrations)
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.created pyproject.toml
+	$(say) "installing mkdocs-material"
+	@$(call develop,$(VENV),docs)
+	@touch $@
+
 $(VENV)/.cuda-format: $(VENV)/.created pyproject.toml
 	$(say) "installing clang-format"
 	@$(call develop,$(VENV),cuda-format)
@@ -203,6 +208,11 @@ docs: ## Build the Rust documentation, warnings are errors
 	$(say) "cargo doc"
 	@RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	$(say) "target/doc/neuzip_rs/index.html; the format and its reasons: docs/README.md"
+
+.PHONY: site
+site: $(VENV)/.docs ## Build the documentation site, with the Python reference
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	$(say) "to look at it: python3 -m http.server -d target/site"
 
 .PHONY: clean
 clean: ## Remove environments, build products, caches and fetched models

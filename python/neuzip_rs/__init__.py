@@ -62,6 +62,7 @@ _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "estimate": ("neuzip_rs._explain", "estimate"),
     "explain": ("neuzip_rs._explain", "explain"),
     "dcp": ("neuzip_rs.dcp", None),
+    "fsdp": ("neuzip_rs.fsdp", None),
     "load": ("neuzip_rs.state", "load"),
     "models": ("neuzip_rs.models", None),
     "nn": ("neuzip_rs.nn", None),

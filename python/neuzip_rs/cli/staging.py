@@ -10,12 +10,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from neuzip_rs.cli.places import Places as OutputPlaces
 from neuzip_rs.cli.session import Session, UsageError
+from neuzip_rs.directory.manifest import MANIFEST_NAME
 from neuzip_rs.hub import is_hub_path
+from neuzip_rs.models import MODELS_NAME
 from neuzip_rs.remote import Places, is_url, local_path
+
+_LAST: Final = frozenset({MANIFEST_NAME, MODELS_NAME})
 
 
 class Staging:
@@ -112,12 +116,19 @@ class Staging:
 
     def send(self, *, overwrite: bool) -> None:
         """Sends what has been written since the last time."""
-        for path in self._files() - self._known:
-            protocol, *parts = path.relative_to(self._root).parts
-            place = Places(f"{protocol}://{'/'.join(parts)}")
-            with self._session.progress("sending", place.name):
-                place.send(path, overwrite=overwrite)
+        places = {path: self._remote(path) for path in self._files() - self._known}
+        if not overwrite:
+            for place in places.values():
+                place.check_free()
+        # A folder is complete when the file that lists the others is there.
+        for path in sorted(places, key=lambda path: (path.name in _LAST, path)):
+            with self._session.progress("sending", path):
+                places[path].send(path)
         self._remember()
+
+    def _remote(self, path: Path) -> Places:
+        protocol, *parts = path.relative_to(self._root).parts
+        return Places(f"{protocol}://{'/'.join(parts)}")
 
     def _remember(self) -> None:
         self._known |= self._files()

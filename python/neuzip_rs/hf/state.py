@@ -24,7 +24,7 @@ def load_state_dict(
 
         config = AutoConfig.from_pretrained("model-nz")
         weights = neuzip_rs.hf.load_state_dict("model-nz")
-        model = AutoModelForCausalLM.from_pretrained(None, config=config, state_dict=weights)
+        model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights)
 
     Args:
         path: A model directory, its index (`*.safetensors.index.json`), or one file.

@@ -63,10 +63,12 @@ class Places:
 
     def exists(self) -> bool:
         """Whether something is there, file or folder."""
+        self._forget()
         return bool(self.fs.exists(self.path))
 
     def is_folder(self) -> bool:
         """Whether it is a folder."""
+        self._forget()
         return bool(self.fs.isdir(self.path))
 
     def size(self) -> int:
@@ -76,13 +78,16 @@ class Places:
             FileNotFoundError: There is none.
             OSError: The server does not say.
         """
-        # Listings are kept, and may be of before: ask again.
-        self.fs.invalidate_cache()
+        self._forget()
         size = self.fs.info(self.path).get("size")
         if size is None:
             message = f"{self.url}: the server does not say how long the file is"
             raise OSError(message)
         return int(size)
+
+    def _forget(self) -> None:
+        # fsspec keeps listings, which may be of before.
+        self.fs.invalidate_cache()
 
     def ranged(self) -> RangedFile:
         """The file, to read ranges of."""
@@ -90,7 +95,7 @@ class Places:
 
     def files(self) -> list[str]:
         """The files below a folder, relative to it."""
-        self.fs.invalidate_cache()
+        self._forget()
         top = self.path.rstrip("/")
         return [found[len(top) + 1 :] for found in self.fs.find(top) if found != top]
 
@@ -130,19 +135,21 @@ class Places:
             if file.size == 0:
                 target.touch()
 
-    def send(self, source: Path, *, overwrite: bool = True) -> None:
-        """Sends a file or folder there.
+    def check_free(self) -> None:
+        """Checks that nothing is there.
 
         Raises:
-            FileExistsError: Something is there, and may not be replaced.
+            FileExistsError: Something is, and may not be replaced.
         """
-        if not overwrite and self.exists():
-            raise FileExistsError(errno.EEXIST, "exists already; -f replaces it", self.url)
-        if source.is_dir():
-            for path in sorted(source.rglob("*")):
-                if path.is_file():
-                    self.inside(path.relative_to(source).as_posix()).send(path)
-            return
+        if self.exists():
+            raise FileExistsError(errno.EEXIST, "exists already", self.url)
+
+    def send(self, source: Path) -> None:
+        """Sends a file there, replacing one.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         protocols = self.fs.protocol
         protocol = protocols if isinstance(protocols, str) else protocols[0]
         if protocol in ("http", "https"):
@@ -186,8 +193,8 @@ def sent(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[st
         yield local_path(path)
         return
     place = Places(os.fsdecode(path))
-    if not overwrite and place.exists():
-        raise FileExistsError(errno.EEXIST, "exists already", place.url)
+    if not overwrite:
+        place.check_free()
     with tempfile.TemporaryDirectory(prefix="neuzip-") as folder:
         copy = Path(folder) / place.name
         yield str(copy)

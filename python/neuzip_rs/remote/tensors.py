@@ -255,7 +255,12 @@ class _SparseFile:
             return
         if prelude.tensor is not None and prelude.file is None:
             self.need(prelude.tensor)
-        elif prelude.tensor is not None and prelude.file is not None:
+        elif (
+            prelude.tensor is not None
+            and prelude.file is not None
+            # The native reader refuses names that lead out of the folder; nothing is asked for.
+            and not {"", ".", ".."} & set(prelude.file.split("/"))
+        ):
             beside = self._at(_joined(posixpath.dirname(self._place.path), prelude.file))
             if beside.exists():
                 self._mirror.file(beside).need(prelude.tensor)

@@ -1,4 +1,4 @@
-"""FSDP2 with compressed shards, in two real processes and in one."""
+"""FSDP2 with compressed shards, in four real processes and in one."""
 
 import os
 import subprocess
@@ -18,9 +18,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NEUZIP_NUM_THREADS": "1"}
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="torchrun with gloo is tried on Linux only")
-@pytest.mark.parametrize("processes", [2, 4])
-def test_training_is_exact(tmp_path: Path, processes: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+def test_training_is_exact(tmp_path: Path) -> None:
+    # Four: one of them has no row of the parameter with three.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4"]
     # A port of its own, chosen by the system, on this machine only.
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     result = subprocess.run(

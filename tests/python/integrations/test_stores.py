@@ -250,6 +250,33 @@ def test_base_at_a_url(s3: S3, tmp_path: Path) -> None:
         nz.safetensors.load_file("s3://bucket/d/two/m.nz.safetensors", framework="np")
 
 
+def test_tensors_of_other_files(web: RangeServer, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    import ml_dtypes
+
+    random = np.random.default_rng(3)
+    full = {f"t{n}": random.normal(size=(200, 300)).astype(np.float32) for n in range(6)}
+    cast = {name: value.astype(ml_dtypes.bfloat16) for name, value in full.items()}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    safetensors.save_file(full, folder / "full.safetensors")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from safetensors.torch import save_file
+
+    tensors = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in full.items()}
+    save_file(tensors, folder / "zcast.safetensors")
+    run("compress", folder, "-o", tmp_path / "web" / "model")
+    stored = tmp_path / "web" / "model"
+    # The cast is only a reference to the full one.
+    assert (stored / "zcast.safetensors").stat().st_size < 4 * KIB
+    with nz.safetensors.safe_open(f"{web.url}/model/zcast.safetensors", "pt") as file:
+        found = file.get_tensor("t3").view(torch.uint8).numpy()
+    assert found.tobytes() == cast["t3"].tobytes()
+    assert web.sent < (stored / "full.safetensors").stat().st_size // 3
+    with nz.open(f"{web.url}/model/zcast.safetensors") as opened:
+        assert opened.read() == (folder / "zcast.safetensors").read_bytes()
+
+
 def test_state(s3: S3) -> None:
     state = {"step": 5, "weights": tensors(), "list": [1, "two", None]}
     nz.save(state, "s3://bucket/state.nz")

@@ -1,0 +1,41 @@
+"""Following a how-to page as it is written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "howto"
+_BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def follow(page: str, folder: Path, environment: dict[str, str]) -> int:
+    """Runs the `sh` and `python` blocks of a page, in their order, in a folder.
+
+    The Python blocks are one program, with the commands in between run where they stand. Blocks
+    marked otherwise (`console`) need what tests have not.
+
+    Returns:
+        How many blocks there were.
+    """
+    blocks = _BLOCK.findall((DOCS / page).read_text("utf-8"))
+    program = ["import subprocess"]
+    for kind, text in blocks:
+        if kind == "sh":
+            command = text.replace("neuzip ", f"{sys.executable} -m neuzip_rs ")
+            program.append(f"subprocess.run({command!r}, shell=True, check=True)")
+        else:
+            program.append(text)
+    script = folder / "page.py"
+    script.write_text("\n".join(program))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return len(blocks)
