@@ -16,7 +16,8 @@ def test_a_small_llama(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     example = importlib.import_module("train_llama")
-    sizes = [
+    few = {"steps": 3, "hidden": 64, "intermediate": 96, "layers": 2, "length": 32, "batch": 1}
+    sizes = [f"--{name}={value}" for name, value in few.items()]
         "--steps",
         "3",
         "--hidden",
