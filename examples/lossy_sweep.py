@@ -49,9 +49,7 @@ def main() -> None:
     usual = perplexity(language_model, text) if language_model else None
 
     print(f"{len(found)} sentences; BF16, {sum(p.numel() for p in encoder.parameters()):,} weights")
-    columns = (
-        "| bits of mantissa | size | cosine, mean | cosine, least | nearest | 10 nearest |"
-    )
+    columns = "| bits of mantissa | size | cosine, mean | cosine, least | nearest | 10 nearest |"
     print(columns + (" perplexity |" if usual else ""))
     print("|---|--:|--:|--:|--:|--:|" + ("--:|" if usual else ""))
     for precision in PRECISIONS:

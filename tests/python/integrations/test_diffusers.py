@@ -1,5 +1,7 @@
 """Compressed models in diffusers."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ pytest.importorskip("accelerate", reason="accelerate is not installed")
 import neuzip_rs as nz  # noqa: E402
 import neuzip_rs.diffusers  # noqa: E402
 from neuzip_rs.directory import compress_directory  # noqa: E402
+from tests.python import command  # noqa: E402
+from tests.python.integrations.howto import follow  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -67,3 +71,10 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(nz.CorruptDataError):
         diffusers.UNet2DModel.from_pretrained(compressed)
+
+
+def test_page_of_instructions(tmp_path: Path) -> None:
+    make("unet").save_pretrained(tmp_path / "unet")
+    compress_directory(tmp_path / "unet", tmp_path / "unet-nz")
+    paths = os.pathsep.join(path for path in sys.path if path)
+    assert follow("diffusers.md", tmp_path, command.environment(PYTHONPATH=paths)) == 1

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from neuzip_rs.report.facts import layer_of, natural
 from tests.python import command
 from tests.python.command import neuzip, objects, weights
 from tests.python.integrations import browser
+from tests.python.integrations.howto import follow
 
 HOSTILE = '<img src=x onerror="alert(1)">&\x1b[31m"\''
 PHONE, LAPTOP = 375, 1366
@@ -260,3 +262,14 @@ def contrast(front: str, back: str) -> float:
 
     light, dark = sorted((luminance(front), luminance(back)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_page_of_instructions(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(model_bytes(2))
+    paths = os.pathsep.join(path for path in sys.path if path)
+    assert follow("report.md", tmp_path, command.environment(PYTHONPATH=paths)) == 1
+    assert {"report.html", "report-nz.html", "report.png"} <= {
+        file.name for file in tmp_path.iterdir()
+    }
