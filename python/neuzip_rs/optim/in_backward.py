@@ -107,7 +107,7 @@ class InBackward(torch.optim.Optimizer):
         Raises:
             TypeError: If an argument is not what it should be, the model is wrapped (DDP, FSDP), or
                 the optimizer needs all gradients at once.
-            ValueError: If no parameter requires a gradient.
+            ValueError: If no parameter requires a gradient, or one is compressed with loss.
         """
         self._model = check_model(model)
         self._factory = check_factory(factory)
