@@ -1,6 +1,6 @@
 """Fine-tunes adapters on a base model whose frozen weights stay compressed.
 
-    python examples/lora.py                                  # about a minute
+    python examples/lora.py
     python examples/train_llama.py --save tiny-llama         # or on a trained model:
     python examples/lora.py --base tiny-llama
 

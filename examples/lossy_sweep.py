@@ -1,6 +1,6 @@
 """What lossy weights cost: a sentence encoder, and a small language model, at every precision.
 
-    python examples/lossy_sweep.py                                   # about a minute
+    python examples/lossy_sweep.py
     python examples/train_llama.py --save tiny-llama                 # and with a language model:
     python examples/lossy_sweep.py --language-model tiny-llama
 
