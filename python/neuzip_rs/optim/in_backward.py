@@ -97,7 +97,7 @@ class InBackward(torch.optim.Optimizer):
                 Parameters for which it chooses the same options share a group. `foreach` is off
                 whatever it says: there is one parameter at a time.
             compress_states: Whether states (momentum and the like) are compressed as well whenever
-                they are not in use. It costs time, and saves most where states are FP32 or old.
+                they are not in use.
             accumulate_steps: Backward passes to a step. Gradients are added up, and all of them
                 are kept from the first pass to the last one.
             process_group: Processes that train copies of the model on inputs of their own, such as
@@ -107,7 +107,7 @@ class InBackward(torch.optim.Optimizer):
         Raises:
             TypeError: If an argument is not what it should be, the model is wrapped (DDP, FSDP), or
                 the optimizer needs all gradients at once.
-            ValueError: If no parameter requires a gradient.
+            ValueError: If no parameter requires a gradient, or one is compressed with loss.
         """
         self._model = check_model(model)
         self._factory = check_factory(factory)

@@ -31,12 +31,20 @@ def check_model(model: object) -> nn.Module:
 
 
 def check_parameter(name: str, parameter: torch.Tensor) -> None:
-    """Raises a TypeError if a parameter is not what it looks like.
+    """Raises an error if a parameter is not what it looks like.
 
     Raises:
         TypeError: If it is sharded, quantized or otherwise special.
+        ValueError: If it is compressed with loss.
     """
     kind = type(parameter)
+    if isinstance(parameter, CompressedWeight) and parameter.record.rounding is not None:
+        message = (
+            f"parameter {name!r} is rounded to {parameter.record.rounding.precision} bits of "
+            "mantissa, which is for inference: small updates would be rounded away. Compress what "
+            "is trained without precision=, or freeze it with requires_grad_(False)"
+        )
+        raise ValueError(message)
     if isinstance(parameter, CompressedWeight) or kind in {nn.Parameter, torch.Tensor}:
         return
     if kind.__name__ == "DTensor":

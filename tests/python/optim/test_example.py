@@ -16,20 +16,8 @@ def test_a_small_llama(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     example = importlib.import_module("train_llama")
-    sizes = [
-        "--steps",
-        "3",
-        "--hidden",
-        "64",
-        "--intermediate",
-        "96",
-        "--layers",
-        "2",
-        "--length",
-        "32",
-        "--batch",
-        "1",
-    ]
+    few = {"steps": 3, "hidden": 64, "intermediate": 96, "layers": 2, "length": 32, "batch": 1}
+    sizes = [f"--{name}={value}" for name, value in few.items()]
     options = example._arguments().parse_args([*sizes, "--save", str(tmp_path / "model")])
     results = {way: example.train(way, options) for way in example.WAYS}
     vanilla, _, compressed, smallest = results.values()

@@ -218,6 +218,16 @@ def test_nothing_to_train() -> None:
         nz.optim.InBackward([nn.Parameter(torch.ones(1))], sgd)  # type: ignore[arg-type]
 
 
+def test_weights_that_are_compressed_with_loss() -> None:
+    net = nz.nn.compress_(small(), precision=3, include="up")
+    with pytest.raises(ValueError, match=r"rounded to 3 bits.*requires_grad_\(False\)"):
+        nz.optim.InBackward(net, sgd)
+    for block in net.blocks:
+        block.up.requires_grad_(False)
+    nz.optim.InBackward(net, sgd)
+    backward(net)
+
+
 def test_a_process_group_that_is_none() -> None:
     with pytest.raises(TypeError, match="process group"):
         nz.optim.InBackward(small(), sgd, process_group=object())
