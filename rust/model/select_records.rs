@@ -527,7 +527,7 @@ mod tests {
             let found = found.map_or(0, |plan| plan.class_of.len());
             // Multiples of a length show the same.
             assert!(
-                found > 0 && found % record_bytes == 0,
+                found > 0 && found.is_multiple_of(record_bytes),
                 "{record_bytes}: {found}"
             );
         }

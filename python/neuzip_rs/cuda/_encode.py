@@ -12,6 +12,7 @@ from neuzip_rs.cuda import _runtime
 from neuzip_rs.cuda._decode import _framework_of, _pointer, _to_device
 
 Array: TypeAlias = Any
+Structs: TypeAlias = "np.ndarray[Any, Any]"
 
 # The structs of cuda/encode_layout.cuh.
 MODEL: Final = np.dtype(
@@ -87,7 +88,7 @@ def _aligned(count: Any) -> Any:  # noqa: ANN401 - numbers, or arrays of them
     return (count + 15) // 16 * 16
 
 
-def describe(inputs: Sequence[Input]) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+def describe(inputs: Sequence[Input]) -> tuple[Structs, Structs]:
     """The structs of tensors and chunks; scratch and out count from the beginning of each."""
     tensors = np.zeros(len(inputs), TENSOR)
     parts, scratch, out, first = [], 0, 0, 0
@@ -97,7 +98,7 @@ def describe(inputs: Sequence[Input]) -> tuple["np.ndarray[Any, Any]", "np.ndarr
         chunks = np.zeros(len(starts), CHUNK)
         lengths = np.minimum(np.uint64(nbytes) - starts, np.uint64(1 << chunk_log2))
         elements = lengths // itemsize
-        escapes = 1 if exponent_bits <= 8 else 2  # noqa: PLR2004 - bits of a byte
+        escapes = 1 if exponent_bits <= 8 else 2
         # The raw plane takes less than the chunk.
         room = _STATES_BYTES + _aligned(lengths) + (1 + escapes) * _aligned(elements)
         ends = scratch + np.cumsum(room)
@@ -116,21 +117,21 @@ def describe(inputs: Sequence[Input]) -> tuple["np.ndarray[Any, Any]", "np.ndarr
     return tensors, np.concatenate(parts) if parts else np.zeros(0, CHUNK)
 
 
-def sizes(
-    tensors: "np.ndarray[Any, Any]", chunks: "np.ndarray[Any, Any]"
-) -> tuple[int, int]:
+def sizes(tensors: Structs, chunks: Structs) -> tuple[int, int]:
     """Bytes of scratch memory and of room for payloads that `describe` counted on."""
     if not len(chunks):
         return 0, 0
     last = chunks[-1]
-    elements = int(last["bytes"]) >> int(tensors[last["tensor"]]["element_log2"])
-    end = int(last["scratch"]) + _STATES_BYTES + _aligned(int(last["bytes"])) + 3 * _aligned(elements)
-    return end, int(_aligned(chunks["bytes"].astype(np.uint64)).sum())
+    length = int(last["bytes"])
+    elements = length >> int(tensors[last["tensor"]]["element_log2"])
+    # At most: not every type has a high byte of escapes.
+    room = _STATES_BYTES + _aligned(length) + 3 * _aligned(elements)
+    return int(last["scratch"]) + room, int(_aligned(chunks["bytes"].astype(np.uint64)).sum())
 
 
 def assemble(
-    tensor: "np.ndarray[Any, Any]",
-    chunks: "np.ndarray[Any, Any]",
+    tensor: Structs,
+    chunks: Structs,
     payloads: bytes,
     dtype: str,
     shape: Sequence[int],
@@ -218,9 +219,7 @@ def compress_many(arrays: Iterable[Array]) -> list[CompressedTensor]:
     ]
 
 
-def _encode(
-    cupy: Array, inputs: Sequence[Input], device: int
-) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", Array]:
+def _encode(cupy: Array, inputs: Sequence[Input], device: int) -> tuple[Structs, Structs, Array]:
     """Launches the kernels; what they say of tensors and chunks, and the payloads on the device."""
     tensors, chunks = describe(inputs)
     scratch_bytes, out_bytes = sizes(tensors, chunks)

@@ -1,5 +1,6 @@
 """Compressing the parameters of a module in place, and undoing it."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias, TypeVar, cast
@@ -67,7 +68,7 @@ def compress_(
         parameter
         for parameter in chosen
         if _is_to_change(parameter, rounding)
-        and (is_lazy(parameter) or parameter.numel() >= max(min_numel, 1))
+        and _numel(parameter) >= max(min_numel, 1)
         and id(parameter) not in overlapping
     ]
     for parameter in to_compress:
@@ -132,6 +133,11 @@ def _check_arguments(module: object, min_numel: object) -> None:
     if min_numel < 0:
         message = f"min_numel must not be negative, not {min_numel}"
         raise ValueError(message)
+
+
+def _numel(parameter: torch.Tensor) -> int:
+    """How many elements; one that has no shape yet has more than any limit."""
+    return sys.maxsize if is_lazy(parameter) else parameter.numel()
 
 
 def _is_to_change(parameter: torch.Tensor, rounding: Rounding | None) -> bool:

@@ -38,8 +38,8 @@ pub(super) fn is_cut(model: &Model, scale: Option<&ScaleOffsets>) -> bool {
         && scale.is_none_or(|scale| {
             !scale.has_flips()
                 && scale.columns.is_multiple_of(CUT_ELEMENTS)
-                && scale.columns <= i32::MAX as usize
-                && scale.rows.len() <= i32::MAX as usize
+                && i32::try_from(scale.columns).is_ok()
+                && i32::try_from(scale.rows.len()).is_ok()
         })
 }
 

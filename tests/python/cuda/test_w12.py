@@ -346,10 +346,10 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_outside_is_read_or_written() -> None:
     rng = np.random.default_rng(8)
-    for rows, columns, batch in ((17, 72, 3), (32, 64, 16), (5, 136, 32)):
+    for rows, columns, batch in ((17, 72, 3), (32, 64, 16), (5, 136, 32), (16, 328, 2)):
         patterns = weights(rng, rows, columns, 0.02) & 0xBFFF
         base = pack_any(patterns).base
-        parts = [guarded(part.tobytes()) for part in oracle.packed(patterns, base)]
+        parts = [guarded(part.tobytes(), 4) for part in oracle.packed(patterns, base)]
         x = guarded(normal(rng, batch, columns, scale=1.0).tobytes())
         y = guarded(bytes(2 * batch * rows), 2)
         packed = w12.W12(rows, columns, base, *map(torch.from_numpy, parts))

@@ -10,7 +10,6 @@ import neuzip_rs as nz
 from neuzip_rs.nn import CompressedWeight
 from tests.python.nn.networks import make, token_ids
 
-
 # peft uses what transformers deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -20,7 +19,7 @@ class Adapted(nn.Module):
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
-        self.base = base.requires_grad_(False)  # noqa: FBT003
+        self.base = base.requires_grad_(False)
         self.down = nn.Linear(base.in_features, 4, bias=False)
         self.up = nn.Linear(4, base.out_features, bias=False)
 
@@ -45,7 +44,7 @@ def train(network: nn.Module) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_by_hand(dtype: torch.dtype) -> None:
     plain = make("llama", dtype)
-    plain.requires_grad_(False)  # noqa: FBT003
+    plain.requires_grad_(False)
     for layer in plain.model.model.layers:
         layer.self_attn.q_proj = Adapted(layer.self_attn.q_proj).to(dtype)
     compressed = nz.nn.compress_(copy.deepcopy(plain), exclude=["down", "up"], min_numel=64)

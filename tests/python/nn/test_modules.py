@@ -50,7 +50,7 @@ def test_every_bit_pattern_comes_back() -> None:
 
 def test_parameters_stay_the_same_leaves() -> None:
     layer = nn.Linear(64, 64)
-    layer.bias.requires_grad_(False)  # noqa: FBT003
+    layer.bias.requires_grad_(False)
     layer.weight.mark = "mine"
     layer.weight.grad = torch.ones(64, 64)
     weight = layer.weight
@@ -162,8 +162,8 @@ def test_parameters_that_cannot_be_compressed() -> None:
         nz.nn.compress_(nn.Linear(64, 64, device="meta"), min_numel=1)
     with pytest.raises(ValueError, match="no shape yet"):
         nz.nn.compress_(nn.LazyLinear(64), min_numel=1)
+    fp8 = nn.Parameter(torch.zeros(5000).to(torch.float8_e5m2), requires_grad=False)
     with pytest.raises(TypeError, match="precision"):
-        fp8 = nn.Parameter(torch.zeros(5000).to(torch.float8_e5m2), requires_grad=False)
         nz.nn.compress_(nn.ParameterList([fp8]), precision=1)
 
 
@@ -207,7 +207,7 @@ def test_conversions(name: str) -> None:
         lambda m: m.to(torch.float32),
         lambda m: m.float(),
         lambda m: m.half().float(),
-        lambda m: m.requires_grad_(True),  # noqa: FBT003
+        lambda m: m.requires_grad_(True),
         lambda m: m.share_memory(),
         lambda m: m.to(dtype=torch.bfloat16),
     ):

@@ -112,9 +112,7 @@ def saved(net: nn.Module, optimizer: torch.optim.Optimizer) -> io.BytesIO:
 @pytest.mark.parametrize("options", [{}, {"compress_states": True}], ids=["states", "compressed"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw", "adafactor"])
-def test_resuming_half_way(
-    optimizer: str, dtype: torch.dtype, options: dict[str, bool]
-) -> None:
+def test_resuming_half_way(optimizer: str, dtype: torch.dtype, options: dict[str, bool]) -> None:
     expected = run("vanilla", optimizer, dtype, 12)
     factory = FACTORIES[optimizer]
 
