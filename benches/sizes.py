@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,10 +220,14 @@ def write(folder: Path | None, cache: Path, out: Path, *, quick: bool) -> list[d
     Returns:
         What was measured of each file.
     """
-    rows = [
-        child.run("benches.sizes", {"file": str(path), "quick": quick})
-        for path in corpus_files(folder, cache)
-    ]
+
+    def row(path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = child.run("benches.sizes", {"file": str(path), "quick": quick})
+        return found
+
+    # A process for each core: sizes do not depend on time.
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        rows = list(pool.map(row, corpus_files(folder, cache)))
     installed = ", ".join(f"{name} {version}" for name, version in peers.versions().items())
     note = f"{machine.describe()}; {installed}."
     if quick:
