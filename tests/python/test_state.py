@@ -399,7 +399,7 @@ def test_load_framework_and_device(file: Path) -> None:
     found = nz.load(file, device="meta")
     assert found["t"].is_meta
     assert type(found["n"]) is np.ndarray
-    for arguments in ({"framework": "jax"}, {"device": "nowhere", "framework": "torch"}):
+    for arguments in ({"framework": "tensorflow"}, {"device": "nowhere", "framework": "torch"}):
         with pytest.raises(ValueError, match=next(iter(arguments))):
             nz.load(file, **arguments)  # type: ignore[arg-type]
 

@@ -79,7 +79,7 @@ STRUCTURES: list[Sample] = [
     {"records": [X], "root": {"dtype": "Tensor"}},
     {"records": [X], "root": {"dtype": 3}},
     {"records": [["y", *X[1:]]], "root": 1},
-    {"records": [["x", "jax", *X[2:]]], "root": 1},
+    {"records": [["x", "tensorflow", *X[2:]]], "root": 1},
     {"records": [["x", "numpy", "float31", *X[3:]]], "root": 1},
     {"records": [["x", "numpy", "float32", [3], False, False]], "root": 1},
     {"records": [["x", "numpy", "float32", [-2], False, False]], "root": 1},
