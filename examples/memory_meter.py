@@ -32,6 +32,7 @@ class Meter:
 
     def __init__(self, model: torch.nn.Module) -> None:
         """Starts at nothing."""
+        scratch.free_cache()
         self._parameters = list(model.parameters())
         self._gradient: torch.Tensor | None = None
         self.peak = 0
