@@ -50,7 +50,7 @@ pub(crate) const MAX_PLANES: usize = 16;
 
 /// log2 of the chunk size where the caller names none: 128 KiB.
 pub(crate) const DEFAULT_CHUNK_LOG2: u32 = 17;
-/// log2 of the chunk size for typed tensors of [`LARGE_BYTES`] and more: 256 KiB.
+/// log2 of the chunk size for wider types from [`LARGE_BYTES`] on: 256 KiB.
 pub(crate) const LARGE_CHUNK_LOG2: u32 = 18;
 /// Tensors from this size on have eight chunks at least, for as many threads.
 pub(crate) const LARGE_BYTES: usize = 2 << 20;

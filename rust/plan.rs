@@ -229,13 +229,15 @@ fn small_integers(input: &Input<'_>, tensor: &TensorType) -> Option<Model> {
 /// log2 of the chunk size for `len` bytes.
 pub(crate) fn chunk_log2(options: &CompressOptions, dtype: Dtype, len: usize) -> Result<u32> {
     let Some(bytes) = options.chunk_bytes else {
-        // States, head, hash and index of a chunk take 150 to 300 bytes, but threads want pieces. Plain
-        // bytes keep their model for a chunk at least, and may change their nature.
+        // States, head, hash and index of a chunk take 150 to 300 bytes, but threads want pieces, and
+        // the symbols of the chunks that take turns should stay in the second cache: a byte for each
+        // element. Plain bytes keep their model for a chunk at least, and may change their nature.
         let largest = match options.level {
             _ if dtype == Dtype::Uint8 => DEFAULT_CHUNK_LOG2,
             Level::Max => MAX_LEVEL_CHUNK_LOG2,
-            Level::Fast | Level::Default if len >= LARGE_BYTES => LARGE_CHUNK_LOG2,
-            Level::Fast | Level::Default => DEFAULT_CHUNK_LOG2,
+            Level::Fast | Level::Default if len < LARGE_BYTES => DEFAULT_CHUNK_LOG2,
+            Level::Fast | Level::Default if dtype.itemsize() == 1 => DEFAULT_CHUNK_LOG2,
+            Level::Fast | Level::Default => LARGE_CHUNK_LOG2,
         };
         let half = len.checked_ilog2().unwrap_or(0).saturating_sub(1);
         return Ok(half.clamp(DEFAULT_CHUNK_LOG2, largest));
