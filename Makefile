@@ -148,9 +148,11 @@ test-slow: $(VENV)/.dev ## Run the tests that take minutes: training more than 1
 
 .PHONY: test-integrations
 test-integrations: $(INTEGRATIONS_VENV)/.integrations ## Test with the packages that people use it in
-	$(say) "pytest, the folders that use them"
-	@$(INTEGRATIONS_VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS) tests/python/integrations \
-	  tests/python/nn tests/python/optim
+	$(say) "pytest tests/python/integrations"
+	@$(INTEGRATIONS_VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/python/integrations
+	$(say) "pytest, what make test skips without transformers and peft"
+	@$(INTEGRATIONS_VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS) tests/python/nn \
+	  tests/python/optim
 
 .PHONY: test-asan
 test-asan: ## Run the Rust tests under AddressSanitizer (x86-64 Linux)
