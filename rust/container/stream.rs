@@ -226,13 +226,8 @@ impl<'a> Stream<'a> {
         }
         let kernels = Kernels::select(options.simd)?;
         match &self.prelude.body {
-            Body::Reference { name, .. } => Err(Error::BaseMismatch(format!(
-                "this stream stands for the tensor {name:?} of its file and has no data of its own"
-            ))),
-            Body::External(external) => Err(Error::BaseMismatch(format!(
-                "this stream needs the tensor {:?} of the file {:?}, beside the one it came from",
-                external.name, external.file
-            ))),
+            Body::Reference { name, .. } => Err(reference_alone(name)),
+            Body::External(external) => Err(external_alone(external)),
             Body::Constant(element) => {
                 fill_element(element, (start % element.len() as u64) as usize, out);
                 Ok(())
@@ -466,4 +461,19 @@ fn skip_padding(rest: &[u8], prelude_len: usize) -> Result<&[u8]> {
             "the padding after the header is missing or not zero",
         )),
     }
+}
+
+/// What a reference says that is decoded without its file.
+pub(super) fn reference_alone(name: &str) -> Error {
+    Error::BaseMismatch(format!(
+        "this stream stands for the tensor {name:?} of its file and has no data of its own"
+    ))
+}
+
+/// What a stream says that is decoded without the file that its data is in.
+pub(super) fn external_alone(external: &External) -> Error {
+    Error::BaseMismatch(format!(
+        "this stream needs the tensor {:?} of the file {:?}, beside the one it came from",
+        external.name, external.file
+    ))
 }

@@ -12,7 +12,7 @@ mod wire;
 
 use super::index::Storage;
 use super::prelude::{Body, Chunked};
-use super::stream::Stream;
+use super::stream::{Stream, external_alone, reference_alone};
 use crate::chunk::fill_pattern;
 use crate::constants::{ALIGNMENT, SUB_BLOCK};
 use crate::error::{Error, Result};
@@ -123,13 +123,8 @@ impl Planner<'_> {
     fn chunks(&self, sections: &mut Sections, chunks: &mut [Vec<Chunk>; 2]) -> Result<()> {
         let whole = (0..pieces(self.stream)).map(|number| self.piece(number, PIECE_BYTES));
         match &self.stream.prelude.body {
-            Body::Reference { name, .. } => Err(Error::BaseMismatch(format!(
-                "this stream stands for the tensor {name:?} of its file and has no data of its own"
-            ))),
-            Body::External(external) => Err(Error::BaseMismatch(format!(
-                "this stream needs the tensor {:?} of the file {:?}, beside the one it came from",
-                external.name, external.file
-            ))),
+            Body::Reference { name, .. } => Err(reference_alone(name)),
+            Body::External(external) => Err(external_alone(external)),
             Body::Constant(element) => {
                 let mut pattern = [0; ALIGNMENT];
                 let repeated: Vec<u8> = element.iter().copied().cycle().take(ALIGNMENT).collect();
