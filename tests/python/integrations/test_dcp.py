@@ -1,6 +1,5 @@
 """torch.distributed.checkpoint: sharded, resharded, asynchronous, killed, against a base."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,9 +15,9 @@ dcp = pytest.importorskip("torch.distributed.checkpoint", reason="torch has no d
 
 import neuzip_rs as nz  # noqa: E402 - after the reason to skip
 import neuzip_rs.dcp  # noqa: E402
+from tests.python.integrations.torchrun import ENVIRONMENT, launch  # noqa: E402
 
-HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NEUZIP_NUM_THREADS": "1"}
+JOB = Path(__file__).parent / "dcp_job.py"
 
 
 @pytest.fixture(autouse=True)
@@ -272,26 +271,11 @@ def test_killed_save_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> Non
         assert found["sums"].tolist() == sums
 
 
-def launch(processes: int, *arguments: object) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    # A port of its own, chosen by the system, on this machine only.
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(HERE / "dcp_job.py")]
-    result = subprocess.run(
-        [*command, *map(str, arguments)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="torchrun with gloo is tried on Linux only")
 def test_four_processes_then_two_then_one(tmp_path: Path) -> None:
-    launch(4, tmp_path, "save", "replicated")
-    launch(2, tmp_path, "load", "go-on", "replicated")
+    launch(JOB, 4, tmp_path, "save", "replicated")
+    launch(JOB, 2, tmp_path, "load", "go-on", "replicated")
     plain = size_of(tmp_path / "plain")
     assert size_of(tmp_path / "one") < 0.9 * plain
     assert size_of(tmp_path / "two") < 0.9 * size_of(tmp_path / "one")

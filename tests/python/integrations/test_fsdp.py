@@ -1,7 +1,5 @@
 """FSDP2 with compressed shards, in four real processes and in one."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,27 +9,16 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torch.distributed.tensor", reason="torch has no distributed part")
 
 import neuzip_rs.fsdp  # noqa: E402 - after the reason to skip
+from tests.python.integrations.torchrun import launch  # noqa: E402
 
-HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NEUZIP_NUM_THREADS": "1"}
+JOB = Path(__file__).parent / "fsdp_job.py"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="torchrun with gloo is tried on Linux only")
 def test_training_is_exact(tmp_path: Path) -> None:
     # Four: one of them has no row of the parameter with three.
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4"]
-    # A port of its own, chosen by the system, on this machine only.
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    result = subprocess.run(
-        [*command, str(HERE / "fsdp_job.py"), str(tmp_path)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    launch(JOB, 4, tmp_path, timeout=400)
 
 
 def shard(plain: "torch.Tensor") -> neuzip_rs.fsdp.CompressedShard:
