@@ -126,6 +126,13 @@ impl BaseModel {
         Ok(Cow::Owned(bytes))
     }
 
+    /// See [`SafetensorsFile::settle`].
+    pub(crate) fn settle<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
+        self.files.iter().fold(result, |result, file| {
+            file.settle_with(result, is_vouched_for)
+        })
+    }
+
     /// A hash of all names and decoded tensors: the same for a plain and a compressed model, for one
     /// file and for many. `progress` is called after each tensor and may stop the work by an error.
     ///
@@ -252,6 +259,14 @@ impl FileBase {
                 Err(error) => Self::Missing(format!("{recorded}, cannot be read: {error}")),
             },
         })
+    }
+
+    /// See [`SafetensorsFile::settle`].
+    pub(super) fn settle<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
+        match self {
+            Self::Found(base) => base.model.settle(result, is_vouched_for),
+            Self::None | Self::Missing(_) => result,
+        }
     }
 
     /// Gives a stream its base tensor, whose hash is compared. Streams that need none stay as they are.
