@@ -11,10 +11,7 @@
 //!
 //! Place in docs/format-files.md: none.
 
-#![allow(
-    unsafe_code,
-    reason = "signals and replacing pages have no safe form"
-)]
+#![allow(unsafe_code, reason = "signals and replacing pages have no safe form")]
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst};

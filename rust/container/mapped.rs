@@ -144,7 +144,8 @@ impl Mapped {
     pub(crate) fn settle<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
         match &result {
             Ok(_) if is_vouched_for && !self.has_lost_pages() => {}
-            Ok(_) | Err(Error::Corrupt(_) | Error::BaseMismatch(_) | Error::UnsupportedVersion(_)) => {
+            Ok(_)
+            | Err(Error::Corrupt(_) | Error::BaseMismatch(_) | Error::UnsupportedVersion(_)) => {
                 self.unchanged()?;
             }
             Err(_) => {}
@@ -276,9 +277,17 @@ mod tests {
             let other = Mapped::open(&path).unwrap();
             let writer = File::options().write(true).open(&path).unwrap();
             writer.set_len(kept).unwrap();
-            assert!(mapped.bytes()[..kept as usize].iter().all(|&byte| byte == 7));
+            assert!(
+                mapped.bytes()[..kept as usize]
+                    .iter()
+                    .all(|&byte| byte == 7)
+            );
             // The last page that is left is filled up with zeros.
-            assert!(mapped.bytes()[kept as usize..].iter().all(|&byte| byte == 0));
+            assert!(
+                mapped.bytes()[kept as usize..]
+                    .iter()
+                    .all(|&byte| byte == 0)
+            );
             for vouched in [false, true] {
                 let Err(Error::Io(error)) = mapped.settle(Ok(()), vouched) else {
                     panic!("not reported")
@@ -295,9 +304,9 @@ mod tests {
     #[test]
     fn threads_that_lose_the_same_pages() {
         let folder = tempfile::tempdir().unwrap();
-        for round in 0..20 {
+        for round in 0..8 {
             let path = folder.path().join(round.to_string());
-            fs::write(&path, vec![7; 5_000_000]).unwrap();
+            fs::write(&path, vec![7; 500_000]).unwrap();
             let maps = [(); 4].map(|()| Mapped::open(&path).unwrap());
             std::thread::scope(|scope| {
                 for number in 0..8 {
@@ -310,7 +319,7 @@ mod tests {
                     });
                 }
                 let writer = File::options().write(true).open(&path).unwrap();
-                writer.set_len(50_000 * round).unwrap();
+                writer.set_len(60_000 * round).unwrap();
             });
         }
     }

@@ -241,7 +241,7 @@ impl FileBase {
         }
         let here = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if descendants.contains(&here) || descendants.len() >= MAX_CHAIN {
-            let message = "its base leads back to it, or through too many files".to_owned();
+            let message = "leads back to it, or through too many files".to_owned();
             return Ok(Self::Missing(message));
         }
         let descendants: Vec<PathBuf> = [descendants, &[here]].concat();
