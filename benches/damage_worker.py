@@ -1,7 +1,8 @@
 """Runs the trials of one subject: forks children that do them, and watches over these.
 
 A child notes the outcome of each trial in shared memory before it goes on, so that after a crash or a
-hang the next child goes on behind it. A trial hangs when it has taken `HANG_SECONDS` of processor time,
+hang the next child goes on behind it. This process only imports: pools of threads do not survive a fork,
+so that packing is a child's work too. A trial hangs when it has taken `HANG_SECONDS` of processor time,
 or much longer on the clock: the machine may be busy. Memory is counted by the preloaded allocations.c
 and limited, so that nothing takes the machine down.
 """
@@ -12,6 +13,7 @@ import ctypes
 import gc
 import mmap
 import os
+import pickle
 import resource
 import select
 import signal
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 SMALL_BYTES = 8 << 10
 LARGE_BYTES = 384 << 10
 HANG_SECONDS = 3.0
-HANG_CLOCK_SECONDS = 240.0
+HANG_CLOCK_SECONDS = 130.0
 # So many of a kind are enough to know.
 MOST_HANGS = 10
 # Beyond what the process has when it starts.
@@ -133,10 +135,47 @@ def forms_of(subject: Subject) -> Forms:
     )
 
 
+def intact_peaks(subject: Subject, forms: Forms) -> dict[str, int]:
+    """What restoring each form takes when it is whole."""
+    counter = Counter()
+    peaks = {}
+    for name in ("small", "large", "noise"):
+        form: Form = getattr(forms, name)
+        subject.restore(form.members, form.size)
+        gc.collect()
+        counter.reset()
+        subject.restore(form.members, form.size)
+        peaks[name] = counter.peak()
+    return peaks
+
+
+def in_child(act: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """Returns what a function returns in a child process."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with os.fdopen(writable, "wb") as pipe:
+                pickle.dump(act(), pipe)
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(writable)
+    with os.fdopen(readable, "rb") as pipe:
+        received = pipe.read()
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        message = "a child process failed, and has printed why"
+        raise RuntimeError(message)
+    return pickle.loads(received)
+
+
 class Run:
     """The trials of one kind on one subject."""
 
-    def __init__(self, subject: Subject, forms: Forms, kind: str, share: float) -> None:
+    def __init__(
+        self, subject: Subject, forms: Forms, intact: dict[str, int], kind: str, share: float
+    ) -> None:
         """Takes a share of the trials, spread over all."""
         self.subject = subject
         self.forms = forms
@@ -147,15 +186,7 @@ class Run:
         self.numbers = list(range(0, everything, step))
         self.shared = Shared(len(self.numbers))
         self.counter = Counter()
-        self.intact = {id(form): self.peak_of(form) for form in (forms.small, forms.large, forms.noise)}
-
-    def peak_of(self, form: Form) -> int:
-        """What restoring something whole takes."""
-        self.subject.restore(form.members, form.size)
-        gc.collect()
-        self.counter.reset()
-        self.subject.restore(form.members, form.size)
-        return self.counter.peak()
+        self.intact = {id(getattr(forms, name)): peak for name, peak in intact.items()}
 
     def trial(self, index: int) -> None:
         """Does one trial in this process."""
@@ -187,6 +218,8 @@ class Run:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + ADDRESS_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        # What stays from the first use of anything is no trial's.
+        intact_peaks(self.subject, self.forms)
         for index in range(first, len(self.numbers)):
             self.shared.current = index
             self.trial(index)
@@ -287,14 +320,17 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
             subject = makers(Path(scratch))[task["subject"]]()
         except ImportError as error:
             return {"missing": str(error)}
-        forms = forms_of(subject)
+        forms: Forms
+        forms, intact = in_child(
+            lambda: (packed := forms_of(subject), intact_peaks(subject, packed))
+        )
         kinds = [kind for kind in KINDS if subject.is_ours or kind not in OURS_ONLY]
         found = {}
         for kind in kinds:
-            tally = Run(subject, forms, kind, task["share"]).run()
+            tally = Run(subject, forms, intact, kind, task["share"]).run()
             if kind in OURS_ONLY:
                 # What decodes to other bytes is another tensor, and says so.
                 tally.detected, tally.silent = tally.detected + tally.silent, 0
             found[kind] = asdict(tally)
             print(f"    {subject.name}: {kind}: {found[kind]}", file=sys.stderr)
-        return {"kinds": found, "bomb": bomb(subject)}
+        return {"kinds": found, "bomb": in_child(lambda: bomb(subject))}

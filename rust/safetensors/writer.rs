@@ -28,6 +28,7 @@ use crate::container::external::External;
 use crate::container::pieces::{AHEAD, PIECE_BYTES};
 use crate::container::writer::Spare;
 use crate::error::{Error, Result};
+use crate::headroom::{self, WORKER_BYTES};
 use crate::parallel::in_order;
 use crate::{CompressOptions, DecompressOptions, Dtype, Threads, write_reference};
 
@@ -123,6 +124,7 @@ pub(crate) fn write_compressed<W: Write + Seek>(
             None => None,
         },
     };
+    headroom::check(WORKER_BYTES)?;
     let longest: Vec<u64> = sources.iter().map(longest_stream).collect();
     let reserved = reserved_bytes(outer.json(&longest)?.len())?;
     let data_at = (LENGTH_BYTES + reserved) as u64;
