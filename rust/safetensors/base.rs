@@ -254,6 +254,16 @@ impl FileBase {
         })
     }
 
+    /// Adds the files that the base is in, and those of their bases.
+    pub(super) fn add_files(&self, files: &mut Vec<PathBuf>) {
+        if let Self::Found(found) = self {
+            for file in &found.model.files {
+                files.push(file.map().path().to_owned());
+                files.extend(file.base_files());
+            }
+        }
+    }
+
     /// Gives a stream its base tensor, whose hash is compared. Streams that need none stay as they are.
     pub(super) fn attach<'a>(
         &'a self,

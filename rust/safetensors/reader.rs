@@ -376,6 +376,16 @@ impl SafetensorsFile {
         base_entry(&file.outer, &self.header)
     }
 
+    /// The files that the base was found in, and those that they need in turn.
+    #[must_use]
+    pub fn base_files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        if let Some(compressed) = &self.compressed {
+            compressed.base.add_files(&mut files);
+        }
+        files
+    }
+
     /// Checks that every base tensor that is needed is there and the right one.
     ///
     /// # Errors

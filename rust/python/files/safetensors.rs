@@ -76,6 +76,11 @@ impl SafetensorsFile {
         Ok(self.file()?.base().map(str::to_owned))
     }
 
+    /// The files that the base was found in, and those that they need in turn.
+    fn base_files(&self) -> PyResult<Vec<PathBuf>> {
+        Ok(self.file()?.base_files())
+    }
+
     /// Checks that the base is there and the right one, if one is needed.
     #[pyo3(signature = (*, threads = None))]
     fn check_base(&self, py: Python<'_>, threads: Option<usize>) -> PyResult<()> {
