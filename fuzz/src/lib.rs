@@ -25,6 +25,9 @@ pub mod gpu;
 #[cfg(unix)]
 #[path = "../../rust/simd/tests/guard_page.rs"]
 mod guard_page;
+#[cfg(not(unix))]
+#[path = "no_gpu.rs"]
+pub mod gpu;
 pub mod legal;
 pub mod mutate;
 pub mod oracle;
