@@ -379,11 +379,8 @@ impl SafetensorsFile {
     /// The files that the base was found in, and those that they need in turn.
     #[must_use]
     pub fn base_files(&self) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        if let Some(compressed) = &self.compressed {
-            compressed.base.add_files(&mut files);
-        }
-        files
+        let compressed = self.compressed.as_ref();
+        compressed.map_or_else(Vec::new, |compressed| compressed.base.files())
     }
 
     /// Checks that every base tensor that is needed is there and the right one.

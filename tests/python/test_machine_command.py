@@ -261,3 +261,22 @@ def test_a_file_that_is_its_own_base() -> None:
     assert PLAIN in machine.forms[name]
     machine.folder_is_as_the_model_says()
     machine.teardown()
+
+
+def test_a_file_replaced_by_a_difference_from_itself() -> None:
+    """Found by the machine: with `-f` the base was overwritten by what needs it."""
+    machine = Command()
+    machine.two_checkpoints()
+    name, other = sorted(machine.forms)
+    machine.compress_with(name, [], remove=False, force=False)
+    before = machine.bytes_of(name, COMPRESSED)
+    base = str(machine.path(name, COMPRESSED))
+    machine.compress_with(name, ["--base", base], remove=False, force=True)
+    assert machine.bytes_of(name, COMPRESSED) == before
+    # And in two steps.
+    machine.compress_with(other, ["--base", base], remove=True, force=False)
+    base = str(machine.path(other, COMPRESSED))
+    machine.compress_with(name, ["--base", base], remove=False, force=True)
+    assert machine.bytes_of(name, COMPRESSED) == before
+    machine.folder_is_as_the_model_says()
+    machine.teardown()
