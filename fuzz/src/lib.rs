@@ -22,12 +22,12 @@
 pub mod content;
 #[cfg(unix)]
 pub mod gpu;
-#[cfg(unix)]
-#[path = "../../rust/simd/tests/guard_page.rs"]
-mod guard_page;
 #[cfg(not(unix))]
 #[path = "no_gpu.rs"]
 pub mod gpu;
+#[cfg(unix)]
+#[path = "../../rust/simd/tests/guard_page.rs"]
+mod guard_page;
 pub mod legal;
 pub mod mutate;
 pub mod oracle;

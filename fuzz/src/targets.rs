@@ -86,7 +86,8 @@ fn draw_index(u: &mut Unstructured<'_>) -> Drawn<()> {
     let original = (chunks * 4096).saturating_sub(last % 4096);
     let models = *u.choose(&[0, 1, 3, 254, 255, 300])?;
     let mut fields = plain_head(original, models);
-    let (mut lengths, mut storages, mut hashes) = (Vec::<u8>::new(), Vec::<u8>::new(), Vec::<u8>::new());
+    let (mut lengths, mut storages, mut hashes) =
+        (Vec::<u8>::new(), Vec::<u8>::new(), Vec::<u8>::new());
     let mut area = 0_u64;
     for _ in 0..chunks {
         let length = match u.int_in_range(0..=7)? {

@@ -77,7 +77,11 @@ replayed! {
 fn inputs_from_a_generator() {
     for (name, run) in fuzz::targets::ALL {
         // The emulation and files are slow.
-        let count = if matches!(name, "differential" | "delta" | "roundtrip") { 8 } else { 40 };
+        let count = if matches!(name, "differential" | "delta" | "roundtrip") {
+            8
+        } else {
+            40
+        };
         for seed in 0..count {
             let mut random = fuzz::content::Random::new(seed);
             let len = random.below(600);

@@ -13,6 +13,7 @@ use super::{choose, compress_options, decompress_options, open_base};
 use crate::python::buffers::Bytes;
 use crate::python::errors::to_py;
 use crate::python::explain::explanation_dict;
+use crate::python::fits_python;
 use crate::python::report::{raise, run};
 use crate::python::tensor::info_dict;
 use crate::safetensors::{self, ElementType, MemoryTensor};
@@ -25,6 +26,8 @@ pub(super) struct SafetensorsFile {
     file: RwLock<Option<Arc<safetensors::SafetensorsFile>>>,
     path: PathBuf,
 }
+
+const _: () = assert!(fits_python::<SafetensorsFile>());
 
 impl SafetensorsFile {
     fn file(&self) -> PyResult<Arc<safetensors::SafetensorsFile>> {
