@@ -1,4 +1,4 @@
-//! cuda/decode.cu on the CPU: built with g++ and tests/cuda_emulation when it is first asked for.
+//! `cuda/decode.cu` on the CPU: built with g++ and `tests/cuda_emulation` when it is first asked for.
 //!
 //! As tests/python/cuda does it. Streams and outputs end at forbidden pages, because the kernels are not
 //! compiled with a sanitizer.

@@ -532,8 +532,8 @@ fn model_chunk(
     original.extend((0..len.min(model.phase)).map(|_| random.next() as u8));
     for i in 0..count {
         let mut y = 0_u64;
-        for (number, plane) in model.planes.iter().enumerate() {
-            y = y.checked_shl(plane.width).unwrap_or(0) | fields[number][i];
+        for (plane, fields) in model.planes.iter().zip(&fields) {
+            y = y.checked_shl(plane.width).unwrap_or(0) | fields[i];
         }
         let sign_at = model.sign;
         let mut sign = y >> sign_at & 1;
@@ -842,12 +842,14 @@ pub fn build(u: &mut Unstructured<'_>, kind: Kind) -> Result<Legal> {
     wire::put_varint(&mut fields, (bytes / itemsize) as u64);
     fields.extend([wire::CHUNKED, log2 as u8]);
     wire::put_varint(&mut fields, models.len() as u64);
-    models.iter().for_each(|model| model.write_to(&mut fields));
+    for model in &models {
+        model.write_to(&mut fields);
+    }
     if !layouts.is_empty() {
         wire::put_varint(&mut fields, layouts.len() as u64);
-        layouts
-            .iter()
-            .for_each(|layout| layout.write_to(&mut fields));
+        for layout in &layouts {
+            layout.write_to(&mut fields);
+        }
     }
     if let Some(scale) = &scale {
         fields.extend_from_slice(&scale.wire);

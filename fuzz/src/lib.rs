@@ -12,6 +12,8 @@
     clippy::cast_sign_loss,
     clippy::expect_used,
     clippy::panic,
+    clippy::similar_names,
+    clippy::too_many_lines,
     clippy::unwrap_used,
     dead_code,
     unreachable_pub,

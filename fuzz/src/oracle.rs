@@ -72,10 +72,8 @@ fn decoded(
 #[track_caller]
 pub fn agree(bytes: &[u8], base: Option<&[u8]>) -> Option<Vec<u8>> {
     let mut stream = about_data(Stream::parse(bytes))?;
-    if let (Some(base), Some(hash)) = (base, stream.base_hash()) {
-        if hash == content_hash(base) {
-            stream = about_data(stream.with_base(base))?;
-        }
+    if let Some(base) = base.filter(|base| stream.base_hash() == Some(content_hash(base))) {
+        stream = about_data(stream.with_base(base))?;
     }
     let _ = stream.info();
     let whole = (0, stream.original_len().min(MOST));

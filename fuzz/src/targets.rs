@@ -20,8 +20,11 @@ use super::oracle::{about_data, agree, options, pinned, tiers};
 use super::wire::{self, Parts};
 use super::{gpu, mutate};
 
+/// What a target does.
+pub type Target = fn(&[u8]);
+
 /// Every target, by name.
-pub const ALL: [(&str, fn(&[u8])); 16] = [
+pub const ALL: [(&str, Target); 16] = [
     ("header", header),
     ("index", index),
     ("table", table),
@@ -165,10 +168,10 @@ fn draw_table(u: &mut Unstructured<'_>) -> Drawn<()> {
         }
         1 => {
             // A plane for the contexts to come from, and the tables of the plane below.
-            let low = element - (width + 1) / 2;
+            let low = element - width.div_ceil(2);
             let mut fields = head(32 | if low > 8 { 2 } else { 0 });
             fields.extend([wire::CHUNKED, 12, 1, size_log2, 0, 2]);
-            fields.extend([2, (width + 1) / 2, 0, 2, 0, 128, 1, 128]);
+            fields.extend([2, width.div_ceil(2), 0, 2, 0, 128, 1, 128]);
             fields.extend([3, low]);
             fields
         }
@@ -396,7 +399,7 @@ pub fn differential(data: &[u8]) {
     if !gpu::is_available() || stream.original_len() > 1 << 16 {
         return;
     }
-    let shift = if data.len() % 3 == 0 {
+    let shift = if data.len().is_multiple_of(3) {
         data.len() % 16
     } else {
         0
@@ -499,7 +502,7 @@ pub fn safetensors_rewrite(data: &[u8]) {
         fs::write(&src, data).expect("room for a file");
         let kind = content_kind(&src).expect("the file is there");
         let options = CompressOptions {
-            level: if data.len() % 2 == 0 {
+            level: if data.len().is_multiple_of(2) {
                 Level::Fast
             } else {
                 Level::Default

@@ -140,7 +140,7 @@ impl Head {
 /// A prelude of these fields, from the magic to the checksum.
 pub fn prelude(fields: &[u8]) -> Vec<u8> {
     let fixed = MAGIC.len() + fields.len() + 4;
-    let len = (fixed + 1..)
+    let len = (fixed + 1..fixed + 11)
         .find(|&len| len == fixed + varint(len as u64).len())
         .unwrap_or(fixed);
     let mut out = MAGIC.to_vec();

@@ -4,6 +4,7 @@
 //! once failed. Each is given to its target, which panics on a finding.
 
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,
