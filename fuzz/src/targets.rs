@@ -51,14 +51,16 @@ pub fn header(data: &[u8]) {
         };
         let info = stream.info();
         let itemsize = stream.dtype().itemsize() as u64;
-        assert_eq!(
-            stream
-                .shape()
-                .iter()
-                .product::<u64>()
-                .wrapping_mul(itemsize),
-            stream.original_len()
-        );
+        let elements = stream
+            .shape()
+            .iter()
+            .try_fold(1, |n: u64, &dim| n.checked_mul(dim));
+        let elements = if stream.shape().contains(&0) {
+            Some(0)
+        } else {
+            elements
+        };
+        assert_eq!(elements.map(|n| n * itemsize), Some(stream.original_len()));
         assert!(!format!("{info:?}").is_empty());
         about_data(stream.explain(None));
         let mut out = vec![0; stream.original_len().min(4096) as usize];

@@ -79,9 +79,9 @@ fn inputs_from_a_generator() {
     for (name, run) in fuzz::targets::ALL {
         // The emulation and files are slow.
         let count = if matches!(name, "differential" | "delta" | "roundtrip") {
-            8
+            3
         } else {
-            40
+            12
         };
         for seed in 0..count {
             let mut random = fuzz::content::Random::new(seed);
