@@ -162,7 +162,7 @@ for number in range(rounds):
         thread.start()
         try:
             act()
-        except (OSError, nz.NeuzipError) as error:
+        except (OSError, ValueError, nz.NeuzipError) as error:  # a base may be cut before a look
             noticed += 1
             if isinstance(error, OSError):
                 assert "while it was read" in str(error), error
