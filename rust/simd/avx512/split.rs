@@ -12,6 +12,8 @@ use crate::simd::cut::{SplitForm, SplitRun};
 
 /// How far ahead of its use the input is fetched, in bytes.
 const AHEAD: usize = 4096;
+/// How far ahead of their use lines that are written are fetched: from the second cache or the third.
+const WRITTEN_AHEAD: usize = 512;
 
 /// See [`crate::simd::Kernels::split_cut`].
 ///
@@ -107,6 +109,7 @@ unsafe fn split<E: Element, const WIDE: bool>(
             }
             let bytes = E::planes(words);
             for (bytes, to) in bytes.iter().zip(&mut low).take(planes) {
+                _mm_prefetch::<_MM_HINT_ET0>((*to).wrapping_add(WRITTEN_AHEAD).cast());
                 _mm512_storeu_si512((*to).cast(), *bytes);
                 *to = to.wrapping_add(64);
             }
@@ -137,6 +140,7 @@ unsafe fn split<E: Element, const WIDE: bool>(
                 (_mm512_min_epu8(offset, last), [symbol; 2])
             };
             let index = _mm512_permutexvar_epi8(offset, table);
+            _mm_prefetch::<_MM_HINT_ET0>(indices.wrapping_add(WRITTEN_AHEAD).cast());
             _mm512_storeu_si512(indices.cast(), index);
             indices = indices.add(64);
             // Eight without a branch: one that is wrong for every tenth group takes as long as all the rest.
