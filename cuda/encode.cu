@@ -1,12 +1,17 @@
 // Encodes tensors of floats as the CPU does at the level `fast`, byte for byte: one coded plane of
 // exponents above one raw plane of mantissa and sign. No step waits for the host:
 //
-//   encode_plan     per tensor: counts of a fixed sample, and the table they give
-//   encode_chunks   per chunk: symbols, raw bits, hash; the coder from the end to the beginning;
-//   into scratch encode_offsets  per tensor: where each payload begins encode_gather   per chunk:
-//   the parts of the payload, one after the other
+//   encode_plan      per tensor: counts of a fixed sample, and the table they give
+//   encode_chunks    per chunk: symbols, raw bits, hash; the coder from the end to the beginning;
+//                    into scratch memory
+//   encode_offsets   per tensor: where each payload begins
+//   encode_gather    per chunk: the parts of the payload, one after the other
+//   encode_publish   per tensor: the plan by which decode.cu reads what has been encoded
 //
-// What the CPU would store in another form is left to it: EncodeModel.state says so.
+// The three in the middle take a range of the chunks: scratch memory is used again by the next.
+//
+// What the CPU would store in another form is left to it (EncodeModel.state says so), unless the
+// tensor has room for a plan: it stays on the device then, in a form that the device can make.
 #include "bits.cuh"
 #include "table.cuh"
 
@@ -20,6 +25,7 @@ constexpr uint64_t WORTHWHILE = 1019;
 constexpr uint32_t MAX_EXPONENT_BITS = 11;
 constexpr uint32_t PLAN_THREADS = 256;
 constexpr uint32_t WARPS = 4;
+constexpr uint32_t PUBLISH_THREADS = 128;
 
 __device__ __forceinline__ uint64_t load_element(const uint8_t* data, uint64_t i, uint32_t log2) {
     switch (log2) {
@@ -92,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1) encode_plan(Encode
         for (uint64_t i = threadIdx.x; i < elements; i += PLAN_THREADS)
             same &= load_element(data, i, tensor.element_log2) == first;
         const bool varies = __syncthreads_or(!same);
-        if (threadIdx.x == 0 && !varies) tensor.model.state = ENCODE_HOST;
+        if (threadIdx.x == 0 && !varies && !tensor.plan) tensor.model.state = ENCODE_HOST;
         return;
     }
 
@@ -129,10 +135,10 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1) encode_plan(Encode
         saved += static_cast<uint64_t>(min(i, below)) * room.zeros[i];
     }
     EncodeModel model = {};
-    model.state = ENCODE_HOST;
+    model.state = tensor.plan ? ENCODE_RAW : ENCODE_HOST;
     const uint64_t per_block = (total + SUB_BLOCK - 1) / SUB_BLOCK * 8;
     const bool one_sign = room.negative == 0 || room.negative == total;
-    if (!one_sign && (room.zeros[0] == total || saved <= per_block)) {
+    if (tensor.plan || (!one_sign && (room.zeros[0] == total || saved <= per_block))) {
         Counts counts{room.counts, 0, 1u << bits, bits};
         if (counts.length > MAX_SYMBOLS) {
             // Large alphabets are counted between the smallest and the largest magnitude.
@@ -311,13 +317,14 @@ __device__ inline uint32_t encode_stream(const EncodeTensor& tensor, const Encod
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-    encode_chunks(const EncodeTensor* tensors, EncodeChunk* chunks, uint32_t count) {
+    encode_chunks(const EncodeTensor* tensors, EncodeChunk* chunks, uint32_t first,
+                  uint32_t count) {
     __shared__ EncodeRoom rooms[WARPS];
     const uint32_t warp = threadIdx.x / 32;
     EncodeRoom& room = rooms[warp];
     for (uint32_t number = blockIdx.x + gridDim.x * warp; number < count;
          number += gridDim.x * WARPS) {
-        EncodeChunk& chunk = chunks[number];
+        EncodeChunk& chunk = chunks[first + number];
         const EncodeTensor& tensor = tensors[chunk.tensor];
         const EncodeModel& model = tensor.model;
         const uint8_t* data = reinterpret_cast<const uint8_t*>(chunk.data);
@@ -367,18 +374,21 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(32, 1)
-    encode_offsets(EncodeTensor* tensors, EncodeChunk* chunks) {
+    encode_offsets(EncodeTensor* tensors, EncodeChunk* chunks, uint32_t first, uint32_t count) {
     EncodeTensor& tensor = tensors[blockIdx.x];
-    uint64_t offset = 0;
-    for (uint32_t batch = 0; batch < tensor.chunks; batch += 32) {
+    const uint32_t begin = max(first, tensor.first_chunk);
+    const uint32_t end = min(first + count, tensor.first_chunk + tensor.chunks);
+    uint64_t offset = tensor.payload_bytes;
+    for (uint32_t batch = begin; batch < end; batch += 32) {
         const uint32_t number = batch + lane_id();
-        const bool active = number < tensor.chunks;
-        EncodeChunk& chunk = chunks[tensor.first_chunk + (active ? number : 0)];
+        const bool active = number < end;
+        EncodeChunk& chunk = chunks[active ? number : begin];
         uint32_t total;
         const uint32_t before = exclusive_sum(active ? chunk.payload_bytes : 0, total);
         if (active) chunk.offset = offset + before;
         offset += total;
     }
+    __syncwarp();
     if (lane_id() == 0) tensor.payload_bytes = offset;
 }
 
@@ -389,11 +399,12 @@ __device__ inline uint8_t* append(uint8_t* to, const uint8_t* from, uint32_t byt
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-    encode_gather(const EncodeTensor* tensors, const EncodeChunk* chunks, uint32_t count) {
+    encode_gather(const EncodeTensor* tensors, const EncodeChunk* chunks, uint32_t first,
+                  uint32_t count) {
     const uint32_t warp = threadIdx.x / 32, lane = lane_id();
     for (uint32_t number = blockIdx.x + gridDim.x * warp; number < count;
          number += gridDim.x * WARPS) {
-        const EncodeChunk& chunk = chunks[number];
+        const EncodeChunk& chunk = chunks[first + number];
         const EncodeTensor& tensor = tensors[chunk.tensor];
         if (tensor.model.state == ENCODE_HOST) continue;
         const uint8_t* data = reinterpret_cast<const uint8_t*>(chunk.data);
@@ -417,4 +428,86 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         to = append(to, scratch.low, chunk.escapes);
         if (tensor.exponent_bits > 8) append(to, scratch.high, chunk.escapes);
     }
+}
+
+// The slots of a table, each in the form `write` gives it: what rust/container/device/tables.rs
+// spreads out on the host.
+template <class Write>
+__device__ __forceinline__ void spread(const EncodeModel& model, uint32_t bits, Write write) {
+    for (uint32_t slot = threadIdx.x; slot < SLOTS; slot += PUBLISH_THREADS) {
+        uint32_t entry = 0, start = 0;
+        while (entry + 1 < model.entries && slot >= start + model.frequency[entry])
+            start += model.frequency[entry++];
+        const uint32_t index = model.index[entry];
+        const uint32_t symbol = (model.base + index) & ((1u << bits) - 1);
+        write(slot, model.frequency[entry], slot - start, symbol, model.escape && index == ESCAPE);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(PUBLISH_THREADS, 1)
+    encode_publish(const EncodeTensor* tensors, const EncodeChunk* chunks) {
+    const EncodeTensor& tensor = tensors[blockIdx.x];
+    if (!tensor.plan) return;
+    uint8_t* const plan = reinterpret_cast<uint8_t*>(tensor.plan);
+    const uint32_t bits = tensor.exponent_bits, raw_width = tensor.mantissa_bits + 1u;
+    // Models for decode_cut and decode_any, then the table of each.
+    const uint32_t models = tensor.chunks * static_cast<uint32_t>(sizeof(Chunk));
+    const uint32_t cut_table = models + 2 * static_cast<uint32_t>(sizeof(Model));
+    const uint32_t table = cut_table + SLOTS * 4;
+    const bool is_cut = tensor.element_log2 <= 2;
+    const uint32_t shift =
+        tensor.element_log2 == 1 && raw_width >= 2 && raw_width <= 8 ? raw_width - 1 : 0;
+    for (uint32_t number = threadIdx.x; number < tensor.chunks; number += PUBLISH_THREADS) {
+        const EncodeChunk& from = chunks[tensor.first_chunk + number];
+        const uint64_t start = static_cast<uint64_t>(number) << tensor.chunk_log2;
+        const bool cut = from.storage == 2 && is_cut && from.bytes > 0 &&
+                         from.bytes % (SUB_BLOCK << tensor.element_log2) == 0;
+        Chunk& chunk = reinterpret_cast<Chunk*>(plan)[number];
+        chunk.payload = from.offset;
+        chunk.out = start;
+        chunk.base = 0;
+        chunk.hash = from.hash;
+        chunk.first = start >> tensor.element_log2;
+        chunk.payload_bytes = from.payload_bytes;
+        chunk.bytes = from.bytes;
+        chunk.model = from.storage == 2
+                          ? (models + (cut ? 0 : static_cast<uint32_t>(sizeof(Model)))) / ALIGNMENT
+                          : 0;
+        chunk.kind = from.storage == 0   ? CHUNK_RAW
+                     : from.storage == 1 ? CHUNK_CONSTANT
+                                         : CHUNK_MODEL;
+        chunk.flags =
+            CHUNK_VERIFY | (tensor.chunks > 1 ? CHUNK_ALIGNED : 0) | (cut ? CHUNK_CUT : 0);
+        chunk.reserved = 0;
+        chunk.tensor = 0;
+        chunk.number = number;
+    }
+    if (tensor.model.state != ENCODE_CUT) return;
+    for (uint32_t of = threadIdx.x; of < 2; of += PUBLISH_THREADS) {
+        const bool cut = of == 0;
+        Model& model = reinterpret_cast<Model*>(plan + models)[of];
+        model = Model{};
+        model.element_log2 = tensor.element_log2;
+        model.planes = 2;
+        model.coded = 1;
+        model.cut_shift = static_cast<uint8_t>(cut ? shift : 0);
+        model.plane[0].mode = CODED;
+        model.plane[0].width = static_cast<uint8_t>(bits);
+        model.plane[0].escape = static_cast<uint8_t>(tensor.model.escape);
+        model.plane[0].table = cut ? 0 : table / ALIGNMENT;
+        model.plane[0].cut_table = cut ? cut_table / ALIGNMENT : 0;
+        model.plane[1].mode = RAW;
+        model.plane[1].width = static_cast<uint8_t>(raw_width);
+    }
+    uint32_t* const words = reinterpret_cast<uint32_t*>(plan + cut_table);
+    spread(tensor.model, bits,
+           [=](uint32_t slot, uint32_t frequency, uint32_t offset, uint32_t symbol, bool escape) {
+               words[slot] = (escape ? 1u << 15 : symbol << shift) | frequency << 16 | offset << 24;
+           });
+    Slot* const slots = reinterpret_cast<Slot*>(plan + table);
+    spread(tensor.model, bits,
+           [=](uint32_t slot, uint32_t frequency, uint32_t offset, uint32_t symbol, bool escape) {
+               slots[slot] = Slot{static_cast<uint16_t>(frequency), static_cast<uint16_t>(offset),
+                                  static_cast<uint16_t>(symbol), static_cast<uint16_t>(escape)};
+           });
 }

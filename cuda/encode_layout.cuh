@@ -40,6 +40,9 @@ struct EncodeTensor {
     uint8_t exponent_bits;
     uint8_t mantissa_bits;
     uint8_t reserved;
+    // Room for the plan to decode it: a Chunk for each chunk, two Models, SLOTS words, SLOTS Slots.
+    // 0: the tensor goes to the host, and has the bytes that the CPU gives it.
+    uint64_t plan;
     EncodeModel model;
 };
 
@@ -61,5 +64,5 @@ struct EncodeChunk {
     uint32_t reserved[2];
 };
 
-static_assert(sizeof(EncodeModel) == 144 && sizeof(EncodeTensor) == 192 &&
+static_assert(sizeof(EncodeModel) == 144 && sizeof(EncodeTensor) == 200 &&
               sizeof(EncodeChunk) == 64);

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from neuzip_rs import _native
 from neuzip_rs._dtypes import ITEMSIZE
-from neuzip_rs.cuda._encode import EXPONENT_BITS, HOST, assemble
+from neuzip_rs.cuda._encode import EXPONENT_BITS, HOST, prelude
 from tests.python import second_decoder as page
 from tests.python.cuda.emulation import needs_compiler
 from tests.python.cuda.encoder import Encoded, encode_many
@@ -29,7 +29,7 @@ def agree(found: Encoded, data: bytes, dtype: str, chunk_log2: int) -> bool:
         return False
     stream = compressed(data, dtype, chunk_log2)
     shape = (len(data) // ITEMSIZE[dtype],)
-    assert assemble(found.tensor, found.chunks, found.payloads, dtype, shape) == stream
+    assert prelude(found.tensor, found.chunks, dtype, shape) + found.payloads == stream
     return True
 
 
