@@ -101,7 +101,7 @@ def assemble_prelude(
     dtype: str,
     shape: Sequence[int],
     chunk_log2: int,
-    table: tuple[int, bool, Sequence[tuple[int, int]]] | None,
+    model: tuple[int, int, bool, int, bool, Sequence[tuple[int, int]]] | None,
     chunks: Sequence[tuple[int, int, int]],
 ) -> bytes: ...
 def chunk_log2(dtype: str, nbytes: int, *, level: str = "default") -> int: ...

@@ -5,7 +5,9 @@ use pyo3::types::PyBytes;
 
 use super::buffers::Bytes;
 use super::errors::to_py;
-use crate::container::device::{EncodedChunk, Placement, Table, assemble, plan as device_plan_of};
+use crate::container::device::{
+    EncodedChunk, EncodedModel, Placement, assemble, plan as device_plan_of,
+};
 use crate::container::stream::Stream;
 use crate::dtype::Dtype;
 use crate::options::CompressOptions;
@@ -50,11 +52,11 @@ fn assemble_prelude<'py>(
     dtype: &str,
     shape: Vec<u64>,
     chunk_log2: u32,
-    table: Option<Table>,
+    model: Option<EncodedModel>,
     chunks: Vec<EncodedChunk>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let dtype = Dtype::from_name(dtype).map_err(to_py)?;
-    let made = assemble(dtype, &shape, chunk_log2, table, &chunks);
+    let made = assemble(dtype, &shape, chunk_log2, model, &chunks);
     Ok(PyBytes::new(py, &made.map_err(to_py)?))
 }
 

@@ -216,11 +216,8 @@ def _settle(device: Device, code: torch.Tensor, state: _State) -> None:
         # The same tensor, so that whoever holds it sees its new memory.
         code.data = exact
     state.payloads, state.sizes = len(head), None
-    cuts = (chunks["storage"] == _encode.MODEL_STORAGE) & (
-        chunks["bytes"] % (_encode.SUB_BLOCK * state.header.dtype.itemsize) == 0
-    )
-    fast = state.header.dtype.itemsize <= _encode.MOST_CUT_BYTES
-    state.has_cuts, state.has_others = fast and bool(cuts.any()), not (fast and bool(cuts.all()))
+    cuts = _encode.is_cut(tensor, chunks)
+    state.has_cuts, state.has_others = bool(cuts.any()), not cuts.all()
 
 
 def _read(code: torch.Tensor) -> _State:

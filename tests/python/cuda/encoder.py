@@ -32,6 +32,7 @@ def encode_many(
     grid: int = 3,
     seed: int = 1,
     wave_bytes: int = 1 << 16,
+    level: str = "fast",
 ) -> list[Encoded]:
     """Encodes tensors, bytes and dtype, in one launch of each kernel."""
     memory = [guarded(data) for data, _ in tensors]
@@ -47,7 +48,9 @@ def encode_many(
     starts = described["out"].tolist()
     described["out"] += np.uint64(out.ctypes.data)
     kernels = encoder()
-    kernels.launch("encode_plan", len(tensors), 256, described, seed=seed)
+    kernels.launch("encode_signs", grid, 128, described, chunks, np.uint32(len(chunks)), seed=seed)
+    planner = {"fast": "encode_plan", "default": "encode_choose"}[level]
+    kernels.launch(planner, len(tensors), 256, described, seed=seed)
     for start, count in waves:
         part = np.uint32(start), np.uint32(count)
         kernels.launch("encode_chunks", grid, 128, described, chunks, *part, seed=seed)
