@@ -12,6 +12,7 @@
 //! Place in docs/format-files.md: the first half.
 
 mod base;
+mod bundles;
 mod casts;
 pub(crate) mod catalog;
 mod dtype;
