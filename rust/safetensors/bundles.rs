@@ -295,3 +295,52 @@ fn is_small(source: &Source<'_>) -> bool {
         && (bytes < LEAST_CONSTANT_BYTES
             || constant_element(source.data, source.dtype.itemsize()).is_none())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_count_all_but_the_smallest() {
+        let size = Size::of(MAX_OTHERS).with(MAX_OTHERS).unwrap();
+        assert_eq!((size.total, size.smallest), (2 * MAX_OTHERS, MAX_OTHERS));
+        assert!(size.with(1).is_none());
+        assert!(Size::of(MAX_OTHERS).with(1).is_some());
+        assert!(Size::of(MAX_OTHERS + 1).with(1).is_none());
+        assert!(Size::of(u64::MAX).with(u64::MAX).is_none());
+    }
+
+    #[test]
+    fn what_is_decoded_is_kept_for_a_while() {
+        let bundles = Bundles {
+            members: Vec::new(),
+            decoded: Mutex::default(),
+        };
+        let get = |owner, verify| {
+            let mut decoded = false;
+            let bytes = bundles.bytes(owner, verify, || {
+                decoded = true;
+                Ok(vec![owner as u8])
+            });
+            assert_eq!(bytes.unwrap()[..], [owner as u8]);
+            decoded
+        };
+        assert!(get(0, false));
+        assert!(!get(0, false));
+        // What was not checked does not count as checked.
+        assert!(get(0, true));
+        for owner in 1..KEPT - 1 {
+            assert!(get(owner, true));
+        }
+        assert!(!get(0, true));
+        assert!(get(KEPT, true));
+        assert!(get(0, false));
+        // An error is not kept.
+        let failed = bundles.bytes(99, true, || Err(Error::corrupt("")));
+        assert!(failed.is_err());
+        assert!(get(99, true));
+        // Whoever holds the lock, nobody waits.
+        let _held = bundles.decoded.lock();
+        assert!(get(99, true));
+    }
+}

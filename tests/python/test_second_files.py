@@ -575,17 +575,14 @@ ILLEGAL: Illegal = [
             {"a": STREAM, "b": STREAM, "c": OTHER},
         )
     ],
+    ("outer tensors are bytes", CorruptError, lambda: outer_of(["a", "dtype"], "I8")),
     *[
         (
-            "outer tensors are bytes",
+            "an outer tensor has one dimension, or three and no bytes",
             CorruptError,
-            lambda member=member, value=value: outer_of(["a", member], value),
+            lambda shape=shape: outer_of(["a", "shape"], shape),
         )
-        for member, value in (
-            ("dtype", "I8"),
-            ("shape", [len(STREAM), 1]),
-            ("shape", [1, len(STREAM)]),
-        )
+        for shape in ([len(STREAM), 1], [1, len(STREAM)], [1, 1, len(STREAM)])
     ],
     *[
         (
@@ -654,8 +651,7 @@ ILLEGAL: Illegal = [
             CorruptError,
             lambda shape=shape: bundled(shape),
         )
-        for shape in ([0, 0], [0, 0, 1200, 0], [1, 0, 1200], [1200, 0, 0], [0, 0, 0, 1200], [])
-        if shape
+        for shape in ([0, 0], [0, 0, 1200, 0], [1, 0, 1200], [1200, 0, 0], [0, 0, 0, 1200])
     ],
     *[
         (
