@@ -180,10 +180,19 @@ type Kind<'a> = (ElementType, Dtype, Option<&'a [u64]>);
 /// Which tensors a writer bundles.
 #[derive(Default)]
 pub(super) struct Plan {
-    /// The first one of the bundle that a later one is in, and where it begins there.
-    owners: HashMap<usize, (usize, u64)>,
-    /// The tensors of the bundle that a first one has the stream of.
-    members: HashMap<usize, Vec<usize>>,
+    /// For each tensor; empty if there are no bundles.
+    roles: Vec<Role>,
+}
+
+/// What a tensor is to a bundle.
+#[derive(Clone, Default)]
+enum Role {
+    #[default]
+    Alone,
+    /// The first one: all of them, and their bytes.
+    First(Vec<usize>, usize),
+    /// A later one: the first one, and where it begins.
+    Later(usize, u64),
 }
 
 /// The tensors of a bundle as one.
@@ -202,7 +211,7 @@ impl Plan {
         repeats: &mut [Option<Repeat>],
         externals: &[Option<External>],
     ) -> Result<Self> {
-        let mut plan = Self::default();
+        let mut roles = vec![Role::Alone; sources.len()];
         let mut open: HashMap<Kind<'_>, (usize, Size)> = HashMap::new();
         for (index, source) in sources.iter().enumerate() {
             if externals[index].is_some() || !is_small(source) {
@@ -226,29 +235,38 @@ impl Plan {
                 continue;
             };
             open.insert(kind, (first, size));
-            plan.owners.insert(index, (first, before.total));
-            let members = plan.members.entry(first).or_insert_with(|| vec![first]);
-            members.push(index);
+            roles[index] = Role::Later(first, before.total);
+            if let Role::First(members, total) = &mut roles[first] {
+                members.push(index);
+                *total = size.total as usize;
+            } else {
+                roles[first] = Role::First(vec![first, index], size.total as usize);
+            }
         }
-        Ok(plan)
+        Ok(Self { roles })
     }
 
     /// The first one of the bundle that tensor `index` is a later one of, and where it begins there.
     pub(super) fn place(&self, index: usize) -> Option<(usize, u64)> {
-        self.owners.get(&index).copied()
+        match self.roles.get(index) {
+            Some(&Role::Later(first, start)) => Some((first, start)),
+            _ => None,
+        }
     }
 
     /// Whether the tensor is in a bundle.
     pub(super) fn is_bundled(&self, index: usize) -> bool {
-        self.owners.contains_key(&index) || self.members.contains_key(&index)
+        !matches!(self.roles.get(index), None | Some(Role::Alone))
     }
 
     /// The bundle whose first tensor is `first`, if it is one's.
     pub(super) fn gather(&self, sources: &[Source<'_>], first: usize) -> Option<Gathered> {
-        let members = self.members.get(&first)?;
+        let Some(Role::First(members, total)) = self.roles.get(first) else {
+            return None;
+        };
         let Source { dtype, shape, .. } = &sources[first];
         let mut gathered = Gathered {
-            data: Vec::new(),
+            data: Vec::with_capacity(*total),
             dtype: *dtype,
             shape: shape.clone(),
         };
@@ -266,13 +284,10 @@ impl Plan {
 
     /// Original bytes of the stream that stands at tensor `index`.
     pub(super) fn stream_bytes(&self, sources: &[Source<'_>], index: usize) -> usize {
-        if self.owners.contains_key(&index) {
-            return 0;
-        }
-        let bytes = |member: &usize| sources[*member].data.len();
-        match self.members.get(&index) {
-            Some(members) => members.iter().map(bytes).sum(),
-            None => bytes(&index),
+        match self.roles.get(index) {
+            Some(Role::Later(..)) => 0,
+            Some(Role::First(_, total)) => *total,
+            Some(Role::Alone) | None => sources[index].data.len(),
         }
     }
 }

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _FIRST_BYTES: Final = 8 << 10
-"""What is fetched before anything is known. With it and the bundle that a small tensor is in, at most
-its compressed bytes, the header and 64 KiB are fetched; only where bundles do not compress a bit more."""
+"""What is fetched before anything is known: with the rest of a bundle, at most 64 KiB of originals
+that compress to 56, no more than 64 KiB besides the header and a tensor's own bytes."""
 _MAX_HEADER_BYTES: Final = 100_000_000
 _PRELUDE_BYTES: Final = 4096
 _BUNDLED_RANK: Final = 3

@@ -155,7 +155,7 @@ def test_small_tensors_cost_no_more(web: RangeServer, tmp_path: Path) -> None:
     path = tmp_path / "web" / "small.nz.safetensors"
     nz.safetensors.save_file(expected, path)
     header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-    for number in (0, 1, 2, 9, 60, 118, 119):
+    for number in (0, 1, 2, 9, 60, 100, 119):
         name = f"layers.{number:03}"
         with nz.safetensors.safe_open(path, "np") as file:
             stored = file._file.stored_nbytes(name)
@@ -291,10 +291,11 @@ def test_tensors_of_other_files(web: RangeServer, tmp_path: Path) -> None:
     stored = tmp_path / "web" / "model"
     # The cast is only a reference to the full one.
     assert (stored / "zcast.safetensors").stat().st_size < 4 * KIB
+    before = web.sent
     with nz.safetensors.safe_open(f"{web.url}/model/zcast.safetensors", "pt") as file:
         found = file.get_tensor("t3").view(torch.uint8).numpy()
     assert found.tobytes() == cast["t3"].tobytes()
-    assert web.sent < (stored / "full.safetensors").stat().st_size // 3
+    assert web.sent - before < (stored / "full.safetensors").stat().st_size // 3
     with nz.open(f"{web.url}/model/zcast.safetensors") as opened:
         assert opened.read() == (folder / "zcast.safetensors").read_bytes()
 
