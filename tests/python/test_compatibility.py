@@ -129,12 +129,42 @@ def test_the_encoder_has_not_drifted() -> None:
 def test_golden_files_restore(tmp_path: Path) -> None:
     """The file containers too."""
     plain = DATA / "plain.safetensors"
-    for golden, original in (("plain.nz.safetensors", plain), ("plain.bin.nz", plain)):
+    small = DATA / "small.safetensors"
+    for golden, original in (
+        ("plain.nz.safetensors", plain),
+        ("small.nz.safetensors", small),
+        ("plain.bin.nz", plain),
+    ):
         restored = tmp_path / golden
         _native.decompress_file(str(DATA / golden), str(restored))
         assert restored.read_bytes() == (
             original.read_bytes() if golden != "plain.bin.nz" else b"\0" + original.read_bytes()
         )
+
+
+def test_bundles_have_not_drifted(tmp_path: Path) -> None:
+    """Which tensors share a stream is the writer's choice, and stays so."""
+    again = tmp_path / "small.nz.safetensors"
+    _native.compress_file(str(DATA / "small.safetensors"), str(again))
+    assert again.read_bytes() == (DATA / again.name).read_bytes()
+
+
+def small_tensors() -> list[tuple[str, str, tuple[int, ...], np.ndarray, str]]:
+    """Rows of 96, vectors, a scalar, a constant, a repeat and a tensor too large for a bundle."""
+    weights = tensors()["float16"].reshape(-1)
+    shapes = [(10, 96), (96,), (20, 96), (), (5, 3, 3), (7, 3, 3), (33,), (2, 96)]
+    entries, at = [], 0
+    for number, shape in enumerate(shapes):
+        size = int(np.prod(shape))
+        part = weights[at : at + size].view(np.uint8)
+        entries.append((f"layer.{number}", "F16", shape, part, "float16"))
+        at += size
+    ones = np.ones(200, np.float16).view(np.uint8)
+    entries.append(("ones", "F16", (200,), ones, "float16"))
+    entries.append(("tied", "F16", (10, 96), weights[:960].view(np.uint8), "float16"))
+    large = np.tile(weights, 9).view(np.uint8)
+    entries.append(("large", "F16", (432, 96), large, "float16"))
+    return entries
 
 
 def test_golden_delta_file_finds_its_base(tmp_path: Path) -> None:
@@ -172,6 +202,9 @@ def write() -> None:
     compressed, plain = DATA / "plain.nz.safetensors", DATA / "plain.safetensors"
     _native.write_safetensors(str(compressed), entries, {"format": "pt"})
     _native.decompress_file(str(compressed), str(plain), overwrite=True)
+    small = DATA / "small.nz.safetensors"
+    _native.write_safetensors(str(small), small_tensors(), None)
+    _native.decompress_file(str(small), str(DATA / "small.safetensors"), overwrite=True)
     changed = DATA / "changed.safetensors"
     data = bytearray(plain.read_bytes())
     data[-600::7] = bytes(byte ^ 1 for byte in data[-600::7])

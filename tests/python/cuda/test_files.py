@@ -29,7 +29,8 @@ def weights(dtype: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def model() -> dict[str, torch.Tensor]:
-    tensors = {f"layers.{i}.weight": weights("bfloat16", (100, 70 + 30 * i), i) for i in range(6)}
+    """Matrices with streams of their own, and small tensors that may share one."""
+    tensors = {f"layers.{i}.weight": weights("bfloat16", (300, 120 + 30 * i), i) for i in range(6)}
     tensors["norm"] = weights("float32", (99,), 7)
     tensors["scalar"] = torch.tensor(3.5)
     tensors["nothing"] = torch.zeros(0, 4)
@@ -118,7 +119,7 @@ def test_damage(tmp_path: Path) -> None:
     content[start + nbytes - 40] ^= 1
     path.write_bytes(content)
     device = EmulatedDevice()
-    out = torch.zeros(100_000, dtype=torch.uint8)
+    out = torch.zeros(200_000, dtype=torch.uint8)
     file = _native.SafetensorsFile(str(path))
     nbytes = file.nbytes(name)
     with pytest.raises(nz.CorruptDataError, match=name):
