@@ -34,7 +34,8 @@ mod varint;
 
 pub use codec::{compress, compress_delta, compress_to, content_hash, write_reference};
 pub use container::device::{
-    DevicePlan, EncodedChunk, Placement, Table, assemble as assemble_stream, plan as device_plan,
+    DevicePlan, EncodedChunk, EncodedModel, Placement, assemble as assemble_prelude,
+    plan as device_plan,
 };
 pub use container::explain::{Alternative, Explanation, FieldUse, ScaleUse, estimate};
 pub use container::external::{Derivation, External};

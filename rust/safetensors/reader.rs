@@ -26,6 +26,24 @@ use crate::container::pieces::on_this_thread;
 use crate::error::{Error, Result, try_zeroed};
 use crate::{DecompressOptions, Dtype, Explanation, Stream, StreamInfo, content_hash};
 
+/// What stands in a file for a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredForm {
+    /// Its bytes.
+    Plain,
+    /// A stream that holds all that it takes to decode it.
+    Stream,
+    /// A reference to the stream of tensor `first`, whose decoded bytes have this hash.
+    Repeat {
+        /// Number of the other tensor.
+        first: usize,
+        /// [`crate::content_hash`] of the bytes.
+        content_hash: u128,
+    },
+    /// A stream that needs another file.
+    Elsewhere,
+}
+
 /// Bytes decoded between two reports: a multiple of every chunk length, and a moment's work.
 const STEP_BYTES: u64 = 1 << 27;
 
@@ -161,6 +179,48 @@ impl SafetensorsFile {
     #[must_use]
     pub fn bundle(&self, index: usize) -> Option<usize> {
         self.member(index).map(|member| member.owner)
+    }
+
+    /// Where in the file tensor `index` is stored: the first byte, and behind the last one.
+    #[must_use]
+    pub fn stored_range(&self, index: usize) -> std::ops::Range<u64> {
+        let offsets = self.stored_header().offsets(index);
+        let start = self.data_at as u64;
+        start + offsets.start..start + offsets.end
+    }
+
+    /// How tensor `index` is stored, for readers that decode without this one.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the stream is damaged.
+    pub fn stored_form(&self, index: usize) -> Result<StoredForm> {
+        if !self.is_compressed() {
+            return Ok(StoredForm::Plain);
+        }
+        if self.member(index).is_some() {
+            return Ok(StoredForm::Elsewhere);
+        }
+        let stream = self.stream(index)?;
+        let Some(reference) = stream.reference() else {
+            return Ok(if is_alone(&stream) {
+                StoredForm::Stream
+            } else {
+                StoredForm::Elsewhere
+            });
+        };
+        let first = self.header.find(reference.name);
+        let fits = |&first: &usize| {
+            let target = self.stream(first)?;
+            let same = target.dtype() == stream.dtype() && target.shape() == stream.shape();
+            Ok::<_, Error>(same && self.member(first).is_none() && is_alone(&target))
+        };
+        match first {
+            Some(first) if fits(&first)? => Ok(StoredForm::Repeat {
+                first,
+                content_hash: reference.content_hash,
+            }),
+            _ => Ok(StoredForm::Elsewhere),
+        }
     }
 
     pub(crate) fn map(&self) -> &Mapped {
@@ -520,6 +580,12 @@ impl SafetensorsFile {
 }
 
 /// The metadata entry of the base, unless the original had it.
+/// Whether a stream holds all that it takes to decode it.
+fn is_alone(stream: &Stream<'_>) -> bool {
+    let elsewhere = stream.reference().is_some() || stream.external().is_some();
+    !elsewhere && stream.base_hash().is_none()
+}
+
 fn base_entry<'a>(outer: &'a Header, inner: &Header) -> Option<&'a str> {
     let entry = outer.metadata_value(BASE_KEY)?;
     inner.metadata_value(BASE_KEY).is_none().then_some(entry)
