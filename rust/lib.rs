@@ -20,6 +20,7 @@ mod dtype;
 mod entropy;
 mod error;
 pub mod files;
+mod headroom;
 mod huge_pages;
 mod model;
 mod options;
