@@ -26,6 +26,10 @@ use crate::simd::{Kernels, Task};
 
 /// Bytes of the two counts behind the states.
 const HEAD_BYTES: usize = 8;
+/// Fields that are joined before they are appended, if they all fit into one push.
+const FIELDS: usize = 4;
+/// The most bits that are appended at a time.
+const MOST_PUSHED_BITS: u32 = 56;
 /// Widest field that is in 32 bits from the byte on that it begins in.
 const WINDOW_BITS: u32 = 25;
 /// Bytes that are loaded or stored for the raw bits of an element.
@@ -99,7 +103,7 @@ impl<'a> DeltaCoder<'a> {
             });
             if possible {
                 let Scratch { classes, indices, encoder, .. } = &mut *scratch;
-                encoder.encode_contexts(&self.spec, classes, indices);
+                encoder.encode_contexts(self.kernels, &self.spec, classes, indices);
                 self.write_payload(scratch, payload);
                 keep_if_shorter(chunk, payload);
             }
@@ -207,9 +211,8 @@ impl<W: Word> Task for Split<'_, W> {
                 plane.extend(raw.map(|&raw| (raw >> (8 * byte as u32)).low_byte()));
             }
             let low_bits = 8 * low_bytes as u32;
-            for (&raw, &count) in block.raw.iter().zip(&*raw_bits) {
-                bits.push(raw.widen() >> low_bits, u32::from(count) - low_bits);
-            }
+            let most = coder.most_raw_bits - low_bits;
+            bits.push_fields((&block.raw[..new.len()], raw_bits), low_bits, most);
         }
         bits.finish();
         true
@@ -276,7 +279,7 @@ impl BitWriter {
         &self.room[..self.len]
     }
 
-    /// Appends at most 56 bits; those above are zero.
+    /// Appends at most [`MOST_PUSHED_BITS`]; those above are zero.
     #[inline(always)]
     fn push(&mut self, bits: u64, count: u32) {
         self.waiting |= bits << self.count;
@@ -289,6 +292,36 @@ impl BitWriter {
         self.len += whole as usize;
         self.waiting >>= 8 * whole;
         self.count %= 8;
+    }
+
+    /// Appends fields without their low bits; the widest has `most` bits then.
+    #[inline(always)]
+    fn push_fields<W: Word>(&mut self, (fields, widths): (&[W], &[u8]), low_bits: u32, most: u32) {
+        let part =
+            |(&field, &width): (&W, &u8)| (field.widen() >> low_bits, u32::from(width) - low_bits);
+        let mut done = 0;
+        if FIELDS as u32 * most <= MOST_PUSHED_BITS {
+            // Several to a push, as each push waits for the one before.
+            let (fields, widths) = (
+                fields.as_chunks::<FIELDS>().0,
+                widths.as_chunks::<FIELDS>().0,
+            );
+            let (mut words, mut counts) = ([0; BLOCK / FIELDS], [0; BLOCK / FIELDS]);
+            let joined = words.iter_mut().zip(&mut counts).zip(fields).zip(widths);
+            for (((word, count), fields), widths) in joined {
+                for (bits, width) in fields.iter().zip(widths).map(part) {
+                    *word |= bits << *count;
+                    *count += width;
+                }
+            }
+            for (&word, &count) in words.iter().zip(&counts).take(fields.len()) {
+                self.push(word, count);
+            }
+            done = fields.len() * FIELDS;
+        }
+        for (bits, count) in fields[done..].iter().zip(&widths[done..]).map(part) {
+            self.push(bits, count);
+        }
     }
 
     fn finish(&mut self) {

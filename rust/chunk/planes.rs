@@ -192,7 +192,7 @@ fn write_payload(
                 plane.table.escape_bytes()
             }
             AnyCoder::Contexts(plane) => {
-                encoder.encode_contexts(&plane.spec, contexts, indices);
+                encoder.encode_contexts(coder.kernels, &plane.spec, contexts, indices);
                 plane.tables.bits().div_ceil(8) as usize
             }
         };

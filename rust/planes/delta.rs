@@ -12,7 +12,7 @@
 //! Place in docs/format.md: "Delta chunk".
 
 use super::words::{Word, low_mask};
-use crate::constants::{ESCAPE, MAX_CONTEXTS, MAX_SYMBOLS};
+use crate::constants::{ESCAPE, MAX_CONTEXTS};
 use crate::model::delta::{DeltaModel, Relation};
 use crate::simd::Kernels;
 
@@ -38,8 +38,8 @@ pub(crate) struct DeltaCut {
     forms: Vec<ClassForm>,
     /// The class of each key, and its raw bits.
     by_key: Box<[[u8; 256]; 2]>,
-    /// The index of each offset from the base of each class, the escape for those without slots.
-    indices: [[u8; MAX_SYMBOLS]; MAX_CONTEXTS],
+    /// Bit `i` of a class says whether index `i` has slots; others have none, and neither has the escape.
+    has_slots: [u64; MAX_CONTEXTS],
 }
 
 /// What the elements of a block have from their classes, and what they are cut into.
@@ -51,6 +51,8 @@ pub(crate) struct Block<W> {
     context: [W; BLOCK],
     pub(crate) symbols: [W; BLOCK],
     pub(crate) raw: [W; BLOCK],
+    /// Of the element's class, which of its indices have slots.
+    slots: [u64; BLOCK],
 }
 
 impl<W: Word> Default for Block<W> {
@@ -62,6 +64,7 @@ impl<W: Word> Default for Block<W> {
             context: zeros,
             symbols: zeros,
             raw: zeros,
+            slots: [0; BLOCK],
         }
     }
 }
@@ -87,7 +90,7 @@ impl DeltaCut {
             integers: model.classes[0].relation == Relation::Integer,
             forms: forms.collect(),
             by_key: Box::new([[0; 256]; 2]),
-            indices: [[ESCAPE; MAX_SYMBOLS]; MAX_CONTEXTS],
+            has_slots: [0; MAX_CONTEXTS],
         };
         for (number, form) in (0..).zip(&cut.forms) {
             let [classes, raw_bits] = &mut *cut.by_key;
@@ -95,9 +98,9 @@ impl DeltaCut {
             classes[first..].fill(number);
             raw_bits[first..].fill(form.raw_bits as u8);
         }
-        for (indices, class) in cut.indices.iter_mut().zip(&model.classes) {
+        for (has_slots, class) in cut.has_slots.iter_mut().zip(&model.classes) {
             for (index, _) in class.table.slot_order() {
-                indices[usize::from(index)] = index;
+                *has_slots |= 1 << index;
             }
         }
         cut
@@ -223,6 +226,7 @@ impl DeltaCut {
             context,
             symbols,
             raw,
+            slots,
         } = block;
         let (old, bases, context) = (&old[..count], &bases[..count], &context[..count]);
         let (symbols, raw) = (&mut symbols[..count], &mut raw[..count]);
@@ -250,9 +254,16 @@ impl DeltaCut {
         let most = W::truncate(u64::from(ESCAPE));
         for i in 0..count {
             let offset = symbols[i].wrapping_sub(bases[i]) & (kept >> u32::from(raw_bits[i]));
-            let offset = offset.smaller(most).low_byte();
-            let indices_of_class = &self.indices[usize::from(classes[i]) % MAX_CONTEXTS];
-            indices[i] = indices_of_class[usize::from(offset) % MAX_SYMBOLS];
+            indices[i] = offset.smaller(most).low_byte();
+        }
+        let slots = &mut slots[..count];
+        let done = kernels.look_up_words(&self.has_slots, classes, slots);
+        for (slots, &class) in slots[done..].iter_mut().zip(&classes[done..]) {
+            *slots = self.has_slots[usize::from(class) % MAX_CONTEXTS];
+        }
+        for i in 0..count {
+            let has_slots = slots[i] >> (u32::from(indices[i]) % u64::BITS) & 1 == 1;
+            indices[i] = if has_slots { indices[i] } else { ESCAPE };
         }
         lost
     }

@@ -17,7 +17,7 @@ use super::encode::Encoder;
 use super::spec::Symbol;
 use crate::constants::{LANES, MAX_CONTEXTS, MAX_SYMBOLS, SLOTS, STATE_LOW};
 use crate::error::{Error, Result};
-use crate::simd::Kernels;
+use crate::simd::{Kernels, Task};
 
 /// What the decoder looks up for a slot of a context, in one word: loops over it become vectors.
 ///
@@ -155,32 +155,111 @@ impl ContextSpec {
 
 impl Encoder {
     /// Encodes a whole plane; `contexts` has as many entries as `indices`.
-    pub(crate) fn encode_contexts(&mut self, spec: &ContextSpec, contexts: &[u8], indices: &[u8]) {
+    pub(crate) fn encode_contexts(
+        &mut self,
+        kernels: Kernels,
+        spec: &ContextSpec,
+        contexts: &[u8],
+        indices: &[u8],
+    ) {
         self.begin(indices.len());
-        let mut states = [STATE_LOW; LANES];
-        let (room, mut cursor) = (&mut self.room, self.cursor);
-        let mut lane = indices.len() % LANES;
-        for (&context, &index) in contexts.iter().zip(indices).rev() {
-            lane = if lane == 0 { LANES - 1 } else { lane - 1 };
-            let entry = usize::from(context) * MAX_SYMBOLS + usize::from(index);
-            let symbol = spec.symbols[entry % (MAX_CONTEXTS * MAX_SYMBOLS)];
-            debug_assert!(
-                symbol.frequency > 0,
-                "symbol {index} of {context} has no slot"
-            );
-            let mut x = u32::from(states[lane]);
-            let emit = x >= u32::from(symbol.frequency) << 8;
+        let whole = indices.len() / LANES * LANES;
+        self.push_contexts(spec, &contexts[whole..], &indices[whole..]);
+        kernels.run(PushGroups {
+            encoder: self,
+            spec,
+            contexts: &contexts[..whole],
+            indices: &indices[..whole],
+        });
+    }
+
+    /// The scalar steps: symbols from the last to the first, which belongs to lane 0.
+    fn push_contexts(&mut self, spec: &ContextSpec, contexts: &[u8], indices: &[u8]) {
+        let lanes = contexts.iter().zip(indices).enumerate().rev();
+        for (i, (&context, &index)) in lanes {
+            let lane = i % LANES;
+            let symbol = spec.symbol(context, index);
+            let state = u16::from_le_bytes([self.low[lane], self.high[lane]]);
+            let (state, emit) = symbol.push(u32::from(state));
             // The byte is always written and only kept if it is needed.
-            room[cursor - 1] = x as u8;
-            cursor -= usize::from(emit);
-            x >>= if emit { 8 } else { 0 };
-            let quotient = ((u64::from(x) * u64::from(symbol.reciprocal)) >> 24) as u32;
-            let remainder = x - quotient * u32::from(symbol.frequency);
-            states[lane] = ((quotient << 8) + u32::from(symbol.start) + remainder) as u16;
+            self.room[self.cursor - 1] = self.low[lane];
+            self.cursor -= usize::from(emit);
+            [self.low[lane], self.high[lane]] = (state as u16).to_le_bytes();
         }
-        self.cursor = cursor;
+    }
+}
+
+impl ContextSpec {
+    #[inline(always)]
+    fn symbol(&self, context: u8, index: u8) -> Symbol {
+        let entry = usize::from(context) * MAX_SYMBOLS + usize::from(index);
+        let symbol = self.symbols[entry % (MAX_CONTEXTS * MAX_SYMBOLS)];
+        debug_assert!(
+            symbol.frequency > 0,
+            "symbol {index} of {context} has no slot"
+        );
+        symbol
+    }
+}
+
+impl Symbol {
+    /// The state with the symbol in it, and whether its low byte goes into the stream before.
+    #[inline(always)]
+    fn push(self, state: u32) -> (u32, bool) {
+        let frequency = u32::from(self.frequency);
+        let emit = state >= frequency << 8;
+        let x = if emit { state >> 8 } else { state };
+        // No more than 256 f - 1, so that the product is below 2^32 for every f up to 256.
+        let quotient = x.wrapping_mul(self.reciprocal) >> 24;
+        let remainder = x.wrapping_sub(quotient.wrapping_mul(frequency));
+        ((quotient << 8) + u32::from(self.start) + remainder, emit)
+    }
+}
+
+/// Whole groups of 64 symbols, the last one first: the same steps for all lanes, in loops that become
+/// vectors.
+struct PushGroups<'a> {
+    encoder: &'a mut Encoder,
+    spec: &'a ContextSpec,
+    contexts: &'a [u8],
+    indices: &'a [u8],
+}
+
+impl Task for PushGroups<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { encoder, spec, .. } = self;
+        let mut states: [u32; LANES] = std::array::from_fn(|lane| {
+            u32::from(u16::from_le_bytes([encoder.low[lane], encoder.high[lane]]))
+        });
+        let (room, mut cursor) = (&mut encoder.room[..], encoder.cursor);
+        let contexts = self.contexts.as_chunks::<LANES>().0;
+        let indices = self.indices.as_chunks::<LANES>().0;
+        let mut symbols = [Symbol::default(); LANES];
+        let (mut bytes, mut emitted) = ([0; LANES], [0; LANES]);
+        for (contexts, indices) in contexts.iter().zip(indices).rev() {
+            for ((symbol, &context), &index) in symbols.iter_mut().zip(contexts).zip(indices) {
+                *symbol = spec.symbol(context, index);
+            }
+            for lane in 0..LANES {
+                let (state, emit) = symbols[lane].push(states[lane]);
+                (bytes[lane], emitted[lane]) = (states[lane] as u8, u8::from(emit));
+                states[lane] = state;
+            }
+            // `begin` has made room for a byte of each symbol and 64 more.
+            let room = &mut room[cursor - LANES..cursor];
+            let mut free = LANES;
+            for (&byte, &emit) in bytes.iter().zip(&emitted).rev() {
+                room[(free - 1) % LANES] = byte;
+                free -= usize::from(emit);
+            }
+            cursor -= LANES - free;
+        }
+        encoder.cursor = cursor;
         for (lane, state) in states.iter().enumerate() {
-            [self.low[lane], self.high[lane]] = state.to_le_bytes();
+            [encoder.low[lane], encoder.high[lane]] = (*state as u16).to_le_bytes();
         }
     }
 }
@@ -322,9 +401,17 @@ mod tests {
         ContextSpec::new(TABLES.iter().map(|table| table.iter().copied()))
     }
 
+    /// Lane by lane, which every tier does alike.
     fn encode(contexts: &[u8], indices: &[u8]) -> Encoder {
         let mut encoder = Encoder::default();
-        encoder.encode_contexts(&spec(), contexts, indices);
+        encoder.begin(indices.len());
+        encoder.push_contexts(&spec(), contexts, indices);
+        for kernels in SimdTier::ALL.into_iter().filter_map(Kernels::new) {
+            let mut other = Encoder::default();
+            other.encode_contexts(kernels, &spec(), contexts, indices);
+            assert_eq!(other.stream(), encoder.stream(), "{:?}", kernels.tier());
+            assert_eq!(other.states(), encoder.states(), "{:?}", kernels.tier());
+        }
         encoder
     }
 
@@ -391,6 +478,17 @@ mod tests {
         let reciprocal = (1_u64 << 24) / 256 + 1;
         for x in 0..1 << 16_u64 {
             assert_eq!((x * reciprocal) >> 24, x / 256);
+        }
+    }
+
+    #[test]
+    fn quotients_are_exact_in_32_bits() {
+        for frequency in 1..=256_u32 {
+            let reciprocal = (1 << 24) / frequency + 1;
+            for x in 0..256 * frequency {
+                let product = x.checked_mul(reciprocal).expect("fits");
+                assert_eq!(product >> 24, x / frequency, "{x} / {frequency}");
+            }
         }
     }
 }

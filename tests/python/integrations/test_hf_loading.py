@@ -3,8 +3,6 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from tests.python.integrations.hf_models import (  # noqa: E402
     make_folders,
     same_bits,
 )
+from tests.python.integrations.torchrun import launch  # noqa: E402
 
 CACHE = Path(__file__).resolve().parents[3] / ".demo"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -289,16 +288,8 @@ def test_tensor_parallelism_is_refused(tmp_path: Path) -> None:
         "    print(f'refused: {error}', flush=True)\n"
         "torch.distributed.destroy_process_group()\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run"]
-    done = subprocess.run(
-        [*launch, "--nproc-per-node=2", "--standalone", str(program), str(compressed)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("refused: compressed checkpoints cannot be loaded with tensor") == 2
+    output, _ = launch(program, 2, compressed)
+    assert output.count("refused: compressed checkpoints cannot be loaded with tensor") == 2
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "whisper"])
