@@ -5,6 +5,7 @@ from the root of the repository. From then on files are only added, in a folder 
 """
 
 import json
+import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,9 @@ import neuzip_rs as nz
 from tests.python import golden, second_files
 from tests.python import second_decoder as page
 from tests.python.second_delta import decode_delta
+from tests.python.second_reader import original
+
+ROOT = Path(__file__).parents[2]
 
 NAMES = [
     *golden.tensors(),
@@ -55,39 +59,56 @@ def test_they_decode_to_the_same_bytes_for_ever(hashes: dict[str, dict[str, str]
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_streams_decode(name: str, written: dict[str, tuple[bytes, bytes]]) -> None:
     """To what they were made from, with type and shape, by the second decoder too."""
-    original, base = written[name][0], golden.base_of(name)
+    expected, base = written[name][0], golden.base_of(name)
     stream = stored(f"{name}.nzt")
     opened = nz.CompressedTensor.from_bytes(stream)
     if "." in name:
         dtype = name.partition(".")[0]
-        assert (opened.dtype, opened.shape) == (dtype, (len(original) // golden.dtypes()[dtype],))
+        assert (opened.dtype, opened.shape) == (dtype, (len(expected) // golden.dtypes()[dtype],))
     else:
         array = golden.tensors()[name]
         assert (opened.dtype, opened.shape) == (golden.dtype_of(name, array), array.shape)
     assert (opened.base_hash is None) == (base is None)
-    assert bytes(nz.decompress(opened, framework="bytes", base=base)) == original
-    assert (page.decode(stream) if base is None else decode_delta(stream, base)) == original
+    assert bytes(nz.decompress(opened, framework="bytes", base=base)) == expected
+    assert (page.decode(stream) if base is None else decode_delta(stream, base)) == expected
 
 
 def test_golden_files_decode_with_the_second_reader() -> None:
-    plain = golden.plain_files()
-    base = plain["plain.nz.safetensors"]
-    for name, original in plain.items():
-        if name.startswith("delta"):
-            assert second_files.restore_safetensors(stored(name), base) == original
-        else:
-            assert second_files.restore(stored(name)) == original
+    """Which finds the base of the deltas by itself."""
+    for name, expected in golden.plain_files().items():
+        assert original(golden.DATA / name) == expected
+
+
+def test_the_second_reader_as_a_program(tmp_path: Path) -> None:
+    """Without the package: in an interpreter that has only xxhash."""
+    name, restored = "delta.nz.safetensors", tmp_path / "restored"
+    command = [sys.executable, "-m", "tests.python.second_reader", golden.DATA / name]
+    base = golden.DATA / "plain.nz.safetensors"
+    subprocess.run([*command, "-o", restored, "--base", base], cwd=ROOT, check=True)
+    assert restored.read_bytes() == golden.plain_files()[name]
+    damaged = tmp_path / name
+    damaged.write_bytes(stored(name)[:-1])
+    command[-1] = damaged
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "not as the page has it" in done.stderr
+    program = "import sys, tests.python.second_reader; print('neuzip_rs' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_the_golden_folder_decodes_with_the_second_reader() -> None:
     names = [name for name in golden.golden_files() if name.startswith(golden.FOLDER)]
-    beside = {name.removeprefix(f"{golden.FOLDER}/"): stored(name) for name in names}
-    originals = golden.folder_files()
     restored = {
-        name: file if second_files.kind(file) == "other" else second_files.restore(file, beside)
-        for name, file in beside.items()
+        name.removeprefix(f"{golden.FOLDER}/"): stored(name)
+        if second_files.kind(stored(name)) == "other"
+        else original(golden.DATA / name)
+        for name in names
     }
-    assert {name: restored.get(name, restored.get(f"{name}.nz")) for name in originals} == originals
+    del restored["neuzip_manifest.json"]
+    assert restored == golden.folder_files()
 
 
 # --- nothing is missing -----------------------------------------------------------------------
