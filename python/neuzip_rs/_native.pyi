@@ -257,3 +257,16 @@ def write_safetensors(
     base: str | None = None,
     base_path: str | None = None,
 ) -> bytes | None: ...
+def zipnn_decompress_file(
+    src: str,
+    dst: str,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    max_output_size: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[int, int]: ...
+def zipnn_decompress(
+    data: Buffer, *, threads: int | None = None, max_output_size: int | None = None
+) -> bytes: ...
+def zipnn_header(data: Buffer) -> tuple[str, list[int] | None, int]: ...
