@@ -105,9 +105,10 @@ impl SafetensorsFile {
                 explanations.push(match found {
                     Found::Explained(explained) => explained,
                     Found::Repeat(first) => {
-                        let first_bytes = match bundles.is_bundled(first) {
-                            true => u64::MAX,
-                            false => explanations[first].stored_bytes,
+                        let first_bytes = if bundles.is_bundled(first) {
+                            u64::MAX
+                        } else {
+                            explanations[first].stored_bytes
                         };
                         let name = header.name(first);
                         match repeated(&sources[index], name, first_bytes)? {
