@@ -213,6 +213,9 @@ def _settle(device: Device, code: torch.Tensor, state: _State) -> None:
         device.stream.upload(exact.data_ptr(), host)
         device.hold(host)
         exact[len(head) :] = code[:payload_bytes]
+        if code.is_cuda:
+            # This may be another stream than the one that the memory was taken on.
+            code.record_stream(torch.cuda.current_stream(code.device))
         # The same tensor, so that whoever holds it sees its new memory.
         code.data = exact
     state.payloads, state.sizes = len(head), None

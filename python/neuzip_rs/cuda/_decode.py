@@ -100,6 +100,8 @@ class Resident:
             frame.check(out, c.dtype, c.shape)
         self._frame, self._outs, self._bases = frame, outs, bases
         with cupy_device(number, stream, frame) as current:
+            # Made now, because a graph that is being captured cannot make it.
+            current.status()
             streams, addresses = _upload(current, opened)
             addressed = bases_on_device(current, opened, bases, verify=verify)
             placed = [
