@@ -171,7 +171,24 @@ test-integrations: $(INTEGRATIONS_VENV)/.integrations ## Test with the packages 
 test-asan: ## Run the Rust tests under AddressSanitizer (x86-64 Linux)
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=allocator_may_return_null=1 \
 	CARGO_TARGET_DIR=target/asan CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-	cargo test --release --target x86_64-unknown-linux-gnu --lib --test tiers
+	cargo test --release --target x86_64-unknown-linux-gnu --lib --test tiers --test delta \
+	--test fuzz_corpus
+
+# valgrind translates instructions up to AVX2, and says so to the program: AVX-512 is not tried. A test
+# runs 30 times as long as it would.
+.PHONY: test-valgrind
+test-valgrind: ## Run the tests of kernels, streams and deltas under valgrind (x86-64 Linux)
+	@PROPTEST_CASES=8 NEUZIP_NUM_THREADS=2 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind -q \
+	--error-exitcode=99 --leak-check=no --fair-sched=yes" \
+	cargo test --profile checked --target x86_64-unknown-linux-gnu --lib --test roundtrip -- simd:: \
+	planes:: rans:: roundtrip
+
+# All tests of the portable tier for a target with other words or another order of bytes, under qemu-user.
+PORT ?= i686-unknown-linux-gnu
+.PHONY: test-port
+test-port: ## Run the Rust tests for another target (PORT=s390x-unknown-linux-gnu: big-endian)
+	@PROPTEST_CASES=16 cargo test --no-fail-fast --target $(PORT) --lib --test roundtrip --test delta \
+	--test corruption
 
 # Naming the library path keeps qemu from mixing the C library with another one of the machine.
 NEON_ENV = CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \

@@ -280,3 +280,19 @@ def test_a_file_replaced_by_a_difference_from_itself() -> None:
     assert machine.bytes_of(name, COMPRESSED) == before
     machine.folder_is_as_the_model_says()
     machine.teardown()
+
+
+def test_folders_that_are_differences_from_each_other(tmp_path: Path) -> None:
+    for step, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(CHECKPOINTS[step])
+    one, two, packed = (tmp_path / name for name in ("one", "two", "one-nz"))
+    assert run("compress", one, "--base", two, "--rm")[0] == 0
+    status, _, said = run("compress", two, "--base", packed, "--rm")
+    assert (status, two.is_dir()) == (1, True)
+    assert "not removed" in said
+    assert run("verify", packed, tmp_path / "two-nz")[0] == 0
+    assert run("decompress", packed)[0] == 0
+    for base in (packed, tmp_path / "two-nz"):
+        assert run("compress", "-f", one, "--base", base)[0] == 2
+        assert run("verify", packed, tmp_path / "two-nz")[0] == 0

@@ -1,11 +1,11 @@
 """--rm: reading what was written again, and only then removing what it was made from."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from neuzip_rs import _native
+from neuzip_rs._bases import files_needed
 from neuzip_rs._errors import CorruptDataError, NeuzipError
 from neuzip_rs.directory.content import (
     COMPRESSED_KINDS,
@@ -58,16 +58,10 @@ def check_stands_without(compressed: Path, original: Path) -> None:
         NeuzipError: The original is among the bases, or the bases of bases.
     """
     gone = original.resolve()
-    files = [compressed] if compressed.is_file() else sorted(compressed.rglob("*"))
-    for file in files:
-        if not file.is_file() or _native.content_kind(str(file)) != "neuzip-safetensors":
-            continue
-        with closing(_native.SafetensorsFile(str(file))) as opened:
-            bases = opened.base_files()
-        for base in bases:
-            if base.resolve().is_relative_to(gone):
-                message = f"{original}: not removed, because {file} is a difference from {base}"
-                raise NeuzipError(message)
+    for file in files_needed(compressed):
+        if file.resolve().is_relative_to(gone):
+            message = f"{original}: not removed, because {compressed} is a difference from {file}"
+            raise NeuzipError(message)
 
 
 def check_not_needed(path: Path) -> None:
