@@ -2,9 +2,9 @@
 
 Every length that a stream can be cut off at, ten thousand changed bytes, parts of two streams put
 together, chunks that have changed places, lengths that claim far too much, streams that stand for
-much more than they are, references that go round in circles. Whoever decodes may notice, or give the right bytes
-in spite of it; anything else is counted: silently wrong bytes, a crash, a hang, memory that nothing
-has vouched for.
+much more than they are, references that go round in circles. Whoever decodes may notice, or give
+the right bytes in spite of it; anything else is counted: silently wrong bytes, a crash, a hang,
+memory that nothing has vouched for.
 
     python -m benches.damage [--share 0.05] [--only SUBJECT ...] [--update-docs]
 """

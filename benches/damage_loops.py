@@ -148,5 +148,3 @@ def loops(scratch: Path) -> dict[str, str]:
             outcome = f"`{type(error).__name__}: {text}`"
         found[circle.__name__.replace("_", " ")] = outcome
     return found
-
-

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +17,12 @@ import neuzip_rs
 import neuzip_rs.directory
 import neuzip_rs.safetensors
 from benches import peers
-from benches.codecs import LEVELS, Sample
+from benches.codecs import LEVELS, Codec, Sample
 from benches.models import Tensor, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -73,7 +73,7 @@ class Stream(Ours):
         self.name = f"neuzip stream, {level}"
         self.level = level
 
-    def base(self, size: int) -> Any:  # noqa: ANN401 - an array or nothing
+    def base(self, size: int) -> Any:  # noqa: ANN401, ARG002 - an array or nothing
         """What differences are taken from."""
         return None
 
@@ -140,7 +140,7 @@ class File(Files):
         neuzip_rs.safetensors.compress_file(source, target, overwrite=True)
         return {target.name: target.read_bytes()}
 
-    def restore(self, members: Mapping[str, bytes], size: int) -> bytes:
+    def restore(self, members: Mapping[str, bytes], size: int) -> bytes:  # noqa: ARG002
         """Restores the file."""
         (name,) = members
         self.write(members)
@@ -228,7 +228,7 @@ class Directory(Files):
         files = [path for path in sorted(packed.rglob("*")) if path.is_file()]
         return {str(path.relative_to(packed)): path.read_bytes() for path in files}
 
-    def restore(self, members: Mapping[str, bytes], size: int) -> bytes:
+    def restore(self, members: Mapping[str, bytes], size: int) -> bytes:  # noqa: ARG002
         """Restores the directory."""
         packed, restored = self.folder / "damaged-nz", self.folder / "restored"
         for path in (packed, restored):
@@ -236,7 +236,9 @@ class Directory(Files):
         self.write({f"damaged-nz/{name}": content for name, content in members.items()})
         neuzip_rs.directory.decompress_directory(packed, restored, threads=1)
         files = [path for path in sorted(restored.rglob("*")) if path.is_file()]
-        return b"".join(str(path.relative_to(restored)).encode() + path.read_bytes() for path in files)
+        return b"".join(
+            str(path.relative_to(restored)).encode() + path.read_bytes() for path in files
+        )
 
     def restore_limited(self, members: Mapping[str, bytes], limit: int) -> None:
         """By `max_output_size`."""
@@ -250,7 +252,7 @@ class Directory(Files):
 class Peer(Subject):
     """One of `peers.py`."""
 
-    def __init__(self, codec: peers.Codec, name: str | None = None) -> None:
+    def __init__(self, codec: Codec, name: str | None = None) -> None:
         """Takes the codec."""
         self.codec = codec
         self.name = name or codec.name
@@ -267,7 +269,9 @@ class Peer(Subject):
         packed = self.codec.compress(Sample(DTYPE, data, (-1, COLUMNS)))
         if isinstance(packed, list):
             # lmzip: what its archive knows of a piece stands in the name, which is not damaged.
-            return {json.dumps([at, *about]): payload for at, (payload, *about) in enumerate(packed)}
+            return {
+                json.dumps([at, *about]): payload for at, (payload, *about) in enumerate(packed)
+            }
         return {"": bytes(packed)}
 
     def restore(self, members: Mapping[str, bytes], size: int) -> bytes:

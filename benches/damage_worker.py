@@ -1,10 +1,10 @@
 """Runs the trials of one subject: forks children that do them, and watches over these.
 
-A child notes the outcome of each trial in shared memory before it goes on, so that after a crash or a
-hang the next child goes on behind it. This process only imports: pools of threads do not survive a fork,
-so that packing is a child's work too. A trial hangs when it has taken `HANG_SECONDS` of processor time,
-or much longer on the clock: the machine may be busy. Memory is counted by the preloaded allocations.c
-and limited, so that nothing takes the machine down.
+A child notes the outcome of each trial in shared memory before it goes on, so that after a crash or
+a hang the next child goes on behind it. This process only imports: pools of threads do not survive
+a fork, so that packing is a child's work too. A trial hangs when it has taken `HANG_SECONDS` of
+processor time, or much longer on the clock: the machine may be busy. Memory is counted by the
+preloaded allocations.c and limited, so that nothing takes the machine down.
 """
 
 from __future__ import annotations
@@ -278,7 +278,9 @@ def _watch(child: int, shared: Shared) -> int:
         ticks = os.sysconf("SC_CLK_TCK")
         seen, since_cpu, since_clock = -1, 0.0, 0.0
         while not select.select([descriptor], [], [], 0.5)[0]:
-            fields = Path(f"/proc/{child}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            fields = (
+                Path(f"/proc/{child}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            )
             used = (int(fields[11]) + int(fields[12])) / ticks
             if shared.current != seen:
                 seen, since_cpu, since_clock = shared.current, used, time.monotonic()

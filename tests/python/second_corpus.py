@@ -2,10 +2,10 @@
 
     python -m tests.python.second_corpus FOLDER [--chunks N] [--levels fast default max]
 
-Every `.safetensors` file in a folder is compressed, and next to another file of the same tensors, where
-there is one, as differences. Of each result the containers, all headers and all models are read, and
-N chunks of a file (0: all of them) are decoded, hashed and compared with the original bytes: the first and
-last ones, and others at random. Pure Python takes about a second for each.
+Every `.safetensors` file in a folder is compressed, and next to another file of the same tensors,
+where there is one, as differences. Of each result the containers, all headers and all models are
+read, and N chunks of a file (0: all of them) are decoded, hashed and compared with the original
+bytes: the first and last ones, and others at random. Pure Python takes about a second for each.
 """
 
 import argparse

@@ -37,7 +37,7 @@ def in_order(files: Sequence[TreeFile], shards: Sequence[TreeFile]) -> list[Tree
 
 
 def can_be_named(name: str) -> bool:
-    """Whether references can name a file: names in the format are UTF-8, those of files any bytes."""
+    """Whether references can name a file: they are UTF-8, names of files are any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -2,10 +2,11 @@
 
     python kill_job.py KIND KILLS FOLDER
 
-This process only imports, forks and kills. A child writes one version after the other and says so
-after each; it is killed somewhere in one of those after the first. Another child then looks: what is
-there has to be the version that was finished last, or the next. Prints how many kills found the old version, how
-many the new one, and how many left something half-done beside it, which says that they hit.
+This process only imports, forks and kills. A child writes one version after the other and says
+so after each; it is killed somewhere in one of those after the first. Another child then looks:
+what is there has to be the version that was finished last, or the next. Prints how many kills found
+the old version, how many the new one, and how many left something half-done beside it, which says
+that they hit.
 """
 
 import json

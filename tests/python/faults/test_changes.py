@@ -60,7 +60,9 @@ def test_a_file_that_is_cut_short_after_it_was_opened(
             lambda: file.get_slice("t3")[100_000:],
             file.get_tensors,
         ):
-            with pytest.raises(OSError, match=r"m\.(nz\.)?safetensors.*cut short while it was read"):
+            with pytest.raises(
+                OSError, match=r"m\.(nz\.)?safetensors.*cut short while it was read"
+            ):
                 read()
     assert np.array_equal(first, tensors()["t0"])
 
@@ -107,8 +109,8 @@ def test_a_file_that_others_refer_to(tmp_path: Path, plain: Path) -> None:
             file.get_tensor("t3")
 
 
-# Files are written anew, cut off while something reads them, and read again. With faulthandler, whose
-# handler of SIGBUS was there before ours, and is installed anew in between.
+# Files are written anew and cut off while something reads them. With faulthandler, whose handler of
+# SIGBUS was there before ours, and is installed anew in between.
 RACE_PROGRAM = """
 import faulthandler, os, random, sys, threading, time
 import numpy as np
@@ -160,7 +162,7 @@ for number in range(rounds):
         thread.start()
         try:
             act()
-        except (OSError, nz.NeuzipError) as error:
+        except (OSError, ValueError, nz.NeuzipError) as error:  # a base may be cut before a look
             noticed += 1
             if isinstance(error, OSError):
                 assert "while it was read" in str(error), error
@@ -195,7 +197,7 @@ def test_many_files_that_are_cut_short_while_they_are_read(tmp_path: Path) -> No
     assert noticed > 100
 
 
-# A bus error that has nothing to do with our maps still ends the process, by the handler that was there.
+# A bus error that has nothing to do with our maps still ends the process, as before.
 FOREIGN_PROGRAM = """
 import faulthandler, mmap, os, signal, sys
 from neuzip_rs import safetensors as st

@@ -20,8 +20,7 @@ MANY = int(os.environ.get("NEUZIP_KILLS", "40"))
 def kill(kind: str, kills: int, folder: Path) -> dict[str, int]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(JOB), kind, str(kills), str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=60 + 60 * kills,
         check=False,

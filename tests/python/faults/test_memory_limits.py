@@ -29,7 +29,7 @@ x = (np.random.default_rng(0).standard_normal(2 << 20) * 0.02).astype(np.float32
 st.save_file({"a": x, **{f"s{i}": x[i * 1000 : i * 1000 + 900] for i in range(200)}}, "m.nz")
 st.decompress_file("m.nz", "m")
 open("bytes", "wb").write(x.tobytes())
-st.compress_file("bytes", "bytes.nz")
+st.compress_file("bytes", "b.nz")
 packed = bytes(nz.compress(x))
 y, part = x + np.float32(1e-4), x[: 1 << 18]
 delta = nz.compress(y, base=x)
@@ -44,7 +44,7 @@ calls = {
     "compress file": lambda: st.compress_file("m", "out", overwrite=True, threads=threads),
     "decompress file": lambda: st.decompress_file("m.nz", "out", overwrite=True, threads=threads),
     "compress bytes": lambda: st.compress_file("bytes", "out", overwrite=True, threads=threads),
-    "decompress bytes": lambda: st.decompress_file("bytes.nz", "out", overwrite=True, threads=threads),
+    "decompress bytes": lambda: st.decompress_file("b.nz", "out", overwrite=True, threads=threads),
 }
 page = resource.getpagesize()
 

@@ -18,8 +18,8 @@ from neuzip_rs import safetensors as st
 folder, seconds = sys.argv[1], float(sys.argv[2])
 os.chdir(folder)
 rng = np.random.default_rng(0)
-kinds = (("float32", 300_001), ("float16", 70_000), ("float64", 9_000), ("uint8", 600_000), ("int16", 3))
-arrays = [rng.standard_normal(count).astype(dtype) for dtype, count in kinds]
+kinds = {"float32": 300_001, "float16": 70_000, "float64": 9_000, "uint8": 600_000, "int16": 3}
+arrays = [rng.standard_normal(count).astype(dtype) for dtype, count in kinds.items()]
 near = arrays[0] + np.float32(1e-4)
 levels = ("fast", "default")
 packed = {(n, level): nz.compress(x, level=level) for n, x in enumerate(arrays) for level in levels}
