@@ -37,6 +37,8 @@ BENCH_ARGS ?=
 # Interpreters that `make wheel-test` installs the wheel into.
 WHEEL_PYTHON ?= $(PYTHON)
 WHEEL_ARGS ?=
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
 
 comma := ,
 say = @printf '==> %s\n'
@@ -173,6 +175,14 @@ test-neon: ## Run the Rust tests for 64-bit ARM under qemu-user (see CONTRIBUTIN
 	@$(NEON_ENV) cargo test --release --target aarch64-unknown-linux-gnu --lib --test tiers \
 	-- --skip advised_memory
 
+.PHONY: fuzz
+fuzz: ## Fuzz 60 s a target (FUZZ_SECONDS=600, FUZZ_TARGETS="header delta"; fuzz/README.md)
+	@fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+.PHONY: fuzz-corpus
+fuzz-corpus: ## Put the inputs that fuzzing found to be new into fuzz/corpus, minimised
+	@fuzz/run.sh minimise $(FUZZ_TARGETS)
+
 .PHONY: lint
 lint: $(VENV)/.dev $(if $(CUDA_SOURCES),$(VENV)/.cuda-format) ## Check format, lints, types, stubs and spelling
 	$(say) "cargo fmt"
@@ -248,6 +258,6 @@ site: $(VENV)/.docs ## Build the documentation site, with the Python reference
 
 .PHONY: clean
 clean: ## Remove environments, build products, caches and fetched models
-	rm -rf $(VENV) $(BENCH_VENV) $(INTEGRATIONS_VENV) .demo target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(INTEGRATIONS_VENV) .demo target fuzz/target fuzz/work dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f python/neuzip_rs/_native*.so python/neuzip_rs/_native*.dylib python/neuzip_rs/_native*.pyd
 	find python benches tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """--rm: reading what was written again, and only then removing what it was made from."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,32 @@ def check_restorable(
     if not matches_file(_counted(pieces, original.stat().st_size, progress), original):
         message = f"{compressed} does not give back {original}: nothing was removed"
         raise CorruptDataError(message)
+
+
+def check_stands_without(compressed: Path, original: Path) -> None:
+    """Refuses to remove an original that what was made of it needs.
+
+    A base may be a difference from the very file that is compressed against it. Both could be
+    restored while the original is there, and neither without it.
+
+    Args:
+        compressed: The compressed file, or a folder of them.
+        original: The file or folder it was made from.
+
+    Raises:
+        NeuzipError: The original is among the bases, or the bases of bases.
+    """
+    gone = original.resolve()
+    files = [compressed] if compressed.is_file() else sorted(compressed.rglob("*"))
+    for file in files:
+        if not file.is_file() or _native.content_kind(str(file)) != "neuzip-safetensors":
+            continue
+        with closing(_native.SafetensorsFile(str(file))) as opened:
+            bases = opened.base_files()
+        for base in bases:
+            if base.resolve().is_relative_to(gone):
+                message = f"{original}: not removed, because {file} is a difference from {base}"
+                raise NeuzipError(message)
 
 
 def check_not_needed(path: Path) -> None:
