@@ -34,11 +34,11 @@ MODEL ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?=
 # Interpreters that `make wheel-test` installs the wheel into.
 WHEEL_PYTHON ?= $(PYTHON)
 WHEEL_ARGS ?=
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
 
 comma := ,
 say = @printf '==> %s\n'
