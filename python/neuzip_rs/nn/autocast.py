@@ -18,16 +18,12 @@ _KEYS: Final = (
     torch._C.DispatchKey.AutocastCPU,
     torch._C.DispatchKey.AutocastCUDA,
 )
-# Asked first, because it is quick to answer: calls are many.
-_is_any_enabled: Final = torch._C._is_any_autocast_enabled
 _is_excluded: Final = torch._C._dispatch_tls_is_dispatch_key_excluded
 _set_excluded: Final = torch._C._dispatch_tls_set_dispatch_key_excluded
 
 
 def call(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Result:
     """Calls `func`, under autocast where the caller of `__torch_dispatch__` was."""
-    if not _is_any_enabled():
-        return func(*args, **kwargs)
     # Autocast is on where its key is not excluded, and it excludes the key in what it calls itself:
     # what counts is the state in which the operator was called.
     with enable_reentrant_dispatch():

@@ -421,7 +421,7 @@ def test_command_with_files(s3: S3, web: RangeServer, tmp_path: Path) -> None:
     assert s3.fs.cat_file("bucket/f/report.html").startswith(b"<!doctype html>")
     assert reported.read_bytes().startswith(b"<!doctype html>")
     again = run("report", f"{web.url}/m.safetensors", "-o", page, s3=s3, code=1)
-    assert b"s3://bucket/f/report.html exists already" in again.stderr
+    assert b"s3://bucket/f/report.html: exists already" in again.stderr
     out = run("decompress", "s3://bucket/f/m.nz.safetensors", "-o", "-", s3=s3).stdout
     assert out == original
     run("decompress", "s3://bucket/f/m.nz.safetensors", "-o", "s3://bucket/g/", s3=s3)
