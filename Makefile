@@ -37,6 +37,8 @@ BENCH_ARGS ?=
 # Interpreters that `make wheel-test` installs the wheel into.
 WHEEL_PYTHON ?= $(PYTHON)
 WHEEL_ARGS ?=
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
 
 comma := ,
 say = @printf '==> %s\n'
@@ -161,7 +163,24 @@ test-integrations: $(INTEGRATIONS_VENV)/.integrations ## Test with the packages 
 test-asan: ## Run the Rust tests under AddressSanitizer (x86-64 Linux)
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address ASAN_OPTIONS=allocator_may_return_null=1 \
 	CARGO_TARGET_DIR=target/asan CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-	cargo test --release --target x86_64-unknown-linux-gnu --lib --test tiers
+	cargo test --release --target x86_64-unknown-linux-gnu --lib --test tiers --test delta \
+	--test fuzz_corpus
+
+# valgrind translates instructions up to AVX2, and says so to the program: AVX-512 is not tried. A test
+# runs 30 times as long as it would.
+.PHONY: test-valgrind
+test-valgrind: ## Run the tests of kernels, streams and deltas under valgrind (x86-64 Linux)
+	@PROPTEST_CASES=8 NEUZIP_NUM_THREADS=2 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind -q \
+	--error-exitcode=99 --leak-check=no --fair-sched=yes" \
+	cargo test --profile checked --target x86_64-unknown-linux-gnu --lib --test roundtrip -- simd:: \
+	planes:: rans:: roundtrip
+
+# All tests of the portable tier for a target with other words or another order of bytes, under qemu-user.
+PORT ?= i686-unknown-linux-gnu
+.PHONY: test-port
+test-port: ## Run the Rust tests for another target (PORT=s390x-unknown-linux-gnu: big-endian)
+	@PROPTEST_CASES=16 cargo test --no-fail-fast --target $(PORT) --lib --test roundtrip --test delta \
+	--test corruption
 
 # Naming the library path keeps qemu from mixing the C library with another one of the machine.
 NEON_ENV = CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
@@ -172,6 +191,14 @@ NEON_ENV = CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 test-neon: ## Run the Rust tests for 64-bit ARM under qemu-user (see CONTRIBUTING.md)
 	@$(NEON_ENV) cargo test --release --target aarch64-unknown-linux-gnu --lib --test tiers \
 	-- --skip advised_memory
+
+.PHONY: fuzz
+fuzz: ## Fuzz 60 s a target (FUZZ_SECONDS=600, FUZZ_TARGETS="header delta"; fuzz/README.md)
+	@fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+.PHONY: fuzz-corpus
+fuzz-corpus: ## Put the inputs that fuzzing found to be new into fuzz/corpus, minimised
+	@fuzz/run.sh minimise $(FUZZ_TARGETS)
 
 .PHONY: lint
 lint: $(VENV)/.dev $(if $(CUDA_SOURCES),$(VENV)/.cuda-format) ## Check format, lints, types, stubs and spelling
@@ -248,6 +275,6 @@ site: $(VENV)/.docs ## Build the documentation site, with the Python reference
 
 .PHONY: clean
 clean: ## Remove environments, build products, caches and fetched models
-	rm -rf $(VENV) $(BENCH_VENV) $(INTEGRATIONS_VENV) .demo target dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(INTEGRATIONS_VENV) .demo target fuzz/target fuzz/work dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f python/neuzip_rs/_native*.so python/neuzip_rs/_native*.dylib python/neuzip_rs/_native*.pyd
 	find python benches tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -131,6 +131,9 @@ fn compress_inner(
             src.display()
         )));
     }
+    if let Some(base) = base {
+        base.check_target(dst)?;
+    }
     write_atomically(dst, overwrite, |out| {
         progress(0, original)?;
         let compressed = if kind == ContentKind::Safetensors {

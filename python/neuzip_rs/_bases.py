@@ -8,7 +8,8 @@ the plain ones are read, and the compressed ones are named.
 import errno
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypedDict
@@ -94,6 +95,19 @@ def base_in(base: Path | None, name: str) -> str | None:
     if base is None:
         return None
     return str(base / name if base.is_dir() and is_model(base / name) else base)
+
+
+def files_needed(path: Path) -> Iterator[Path]:
+    """The files of a model, and those that they are differences from, in turn.
+
+    Args:
+        path: A file, or a directory with files of tensors in it.
+    """
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if is_model(file):
+            yield file
+            with closing(_native.SafetensorsFile(str(file))) as opened:
+                yield from opened.base_files()
 
 
 def is_model(path: Path) -> bool:

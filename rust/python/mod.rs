@@ -20,6 +20,11 @@ mod zipnn;
 
 use pyo3::prelude::*;
 
+/// Whether a value may be part of a Python object, whose memory is aligned to two words and no more.
+const fn fits_python<T>() -> bool {
+    align_of::<T>() <= 2 * size_of::<usize>()
+}
+
 /// Name of the SIMD tier in use, or an error when `NEUZIP_SIMD` asks for one that is not there.
 #[pyfunction]
 fn simd_tier() -> PyResult<&'static str> {

@@ -12,6 +12,7 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 use super::buffers::{Bytes, overlap};
 use super::errors::to_py;
 use super::explain::explanation_dict;
+use super::fits_python;
 use super::report::run;
 use crate::codec::compress_with;
 use crate::container::stream::Stream;
@@ -43,6 +44,8 @@ pub(super) struct CompressedTensor {
     #[pyo3(get)]
     original_nbytes: u64,
 }
+
+const _: () = assert!(fits_python::<CompressedTensor>());
 
 impl CompressedTensor {
     fn new(storage: Storage, framework: Option<String>, py: Python<'_>) -> PyResult<Self> {

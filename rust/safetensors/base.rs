@@ -94,6 +94,17 @@ impl BaseModel {
         Ok(model)
     }
 
+    /// The files that the tensors are in, and those that these need in turn.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let with_bases = |file: &SafetensorsFile| {
+            let mut files = file.base_files();
+            files.push(file.map().path().to_owned());
+            files
+        };
+        self.files.iter().flat_map(with_bases).collect()
+    }
+
     /// The bytes of the tensor of a name, if there is one of that element type and shape.
     pub(super) fn tensor(
         &self,
@@ -167,6 +178,21 @@ pub struct BaseChoice<'a> {
 }
 
 impl BaseChoice<'_> {
+    /// Refuses to replace a file that the base is in, or needs: neither could be restored.
+    pub(crate) fn check_target(&self, target: &Path) -> Result<()> {
+        let Ok(target) = target.canonicalize() else {
+            return Ok(());
+        };
+        let is_target = |file: &PathBuf| file.canonicalize().is_ok_and(|file| file == target);
+        if self.model.files().iter().any(is_target) {
+            return Err(Error::InvalidArgument(format!(
+                "{} is not replaced by a difference from itself",
+                target.display()
+            )));
+        }
+        Ok(())
+    }
+
     /// The metadata entry of a file with deltas.
     pub(super) fn entry(
         &self,
@@ -252,6 +278,14 @@ impl FileBase {
                 Err(error) => Self::Missing(format!("{recorded}, cannot be read: {error}")),
             },
         })
+    }
+
+    /// The files that the base is in, and those of their bases.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Found(found) => found.model.files(),
+            _ => Vec::new(),
+        }
     }
 
     /// Gives a stream its base tensor, whose hash is compared. Streams that need none stay as they are.

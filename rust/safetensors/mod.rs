@@ -116,6 +116,9 @@ pub fn write_file_with_base(
     progress: &mut Progress<'_>,
 ) -> Result<u64> {
     let plain = PlainFile::of_tensors(tensors, metadata)?;
+    if let Some(base) = base {
+        base.check_target(path)?;
+    }
     write_atomically(path, true, |file| {
         write_plain(file, &plain, base, options, progress)
     })

@@ -376,6 +376,13 @@ impl SafetensorsFile {
         base_entry(&file.outer, &self.header)
     }
 
+    /// The files that the base was found in, and those that they need in turn.
+    #[must_use]
+    pub fn base_files(&self) -> Vec<PathBuf> {
+        let compressed = self.compressed.as_ref();
+        compressed.map_or_else(Vec::new, |compressed| compressed.base.files())
+    }
+
     /// Checks that every base tensor that is needed is there and the right one.
     ///
     /// # Errors

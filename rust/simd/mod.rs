@@ -3,6 +3,21 @@
 //! A kernel allocates nothing, does no I/O and returns no error; its preconditions are asserted by the
 //! dispatching method of [`Kernels`] right before the call. Every tier reads and writes the same
 //! bytes: the scalar code is the oracle, and `simd::tests` holds the others against it.
+//!
+//! What kernels rely on, and their comments cite:
+//! - K1. A [`Kernels`] is only made for a tier whose CPU features have been detected.
+//! - K2. A decoder's stream has 64 bytes for each group that is asked for ([`Decoder::safe_groups`]): each of
+//!   64 lanes takes a byte at most, and loads are of 64 bytes at most from where a group begins.
+//! - K3. An output has room for 64 values for each group, a list of indices or contexts has as many.
+//! - K4. An encoder has room for a byte for each index and 64 more ([`Encoder::has_room`]): it writes
+//!   backwards, 64 bytes at a time.
+//! - K5. A bit string has all bytes of its fields, whose width is 1 to 7 bits ([`bits::packed_len`]).
+//! - K6. A form covers a run ([`CutForm::covers`], [`SplitForm::covers`]): raw planes, output, rings of the scale.
+//! - K7. Escaped values are padded: 64 bytes can be read from each position up to their count, and
+//!   positions are cut to it; a list of escape masks has an entry for each group.
+//! - K8. Places in tables come from a byte for a table of 256, or are cut to its length: whatever a stream
+//!   holds, no look-up leaves its table.
+//! - K9. Stores that need an alignment are chosen by the address itself (`Way` of each tier).
 
 #![allow(
     unsafe_code,
@@ -169,10 +184,10 @@ impl Kernels {
     /// Runs safe code compiled for the tier, so that its loops use the tier's vectors.
     pub(crate) fn run<T: Task>(self, task: T) -> T::Output {
         match self.tier {
-            // SAFETY: a `Kernels` of this tier exists, so that the CPU has its features.
+            // SAFETY: K1.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe { avx2::run(task) },
-            // SAFETY: a `Kernels` of this tier exists, so that the CPU has its features.
+            // SAFETY: K1.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::run(task) },
             _ => task.run(),
@@ -225,17 +240,17 @@ impl Kernels {
             assert!(decoder.safe_groups() >= groups && out.len() >= 64 * groups);
         }
         match self.tier {
-            // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.
+            // SAFETY: K1; K2 and K3 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe {
                 avx2::decode_groups(spec, map, decoders, out, groups);
             },
-            // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.
+            // SAFETY: K1; K2 and K3 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe {
                 avx512::decode_groups(spec, map, decoders, out, groups);
             },
-            // SAFETY: the CPU has the features; streams and outputs are long enough, as asserted.
+            // SAFETY: K1; K2 and K3 as asserted.
             #[cfg(target_arch = "aarch64")]
             SimdTier::Neon => unsafe { neon::decode_groups(spec, map, decoders, out, groups) },
             _ => {
@@ -262,10 +277,10 @@ impl Kernels {
         let same = |run: &CutRun<'_, '_>| place(run) == place(&runs[0]);
         assert!(runs.iter().all(|run| form.covers(run, groups) && same(run)));
         match self.tier {
-            // SAFETY: the CPU has the features; the runs are covered, as asserted.
+            // SAFETY: K1; K6 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe { avx2::decode_cut(form, runs, groups) },
-            // SAFETY: the CPU has the features; the runs are covered, as asserted.
+            // SAFETY: K1; K6 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::decode_cut(form, runs, groups) },
             _ => false,
@@ -280,7 +295,7 @@ impl Kernels {
     pub(crate) fn split_cut(self, form: &SplitForm<'_>, run: SplitRun<'_>, groups: usize) -> usize {
         assert!(form.covers(&run, groups) && self.has_split_cut(form.element_bytes));
         match self.tier {
-            // SAFETY: the CPU has the features; the run is covered, as asserted.
+            // SAFETY: K1; K6 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::split_cut(form, run, groups) },
             _ => 0,
@@ -312,13 +327,13 @@ impl Kernels {
         assert!(len.is_multiple_of(64) && indices.iter().all(|indices| indices.len() == len));
         assert!(encoders.iter().all(|encoder| encoder.has_room(len)));
         match self.tier {
-            // SAFETY: the CPU has the features; lengths and room are as asserted.
+            // SAFETY: K1; K3 and K4 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe { avx2::encode_groups(spec, encoders, indices) },
-            // SAFETY: the CPU has the features; lengths and room are as asserted.
+            // SAFETY: K1; K3 and K4 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::encode_groups(spec, encoders, indices) },
-            // SAFETY: the CPU has the features; lengths and room are as asserted.
+            // SAFETY: K1; K3 and K4 as asserted.
             #[cfg(target_arch = "aarch64")]
             SimdTier::Neon => unsafe { neon::encode_groups(spec, encoders, indices) },
             _ => {
@@ -337,13 +352,13 @@ impl Kernels {
     pub(crate) fn index(self, table: &[u8; 64], offsets: &mut [u8], escapes: &mut [u64]) {
         assert_eq!(offsets.len().div_ceil(64), escapes.len());
         match self.tier {
-            // SAFETY: the CPU has the features; `escapes` has an entry for each group.
+            // SAFETY: K1; K7 as asserted: `escapes` has an entry for each group.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe { avx2::index(table, offsets, escapes) },
-            // SAFETY: the CPU has the features; `escapes` has an entry for each group.
+            // SAFETY: K1; K7 as asserted: `escapes` has an entry for each group.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::index(table, offsets, escapes) },
-            // SAFETY: the CPU has the features; `escapes` has an entry for each group.
+            // SAFETY: K1; K7 as asserted: `escapes` has an entry for each group.
             #[cfg(target_arch = "aarch64")]
             SimdTier::Neon => unsafe { neon::index(table, offsets, escapes) },
             _ => {
@@ -366,13 +381,13 @@ impl Kernels {
         assert!((1..=7).contains(&width));
         assert!(packed.len() >= bits::packed_len(fields.len(), width));
         let done = match self.tier {
-            // SAFETY: the CPU has the features; `packed` holds all fields.
+            // SAFETY: K1; K5 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe { avx2::unpack_bits(packed, width, fields) },
-            // SAFETY: the CPU has the features; `packed` holds all fields.
+            // SAFETY: K1; K5 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::unpack_bits(packed, width, fields) },
-            // SAFETY: the CPU has the features; `packed` holds all fields.
+            // SAFETY: K1; K5 as asserted.
             #[cfg(target_arch = "aarch64")]
             SimdTier::Neon => unsafe { neon::unpack_bits(packed, width, fields) },
             _ => 0,
@@ -397,7 +412,7 @@ impl Kernels {
         assert!(decoder.safe_groups() >= groups);
         assert!(contexts.len().min(indices.len()) >= 64 * groups);
         match self.tier {
-            // SAFETY: the CPU has the features; stream, contexts and indices are long enough.
+            // SAFETY: K1; K2 and K3 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe {
                 avx512::decode_contexts(spec, decoder, contexts, indices, groups);
@@ -405,7 +420,7 @@ impl Kernels {
             },
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => spec.few().map_or(0, |few| {
-                // SAFETY: the CPU has the features; stream, contexts and indices are long enough.
+                // SAFETY: K1; K2 and K3 as asserted.
                 unsafe { avx2::decode_contexts(few, decoder, contexts, indices, groups) };
                 groups
             }),
@@ -428,7 +443,7 @@ impl Kernels {
     ) -> usize {
         assert!(out.iter().all(|out| out.len() >= at.len()));
         match self.tier {
-            // SAFETY: the CPU has the features; the outputs are long enough.
+            // SAFETY: K1; K3 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::look_up_bytes(tables, at, out) },
             _ => {
@@ -446,7 +461,7 @@ impl Kernels {
     pub(crate) fn look_up_words<W: Word>(self, table: &[W; 16], at: &[u8], out: &mut [W]) -> usize {
         assert!(out.len() >= at.len());
         match self.tier {
-            // SAFETY: the CPU has the features; the output is long enough.
+            // SAFETY: K1; K3 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::look_up_words(table, at, out) },
             _ => {
@@ -471,7 +486,7 @@ impl Kernels {
     ) -> (usize, usize) {
         assert!(out.len() >= widths.len());
         match self.tier {
-            // SAFETY: the CPU has the features; the output is long enough.
+            // SAFETY: K1; K3 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 if W::BYTES <= 4 => unsafe {
                 avx512::unpack_fields(bytes, position, (widths, low_bits), out)
@@ -491,13 +506,13 @@ impl Kernels {
         assert!((1..=7).contains(&width));
         assert_eq!(packed.len(), bits::packed_len(fields.len(), width));
         let done = match self.tier {
-            // SAFETY: the CPU has the features; `packed` has room for all fields.
+            // SAFETY: K1; K5 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe { avx2::pack_bits(fields, width, packed) },
-            // SAFETY: the CPU has the features; `packed` has room for all fields.
+            // SAFETY: K1; K5 as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::pack_bits(fields, width, packed) },
-            // SAFETY: the CPU has the features; `packed` has room for all fields.
+            // SAFETY: K1; K5 as asserted.
             #[cfg(target_arch = "aarch64")]
             SimdTier::Neon => unsafe { neon::pack_bits(fields, width, packed) },
             _ => 0,
@@ -513,13 +528,13 @@ impl Kernels {
     pub(crate) fn hash(self, hash: &mut ChunkHash, bytes: &[u8]) {
         assert!(bytes.len().is_multiple_of(8));
         let done = match self.tier {
-            // SAFETY: the CPU has the features.
+            // SAFETY: K1; the bytes are a slice.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe { avx2::hash(hash, bytes) },
-            // SAFETY: the CPU has the features.
+            // SAFETY: K1; the bytes are a slice.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::hash(hash, bytes) },
-            // SAFETY: the CPU has the features.
+            // SAFETY: K1; the bytes are a slice.
             #[cfg(target_arch = "aarch64")]
             SimdTier::Neon => unsafe { neon::hash(hash, bytes) },
             _ => 0,
@@ -530,10 +545,10 @@ impl Kernels {
     /// Makes copies past the caches visible to other threads before what this one does next.
     pub(crate) fn fence(self) {
         match self.tier {
-            // SAFETY: the CPU has the features.
+            // SAFETY: K1.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe { avx2::fence() },
-            // SAFETY: the CPU has the features.
+            // SAFETY: K1.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::fence() },
             _ => {}
@@ -572,10 +587,10 @@ impl Kernels {
     pub(crate) fn copy_past_cache(self, from: &[u8], to: &mut [u8]) {
         assert_eq!(from.len(), to.len());
         match self.tier {
-            // SAFETY: the CPU has the features; the lengths are equal.
+            // SAFETY: K1; the lengths are equal, as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx2 => unsafe { avx2::copy_past_cache(from, to.as_mut_ptr()) },
-            // SAFETY: the CPU has the features; the lengths are equal.
+            // SAFETY: K1; the lengths are equal, as asserted.
             #[cfg(target_arch = "x86_64")]
             SimdTier::Avx512 => unsafe { avx512::copy_past_cache(from, to.as_mut_ptr()) },
             _ => to.copy_from_slice(from),

@@ -18,7 +18,7 @@ from neuzip_rs.cli.places import (
     located,
     source_kind,
 )
-from neuzip_rs.cli.removal import check_restorable, remove_source
+from neuzip_rs.cli.removal import check_restorable, check_stands_without, remove_source
 from neuzip_rs.cli.report import percent
 from neuzip_rs.cli.session import Session, UsageError
 from neuzip_rs.cli.staging import Staging, staged_places
@@ -241,6 +241,7 @@ class _Compression:
         if self.remove:
             with self.session.progress("checking", target) as progress:
                 verify_directory(target, original=source, threads=self.threads, progress=progress)
+            check_stands_without(target, source)
             remove_source(source)
         self._done(source, target)
         self._report(path, target, "directory", _sizes(result), started, _counts(result))
@@ -282,6 +283,7 @@ class _Compression:
             with self.session.progress("checking", target) as progress:
                 named = None if base is None else str(base.path)
                 check_restorable(target, source, self.threads, progress, named)
+            check_stands_without(target, source)
             remove_source(source)
         if content == "safetensors":
             self._done(source, target)

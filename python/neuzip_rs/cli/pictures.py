@@ -9,15 +9,16 @@ from neuzip_rs.cli import options
 from neuzip_rs.cli.places import SourceKind, located, source_kind
 from neuzip_rs.cli.report import ratio
 from neuzip_rs.cli.session import Session, UsageError
+from neuzip_rs.cli.staging import Staging
 from neuzip_rs.directory.transfer import write_file
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A file or a model directory.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A file, a model directory, or a URL.")]
 Page = Annotated[
-    Path | None,
+    str | None,
     typer.Option("-o", "--output", metavar="HTML", help="Where to write the page."),
 ]
 Picture = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--png", metavar="PNG", help="Draw a picture as well (needs matplotlib)."),
 ]
 
@@ -44,25 +45,35 @@ def report(
     """
     session = Session(quiet=quiet, as_json=as_json, bar=not no_progress)
 
-    def work(path: str) -> None:
-        _report(session, path, output, png, force, level.value, options.thread_count(threads))
+    count = options.thread_count(threads)
+    with Staging(session) as staging:
 
-    session.run([model], work)
+        def place(output: str | None) -> Path | None:
+            here = staging.output(output)
+            return None if here is None else Path(here)
+
+        def work(path: str) -> None:
+            source = staging.source(path)
+            _report(session, path, source, place(output), place(png), force, level.value, count)
+            staging.send(overwrite=force)
+
+        session.run([model], work)
 
 
 def _report(
     session: Session,
     path: str,
+    local: str,
     output: Path | None,
     png: Path | None,
     force: bool,
     level: str,
     threads: int | None,
 ) -> None:
-    if source_kind(path) is SourceKind.STREAM:
+    if source_kind(local) is SourceKind.STREAM:
         message = f"{path}: a report needs a file or a directory"
         raise UsageError(message)
-    source = located(path)
+    source = located(local)
     target = output or Path(f"{source.name}.report.html")
     for place in (target, png):
         if place is not None and place.exists() and not force:

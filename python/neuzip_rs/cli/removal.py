@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from neuzip_rs import _native
+from neuzip_rs._bases import files_needed
 from neuzip_rs._errors import CorruptDataError, NeuzipError
 from neuzip_rs.directory.content import (
     COMPRESSED_KINDS,
@@ -41,6 +42,26 @@ def check_restorable(
     if not matches_file(_counted(pieces, original.stat().st_size, progress), original):
         message = f"{compressed} does not give back {original}: nothing was removed"
         raise CorruptDataError(message)
+
+
+def check_stands_without(compressed: Path, original: Path) -> None:
+    """Refuses to remove an original that what was made of it needs.
+
+    A base may be a difference from the very file that is compressed against it. Both could be
+    restored while the original is there, and neither without it.
+
+    Args:
+        compressed: The compressed file, or a folder of them.
+        original: The file or folder it was made from.
+
+    Raises:
+        NeuzipError: The original is among the bases, or the bases of bases.
+    """
+    gone = original.resolve()
+    for file in files_needed(compressed):
+        if file.resolve().is_relative_to(gone):
+            message = f"{original}: not removed, because {compressed} is a difference from {file}"
+            raise NeuzipError(message)
 
 
 def check_not_needed(path: Path) -> None:

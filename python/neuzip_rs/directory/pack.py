@@ -12,7 +12,7 @@ from neuzip_rs.directory.config import loader_kind, mark_config
 from neuzip_rs.directory.content import Progress, file_pieces, sha256
 from neuzip_rs.directory.doubles import catalog_of, in_order, is_zip, stored_members
 from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Kind, Manifest
-from neuzip_rs.directory.places import check_places
+from neuzip_rs.directory.places import check_apart, check_places
 from neuzip_rs.directory.transfer import (
     DirectoryResult,
     Meter,
@@ -65,9 +65,11 @@ def compress_directory(
     Raises:
         NeuzipError: There are no .safetensors files in it, or it is compressed already.
         FileExistsError: `destination` is there, and not to be overwritten.
-        PlaceError: One of the two directories is in the other.
+        PlaceError: One of the two directories is in the other, or the base is in what is replaced.
     """
     check_places(source, destination, overwrite=overwrite)
+    if base is not None and destination.exists():
+        check_apart(base.path, destination)
     tree = scan(source)
     kinds = _kinds(tree)
     bases = _Bases(source, destination, base)

@@ -5,6 +5,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from neuzip_rs._bases import files_needed
+
 
 class PlaceError(ValueError):
     """The output may not be where it was asked to be."""
@@ -45,3 +47,16 @@ def check_places(source: Path, destination: Path, *, overwrite: bool) -> None:
     if os.path.ismount(target) or any(target in (path, *path.parents) for path in inhabited):
         message = f"{destination} is too much to replace"
         raise PlaceError(message)
+
+
+def check_apart(base: Path, destination: Path) -> None:
+    """Refuses to replace a directory by differences from what is in it.
+
+    Raises:
+        PlaceError: The base, or what it is a difference from in turn, is in the directory.
+    """
+    target = destination.resolve()
+    for file in files_needed(base):
+        if file.resolve().is_relative_to(target):
+            message = f"{destination} is not replaced by a difference from {file}"
+            raise PlaceError(message)

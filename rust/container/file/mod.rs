@@ -46,7 +46,8 @@ pub(crate) fn has_file_magic(bytes: &[u8]) -> bool {
 #[derive(Default)]
 struct Totals {
     original: u64,
-    checksums: Xxh3,
+    // Aligned to 64 bytes, which the memory of a Python object that holds this is not.
+    checksums: Box<Xxh3>,
 }
 
 impl Totals {

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use super::compress_options;
 use crate::files;
+use crate::python::fits_python;
 use crate::python::report::run;
 use crate::safetensors;
 use crate::{Threads, python::files::threads_of};
@@ -13,6 +14,8 @@ use crate::{Threads, python::files::threads_of};
 /// The tensors of a directory of plain `.safetensors` files.
 #[pyclass(module = "neuzip_rs._native", frozen)]
 pub(super) struct Catalog(pub(super) safetensors::Catalog);
+
+const _: () = assert!(fits_python::<Catalog>());
 
 #[pymethods]
 impl Catalog {

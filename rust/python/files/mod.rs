@@ -12,6 +12,7 @@ use self::catalog::Catalog;
 use self::safetensors::SafetensorsFile;
 use super::buffers::Bytes;
 use super::errors::to_py;
+use super::fits_python;
 use super::report::{raise, run};
 use crate::files;
 use crate::safetensors::{BaseChoice, BaseModel};
@@ -138,6 +139,8 @@ fn references(py: Python<'_>, src: PathBuf, check: bool) -> PyResult<Vec<String>
 #[pyclass(module = "neuzip_rs._native")]
 struct StreamCompressor(files::StreamCompressor);
 
+const _: () = assert!(fits_python::<StreamCompressor>());
+
 #[pymethods]
 impl StreamCompressor {
     #[new]
@@ -165,6 +168,8 @@ impl StreamCompressor {
 /// Restores the original from a `.nz` file that arrives piece by piece.
 #[pyclass(module = "neuzip_rs._native")]
 struct StreamDecompressor(files::StreamDecompressor);
+
+const _: () = assert!(fits_python::<StreamDecompressor>());
 
 #[pymethods]
 impl StreamDecompressor {

@@ -13,6 +13,7 @@ use super::{choose, compress_options, decompress_options, open_base};
 use crate::python::buffers::Bytes;
 use crate::python::errors::to_py;
 use crate::python::explain::explanation_dict;
+use crate::python::fits_python;
 use crate::python::report::{raise, run};
 use crate::python::tensor::info_dict;
 use crate::safetensors::{self, ElementType, MemoryTensor};
@@ -25,6 +26,8 @@ pub(super) struct SafetensorsFile {
     file: RwLock<Option<Arc<safetensors::SafetensorsFile>>>,
     path: PathBuf,
 }
+
+const _: () = assert!(fits_python::<SafetensorsFile>());
 
 impl SafetensorsFile {
     fn file(&self) -> PyResult<Arc<safetensors::SafetensorsFile>> {
@@ -74,6 +77,11 @@ impl SafetensorsFile {
     #[getter]
     fn base(&self) -> PyResult<Option<String>> {
         Ok(self.file()?.base().map(str::to_owned))
+    }
+
+    /// The files that the base was found in, and those that they need in turn.
+    fn base_files(&self) -> PyResult<Vec<PathBuf>> {
+        Ok(self.file()?.base_files())
     }
 
     /// Checks that the base is there and the right one, if one is needed.

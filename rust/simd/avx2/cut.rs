@@ -88,6 +88,8 @@ element!(
 );
 
 // Bytes have no shifts of their own: neighbours' bits are masked out.
+/// # Safety
+/// The CPU has AVX2.
 #[inline(always)]
 unsafe fn bytes_right(word: __m256i, count: __m128i) -> __m256i {
     // SAFETY: as the caller's.
@@ -98,6 +100,8 @@ unsafe fn bytes_right(word: __m256i, count: __m128i) -> __m256i {
     }
 }
 
+/// # Safety
+/// The CPU has AVX2.
 #[inline(always)]
 unsafe fn bytes_left(word: __m256i, count: __m128i) -> __m256i {
     // SAFETY: as the caller's.

@@ -18,6 +18,9 @@ use crate::simd::cut::{CutForm, CutRun, ScaleWords, Source};
 const RAW_AHEAD: usize = 1024;
 
 /// Elements of one width: `64 / BYTES` in a register.
+///
+/// # Safety
+/// All functions compute in registers and need the features of this tier (K1 of [`crate::simd`]).
 pub(super) trait Element {
     const BYTES: usize;
     /// Adds element by element.
@@ -182,6 +185,8 @@ element!(
     |words| [words[0], words[1]]
 );
 
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 pub(super) unsafe fn byte_shift_right(word: __m512i, count: __m128i) -> __m512i {
     // SAFETY: as the caller's.
@@ -192,6 +197,8 @@ pub(super) unsafe fn byte_shift_right(word: __m512i, count: __m128i) -> __m512i 
     }
 }
 
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 unsafe fn byte_shift_left(word: __m512i, count: __m128i) -> __m512i {
     // SAFETY: as the caller's.
@@ -229,6 +236,8 @@ const fn interleave_word_indices(first: u8) -> [u8; 64] {
     bytes
 }
 
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 unsafe fn interleave_bytes(low: __m512i, high: __m512i) -> [__m512i; 2] {
     // SAFETY: as the caller's.
@@ -240,6 +249,8 @@ unsafe fn interleave_bytes(low: __m512i, high: __m512i) -> [__m512i; 2] {
     }
 }
 
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 unsafe fn interleave_words(low: __m512i, high: __m512i) -> [__m512i; 2] {
     // SAFETY: as the caller's.
@@ -280,6 +291,9 @@ const fn every_second_word(first: u8) -> [u8; 64] {
 }
 
 /// Low and high bytes of 64 words.
+///
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 pub(super) unsafe fn separate_bytes([first, last]: [__m512i; 2]) -> [__m512i; 2] {
     // SAFETY: as the caller's.
@@ -292,6 +306,9 @@ pub(super) unsafe fn separate_bytes([first, last]: [__m512i; 2]) -> [__m512i; 2]
 }
 
 /// Low and high halves of 32 double words.
+///
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 unsafe fn separate_words([first, last]: [__m512i; 2]) -> [__m512i; 2] {
     // SAFETY: as the caller's.
@@ -312,6 +329,9 @@ const ROTATED_FLIPPED: u8 = 3;
 const FLIPPED: u8 = 4;
 
 /// What the values of a chunk are decoded with.
+///
+/// # Safety
+/// All functions need the features of this tier (K1 of [`crate::simd`]) and a run that the form covers (K6).
 pub(super) trait Values: Sized {
     /// What all chunks share.
     type Tables<'a>;
@@ -499,6 +519,9 @@ struct Position {
 }
 
 /// The offset of a row in every element.
+///
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 unsafe fn row_word<E: Element>(scale: &ScaleWords<'_>, row: usize) -> __m512i {
     let offset = scale.rows.get(row).map_or(0, |&offset| i64::from(offset));
@@ -507,6 +530,9 @@ unsafe fn row_word<E: Element>(scale: &ScaleWords<'_>, row: usize) -> __m512i {
 }
 
 /// The flip of a row in every element.
+///
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 unsafe fn row_flip<E: Element>(scale: &ScaleWords<'_>, row: usize, sign: u64) -> __m512i {
     let is_flipped = scale.row_flips.get(row).is_some_and(|&flip| flip != 0);
@@ -522,6 +548,8 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// # Safety
+    /// The CPU has the features of this tier (K1 of [`crate::simd`]).
     #[inline(always)]
     pub(super) unsafe fn new<E: Element>(scale: Option<&ScaleWords<'_>>, first: usize) -> Self {
         let columns = scale.map_or(1, |scale| scale.columns);
@@ -537,6 +565,9 @@ impl Place {
     }
 
     /// The classes of the next 64 elements.
+    ///
+    /// # Safety
+    /// As [`decode_cut`]: K1, and the form covers the run (K6).
     #[inline(always)]
     unsafe fn class(&self, scale: Option<&ScaleWords<'_>>) -> Class {
         let Some(scale) = scale else {
@@ -565,6 +596,9 @@ impl Place {
     }
 
     /// The flips of the next 64 elements: `sign` in those that are turned.
+    ///
+    /// # Safety
+    /// As [`decode_cut`]: K1, and the form covers the run (K6).
     #[inline(always)]
     unsafe fn flips<E: Element>(&self, scale: Option<&ScaleWords<'_>>, sign: u64) -> [__m512i; 4] {
         // SAFETY: as the caller's; `flips` has 64 from every column on.
@@ -600,6 +634,9 @@ impl Place {
     }
 
     /// The scale offsets of the next 64 elements.
+    ///
+    /// # Safety
+    /// As [`super::decode_cut`] and [`super::split_cut`]: K1, and the form covers the run (K6).
     #[inline(always)]
     pub(super) unsafe fn offsets<E: Element>(
         &mut self,
@@ -678,6 +715,8 @@ impl Position {
 }
 
 impl<V: Values> Chunk<V> {
+    /// # Safety
+    /// As [`decode_cut`]: K1, and the form covers the run (K6).
     #[inline(always)]
     unsafe fn new<E: Element>(
         run: &mut CutRun<'_, '_>,
@@ -921,6 +960,9 @@ unsafe fn decode<const K: usize, E: Element, const WIDE: bool, const MODE: u8, V
 
 impl<V: Values> Chunk<V> {
     /// Stores what is left and writes decoder and hash back.
+    ///
+    /// # Safety
+    /// As [`decode_cut`]: K1, and the form covers the run (K6).
     #[inline(always)]
     unsafe fn finish<E: Element>(
         self,

@@ -122,6 +122,9 @@ impl Values for Symbols {
 impl Symbols {
     /// Decodes 64 first symbols: the bytes of their values, and where the contexts of the second ones
     /// begin.
+    ///
+    /// # Safety
+    /// As [`Values::step`].
     #[inline(always)]
     unsafe fn first_values(&mut self, tables: &Tables<'_>, class: Class) -> [__m512i; 3] {
         // SAFETY: the CPU has the features; the stream has the bytes; `EscapedValues` has 64 bytes
@@ -146,6 +149,9 @@ impl Symbols {
     }
 
     /// Decodes the indices of 64 first symbols.
+    ///
+    /// # Safety
+    /// As [`Values::step`].
     #[inline(always)]
     unsafe fn first_indices(&mut self, tables: &FirstTables, class: Class) -> __m512i {
         // SAFETY: as the caller's.
@@ -179,6 +185,9 @@ impl Symbols {
     }
 
     /// Decodes 64 second symbols of each chunk, whose contexts begin there, and puts them into values.
+    ///
+    /// # Safety
+    /// As [`Values::step`].
     #[inline(always)]
     unsafe fn add_second<
         const BLOCKS: usize,
@@ -225,6 +234,9 @@ impl Symbols {
 }
 
 /// The indices of all slots.
+///
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 unsafe fn slot_parts(spec: &Spec) -> [__m512i; 4] {
     let parts = spec.slot_index.as_chunks::<64>().0;
@@ -240,6 +252,9 @@ unsafe fn slot_parts(spec: &Spec) -> [__m512i; 4] {
 }
 
 /// Entries of the first `64 * BLOCKS` bytes of a table: 1, 2 or 4 blocks.
+///
+/// # Safety
+/// The CPU has the features of this tier (K1 of [`crate::simd`]).
 #[inline(always)]
 unsafe fn look_up<const BLOCKS: usize>(table: &[u8; 256], at: __m512i) -> __m512i {
     let parts = table.as_chunks::<64>().0;

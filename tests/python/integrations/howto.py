@@ -9,8 +9,10 @@ DOCS = Path(__file__).resolve().parents[3] / "docs" / "howto"
 _BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def follow(page: str, folder: Path, environment: dict[str, str]) -> int:
+def follow(page: str, folder: Path, environment: dict[str, str], *, given: str = "") -> int:
     """Runs the `sh` and `python` blocks of a page, in their order, in a folder.
+
+    `given` is a program for what the page takes for granted, such as a model.
 
     The Python blocks are one program, with the commands in between run where they stand. Blocks
     marked otherwise (`console`) need what tests have not.
@@ -19,7 +21,7 @@ def follow(page: str, folder: Path, environment: dict[str, str]) -> int:
         How many blocks there were.
     """
     blocks = _BLOCK.findall((DOCS / page).read_text("utf-8"))
-    program = ["import subprocess"]
+    program = ["import subprocess", given]
     for kind, text in blocks:
         if kind == "sh":
             command = text.replace("neuzip ", f"{sys.executable} -m neuzip_rs ")

@@ -1,5 +1,6 @@
 """torch.distributed.checkpoint: sharded, resharded, asynchronous, killed, against a base."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ dcp = pytest.importorskip("torch.distributed.checkpoint", reason="torch has no d
 
 import neuzip_rs as nz  # noqa: E402 - after the reason to skip
 import neuzip_rs.dcp  # noqa: E402
+from tests.python import command  # noqa: E402
+from tests.python.integrations.howto import follow  # noqa: E402
 from tests.python.integrations.torchrun import ENVIRONMENT, launch  # noqa: E402
 
 JOB = Path(__file__).parent / "dcp_job.py"
@@ -283,3 +286,23 @@ def test_four_processes_then_two_then_one(tmp_path: Path) -> None:
     for name in ("one", "two", "three", "four", "replicated-4", "replicated-2"):
         expected = torch.load(tmp_path / f"expected-{name}.pt")
         assert flat(load(expected, tmp_path / name)) == flat(expected), name
+
+
+GIVEN = """
+import torch
+
+store = torch.distributed.HashStore()
+torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+model = torch.nn.Linear(256, 256)
+"""
+
+
+def test_page_of_instructions(tmp_path: Path) -> None:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = command.environment(PYTHONPATH=paths)
+    assert follow("dcp.md", tmp_path, environment, given=GIVEN) == 3
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "step-1000",
+        "step-1100",
+        "step-1200",
+    }

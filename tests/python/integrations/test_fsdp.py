@@ -1,5 +1,6 @@
 """FSDP2 with compressed shards, in four real processes and in one."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("torch.distributed.tensor", reason="torch has no distributed part")
 
 import neuzip_rs.fsdp  # noqa: E402 - after the reason to skip
+from tests.python import command  # noqa: E402
+from tests.python.integrations.howto import follow  # noqa: E402
 from tests.python.integrations.torchrun import launch  # noqa: E402
 
 JOB = Path(__file__).parent / "fsdp_job.py"
@@ -72,3 +75,19 @@ def test_model_that_is_not_sharded() -> None:
         neuzip_rs.fsdp.compress_shards(torch.nn.Linear(3, 3))
     with pytest.raises(ValueError, match="level"):
         neuzip_rs.fsdp.compress_shards(torch.nn.Linear(3, 3), level="best")
+
+
+GIVEN = """
+import torch
+
+store = torch.distributed.HashStore()
+torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+model = torch.nn.Sequential(*(torch.nn.Linear(128, 128) for _ in range(2)))
+model.layers = list(model)
+"""
+
+
+def test_page_of_instructions(tmp_path: Path) -> None:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = command.environment(PYTHONPATH=paths)
+    assert follow("fsdp.md", tmp_path, environment, given=GIVEN) == 1

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import neuzip_rs as nz
+from tests.python import command
+from tests.python.integrations.howto import follow
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
 
@@ -157,3 +159,12 @@ def test_manifest_that_leads_outside(tmp_path: Path) -> None:
     with pytest.raises(nz.UnsupportedVersionError):
         nz.models.read(tmp_path)
     assert os.listdir(tmp_path) == [nz.models.MODELS_NAME]  # noqa: PTH208 - names are enough
+
+
+def test_page_of_instructions(tree: Path, tmp_path: Path) -> None:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    assert follow("many-models.md", tmp_path, command.environment(PYTHONPATH=paths)) == 2
+    listed = json.loads((tmp_path / "hub-nz" / "neuzip_models.json").read_text())
+    assert sorted(listed["models"]) == sorted(MODELS)
+    again = tmp_path / "hub-again" / "org" / "bert" / "model.safetensors"
+    assert again.read_bytes() == (tree / "org" / "bert" / "model.safetensors").read_bytes()

@@ -388,6 +388,17 @@ def test_command_with_files(s3: S3, web: RangeServer, tmp_path: Path) -> None:
     info = run("info", "--json", "s3://bucket/f/m.nz.safetensors", s3=s3).stdout
     assert json.loads(info)["path"] == "s3://bucket/f/m.nz.safetensors"
     run("estimate", "-q", "s3://bucket/f/m.safetensors", s3=s3)
+    reported = tmp_path / "report.html"
+    said = run("report", "--json", "s3://bucket/f/m.nz.safetensors", "-o", reported, s3=s3).stdout
+    assert json.loads(said)["path"] == "s3://bucket/f/m.nz.safetensors"
+    page = "s3://bucket/f/report.html"
+    said = run("report", "--json", f"{web.url}/m.safetensors", "-o", page, s3=s3).stdout
+    assert json.loads(said)["output"] == page
+    s3.fs.invalidate_cache()
+    assert s3.fs.cat_file("bucket/f/report.html").startswith(b"<!doctype html>")
+    assert reported.read_bytes().startswith(b"<!doctype html>")
+    again = run("report", f"{web.url}/m.safetensors", "-o", page, s3=s3, code=1)
+    assert b"s3://bucket/f/report.html: exists already" in again.stderr
     out = run("decompress", "s3://bucket/f/m.nz.safetensors", "-o", "-", s3=s3).stdout
     assert out == original
     run("decompress", "s3://bucket/f/m.nz.safetensors", "-o", "s3://bucket/g/", s3=s3)

@@ -1,6 +1,7 @@
 """Zarr 3 arrays, numcodecs, and JAX arrays."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -18,6 +19,8 @@ import zarr  # noqa: E402
 import neuzip_rs as nz  # noqa: E402
 from neuzip_rs.numcodecs import NeuzipCodec as OldCodec  # noqa: E402
 from neuzip_rs.zarr import NeuzipCodec  # noqa: E402
+from tests.python import command  # noqa: E402
+from tests.python.integrations.howto import follow  # noqa: E402
 
 FLOATS = ["float16", "float32", "bfloat16"]
 
@@ -212,3 +215,12 @@ def test_jax_refuses_what_it_would_round() -> None:
         nz.decompress(nz.compress(np.ones(3)), framework="jax")
     with pytest.raises(TypeError, match="out must be"):
         nz.decompress(nz.compress(np.ones(3)), out=jax.numpy.ones(3))
+
+
+def test_page_of_instructions(tmp_path: Path) -> None:
+    pytest.importorskip("jax", reason="jax is not installed")
+    if not entry_points(group="zarr.codecs", name="neuzip"):
+        pytest.skip("neuzip_rs runs from its source tree, without entry points")
+    paths = os.pathsep.join(path for path in sys.path if path)
+    assert follow("zarr.md", tmp_path, command.environment(PYTHONPATH=paths)) == 3
+    assert {"weights.zarr", "bf16.zarr"} <= {file.name for file in tmp_path.iterdir()}
