@@ -399,7 +399,7 @@ proptest! {
         // Chunks that do not become smaller have no payload.
         prop_assume!(written.iter().all(|job| !job.payload.is_empty()));
         let payloads: Vec<usize> = written.iter().map(|job| job.payload.len()).collect();
-        let bytes = written.iter().flat_map(|job| job.payload.bytes().to_vec());
+        let bytes = written.iter().flat_map(|job| job.payload.parts().concat());
         let mut bytes = Guarded::copy_of(&bytes.collect::<Vec<_>>(), Edge::End);
         let hashes: Vec<u64> = sample
             .chunks
@@ -409,7 +409,7 @@ proptest! {
         let original = sample.chunks.concat();
         for kernels in tiers() {
             for (job, expected) in encode(kernels).iter().zip(&written) {
-                prop_assert_eq!(job.payload.bytes(), expected.payload.bytes());
+                prop_assert_eq!(job.payload.parts().concat(), expected.payload.parts().concat());
             }
             let back = decode(kernels, &case, &sample, &payloads, &bytes, Some(&hashes));
             prop_assert!(back.as_ref() == Some(&original), "{:?}", kernels.tier());

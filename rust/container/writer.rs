@@ -275,7 +275,9 @@ impl<'a> StreamWriter<'a> {
             out.write_all(chunk)?;
             out.write_all(&[0; ALIGNMENT][..entry.payload_len as usize - chunk.len()])?;
         } else {
-            out.write_all(payload.bytes())?;
+            for part in payload.parts() {
+                out.write_all(part)?;
+            }
         }
         Ok(())
     }

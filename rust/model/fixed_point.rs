@@ -43,6 +43,9 @@ impl FixedPoint {
 
     #[inline(always)]
     fn magnitude<W: Word>(self, word: W) -> u32 {
+        if W::BYTES <= 2 {
+            return self.narrow_magnitude(word.widen() as u16);
+        }
         let leading = (word >> self.dropped).widen() as u32;
         let exponent = leading >> self.kept & self.exponent_mask;
         // One above the mantissa unless the exponent is 0, without a comparison.
@@ -52,6 +55,21 @@ impl FixedPoint {
         let depth = self.top - exponent.max(lowest).min(self.top);
         let finite = u32::from(exponent != self.exponent_mask).wrapping_neg();
         ((mantissa << (31 - self.kept)) >> depth) & finite
+    }
+
+    /// The same for words of 16 bits, as far as possible in 16 bits: twice as many lanes in a vector.
+    #[inline(always)]
+    fn narrow_magnitude(self, word: u16) -> u32 {
+        let mask = self.exponent_mask as u16;
+        let leading = word >> self.dropped;
+        let exponent = leading >> self.kept & mask;
+        let implicit = (exponent + mask) >> self.exponent_bits << self.kept;
+        let finite = u16::from(exponent != mask).wrapping_neg();
+        let mantissa = (leading & low_mask(self.kept) as u16 | implicit) & finite;
+        let top = self.top as u16;
+        let lowest = top.saturating_sub(31).max(1);
+        let depth = top.saturating_sub(exponent.max(lowest));
+        (u32::from(mantissa) << (31 - self.kept)) >> depth
     }
 
     #[inline(always)]
@@ -75,5 +93,30 @@ impl FixedPoint {
             u64::from(low) + (u64::from(high) << 16)
         };
         elements.chunks(1 << 16).map(of_block).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+
+    #[test]
+    fn narrow_words_have_the_magnitudes_of_wide_ones() {
+        for dtype in [
+            Dtype::Bfloat16,
+            Dtype::Float16,
+            Dtype::Float8E4m3fn,
+            Dtype::Float8E5m2,
+        ] {
+            let mut fixed = FixedPoint::new(dtype.float_fields().unwrap());
+            for top in 1..=fixed.exponent_mask {
+                fixed.top = top;
+                for word in 0..=u16::MAX >> (16 - 8 * dtype.itemsize()) {
+                    let wide = fixed.magnitude(u32::from(word));
+                    assert_eq!(fixed.narrow_magnitude(word), wide, "{word:#x}, {top}");
+                }
+            }
+        }
     }
 }

@@ -95,13 +95,13 @@ impl Packer {
         }
     }
 
-    /// Stores the `8 * width` bytes of 64 fields; bits above the width are ignored.
+    /// The `8 * width` bytes of 64 fields, and others; bits above the width are ignored.
     ///
     /// # Safety
-    /// The CPU has the features of this tier, and there is room at `to`.
+    /// The CPU has the features of this tier.
     #[inline(always)]
-    pub(super) unsafe fn store(&self, fields: __m512i, to: *mut u8) {
-        // SAFETY: masked bytes are not written, the others have room.
+    pub(super) unsafe fn pack(&self, fields: __m512i) -> __m512i {
+        // SAFETY: as the caller's.
         unsafe {
             let low_half = _mm512_set1_epi64(0xffff_ffff);
             let narrow = _mm512_and_si512(fields, self.mask);
@@ -111,9 +111,18 @@ impl Packer {
                 _mm512_and_si512(four, low_half),
                 _mm512_srlv_epi64(_mm512_andnot_si512(low_half, four), self.up),
             );
-            let bytes = _mm512_permutexvar_epi8(self.squeeze, eight);
-            _mm512_mask_storeu_epi8(to.cast(), self.lanes, bytes);
+            _mm512_permutexvar_epi8(self.squeeze, eight)
         }
+    }
+
+    /// Stores the `8 * width` bytes of 64 fields; bits above the width are ignored.
+    ///
+    /// # Safety
+    /// The CPU has the features of this tier, and there is room at `to`.
+    #[inline(always)]
+    pub(super) unsafe fn store(&self, fields: __m512i, to: *mut u8) {
+        // SAFETY: masked bytes are not written, the others have room.
+        unsafe { _mm512_mask_storeu_epi8(to.cast(), self.lanes, self.pack(fields)) };
     }
 }
 

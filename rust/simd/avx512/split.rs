@@ -12,6 +12,8 @@ use crate::simd::cut::{SplitForm, SplitRun};
 
 /// How far ahead of its use the input is fetched, in bytes.
 const AHEAD: usize = 4096;
+/// How far ahead of their use lines that are written are fetched: from the second cache or the third.
+const WRITTEN_AHEAD: usize = 512;
 
 /// See [`crate::simd::Kernels::split_cut`].
 ///
@@ -71,6 +73,8 @@ unsafe fn split<E: Element, const WIDE: bool>(
 
     let mut input = run.input.as_ptr();
     let mut indices = run.indices.as_mut_ptr();
+    // The last place that a whole register has room at.
+    let last_whole = (run.packed.as_ptr().addr() + run.packed.len()).saturating_sub(64);
     let mut packed = run.packed.as_mut_ptr();
     let mut low = run.low.map(<[u8]>::as_mut_ptr);
     let mut found = 0;
@@ -105,11 +109,17 @@ unsafe fn split<E: Element, const WIDE: bool>(
             }
             let bytes = E::planes(words);
             for (bytes, to) in bytes.iter().zip(&mut low).take(planes) {
+                _mm_prefetch::<_MM_HINT_ET0>((*to).wrapping_add(WRITTEN_AHEAD).cast());
                 _mm512_storeu_si512((*to).cast(), *bytes);
                 *to = to.wrapping_add(64);
             }
             if let Some(squeeze) = &squeeze {
-                squeeze.store(bytes[planes], packed);
+                // A masked store takes several times as long as a whole one, whose end is written over.
+                if packed.addr() <= last_whole {
+                    _mm512_storeu_si512(packed.cast(), squeeze.pack(bytes[planes]));
+                } else {
+                    squeeze.store(bytes[planes], packed);
+                }
                 packed = packed.wrapping_add(8 * width as usize);
             }
             let last = _mm512_set1_epi8(63);
@@ -130,24 +140,34 @@ unsafe fn split<E: Element, const WIDE: bool>(
                 (_mm512_min_epu8(offset, last), [symbol; 2])
             };
             let index = _mm512_permutexvar_epi8(offset, table);
+            _mm_prefetch::<_MM_HINT_ET0>(indices.wrapping_add(WRITTEN_AHEAD).cast());
             _mm512_storeu_si512(indices.cast(), index);
             indices = indices.add(64);
+            // Eight without a branch: one that is wrong for every tenth group takes as long as all the rest.
             let rare = _mm512_cmpeq_epi8_mask(index, last);
-            if rare != 0 {
-                let halves = if WIDE {
-                    symbols
-                } else {
-                    let bytes = symbols[0];
-                    [
-                        _mm512_cvtepu8_epi16(_mm512_castsi512_si256(bytes)),
-                        _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64::<1>(bytes)),
-                    ]
-                };
-                for (half, mask) in halves.into_iter().zip([rare, rare >> 32]) {
-                    let mask = mask as u32;
-                    let to = run.escapes.as_mut_ptr().add(found);
-                    _mm512_storeu_si512(to.cast(), _mm512_maskz_compress_epi16(mask, half));
-                    found += mask.count_ones() as usize;
+            let to = run.escapes.as_mut_ptr().add(found);
+            let count = rare.count_ones() as usize;
+            found += count;
+            if WIDE {
+                let before = (rare as u32).count_ones() as usize;
+                let parts = [(rare as u32, to), ((rare >> 32) as u32, to.add(before))];
+                for (half, (mask, to)) in symbols.into_iter().zip(parts) {
+                    let escaped = _mm512_maskz_compress_epi16(mask, half);
+                    if count > 8 {
+                        _mm512_storeu_si512(to.cast(), escaped);
+                    } else {
+                        _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(escaped));
+                    }
+                }
+            } else {
+                let escaped = _mm512_maskz_compress_epi8(rare, symbols[0]);
+                let first = _mm512_castsi512_si128(escaped);
+                _mm_storeu_si128(to.cast(), _mm_cvtepu8_epi16(first));
+                if count > 8 {
+                    let first = _mm512_castsi512_si256(escaped);
+                    let last = _mm512_extracti64x4_epi64::<1>(escaped);
+                    _mm512_storeu_si512(to.cast(), _mm512_cvtepu8_epi16(first));
+                    _mm512_storeu_si512(to.add(32).cast(), _mm512_cvtepu8_epi16(last));
                 }
             }
         }
