@@ -22,6 +22,7 @@ import neuzip_rs as nz
 from neuzip_rs import _native
 from neuzip_rs.directory import compress_directory, decompress_directory
 from tests.python import second_decoder as page
+from tests.python import second_files as files
 from tests.python.second_delta import DeltaModel
 
 DATA: Final = Path(__file__).resolve().parents[1] / "data" / "v1"
@@ -235,6 +236,8 @@ EVERYTHING: Final = {
     *("plane coded with escape", "plane coded without escape"),
     *("contexts of classes", "contexts of a plane", "phase 0", "phase other"),
     *("class of records raw", "class of records model", "dropped bits"),
+    *("neuzip-file", "neuzip-safetensors", "a base is named", "a bundle"),
+    "a repeat of what is in a bundle",
     *("one class", "several classes", "several chunks", "one chunk at most"),
 }
 """What the golden streams must use between them: all that the page describes."""
@@ -302,9 +305,24 @@ def plain_files() -> dict[str, bytes]:
     changed[-600::7] = bytes(byte ^ 1 for byte in changed[-600::7])
     return {
         "plain.nz.safetensors": plain,
+        "small.nz.safetensors": safetensors(small_tensors()),
         "delta.nz.safetensors": bytes(changed),
         "plain.bin.nz": b"\0" + plain,
     }
+
+
+def small_tensors() -> dict[str, tuple[str, np.ndarray]]:
+    """Rows of 96, vectors, a scalar, a constant, a repeat and a tensor too large for a bundle."""
+    weights = tensors()["float16"].reshape(-1)
+    found, at = {}, 0
+    for shape in [(10, 96), (96,), (20, 96), (), (5, 3, 3), (7, 3, 3), (33,), (2, 96)]:
+        size = int(np.prod(shape))
+        found[f"layer.{len(found)}"] = ("F16", weights[at : at + size].reshape(shape))
+        at += size
+    found["ones"] = ("F16", np.ones(200, np.float16))
+    found["tied"] = found["layer.0"]
+    found["large"] = ("F16", np.tile(weights, 9).reshape(432, 96))
+    return found
 
 
 def write_files(folder: Path) -> None:
@@ -325,15 +343,25 @@ def write_files(folder: Path) -> None:
         compress_directory(models, folder / FOLDER)
 
 
-def inner_streams(file: bytes) -> Iterator[bytes]:
-    """The streams in a compressed file."""
-    from tests.python import second_files as files
-
-    if files.kind(file) == "neuzip-file":
-        yield from files.frames_of(file)
-    elif files.kind(file) == "neuzip-safetensors":
-        outer, data = files.read_plain(file)
-        yield from (data[tensor.begin : tensor.end] for tensor in outer.tensors)
+def uses_of_file(file: bytes) -> set[str]:
+    """What of the format a compressed file and the streams in it use."""
+    kind = files.kind(file)
+    if kind == "neuzip-file":
+        return {kind}.union(*map(uses, files.frames_of(file)))
+    if kind != "neuzip-safetensors":
+        return set()
+    outer, data = files.read_plain(file)
+    streams = [data[t.begin : t.end] for t in outer.tensors if len(t.shape) == 1]
+    words = {kind}.union(*map(uses, streams))
+    words |= {"a base is named"} if files.base_entry(file) else set()
+    bundled = {t.shape[1] for t in outer.tensors if len(t.shape) == 3}
+    bundles = {outer.tensors[number].name for number in bundled}
+    names = {page.parse(stream).name for stream in streams}
+    return (
+        words
+        | ({"a bundle"} if bundles else set())
+        | ({"a repeat of what is in a bundle"} if bundles & names else set())
+    )
 
 
 # --- what is on the disk ----------------------------------------------------------------------
