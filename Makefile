@@ -34,6 +34,9 @@ MODEL ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# Interpreters that `make wheel-test` installs the wheel into.
+WHEEL_PYTHON ?= $(PYTHON)
+WHEEL_ARGS ?=
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?=
 
@@ -144,9 +147,17 @@ test: $(VENV)/.dev ## Run the tests, Rust and Python (PYTEST_ARGS="-k name")
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: test-slow
-test-slow: $(VENV)/.dev ## Run the tests that take minutes: training more than 100 M parameters
+test-slow: $(VENV)/.dev ## Run the tests that take minutes: large trainings, hundreds of kills, threads for minutes
 	$(say) "pytest, slow tests"
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+# Where the files lie that test-second decodes.
+CORPUS ?= .demo/corpus
+
+.PHONY: test-second
+test-second: $(VENV)/.dev ## Decode real files with the reader in pure Python (CORPUS=folder, SECOND_ARGS="--chunks 0")
+	$(say) "second reader on $(CORPUS)"
+	@$(PY) -m tests.python.second_corpus "$(CORPUS)" $(SECOND_ARGS)
 
 .PHONY: test-integrations
 test-integrations: $(INTEGRATIONS_VENV)/.integrations ## Test with the packages that people use it in
@@ -232,12 +243,43 @@ bench: $(BENCH_VENV)/.bench ## Measure speeds and sizes next to zipnn, zstd, ...
 	$(say) "bench"
 	@$(BENCH_VENV)/bin/python -m benches $(BENCH_ARGS)
 
+.PHONY: bench-damage
+bench-damage: $(BENCH_VENV)/.bench ## Damage compressed weights in 200,000 ways, ours and those of others (Linux)
+	$(say) "bench-damage"
+	@$(BENCH_VENV)/bin/python -m benches.damage $(BENCH_ARGS)
+
 .PHONY: docs
 docs: ## Build the Rust documentation, warnings are errors
 	@command -v cargo >/dev/null || { echo "error: cargo is not on PATH" >&2; exit 1; }
 	$(say) "cargo doc"
 	@RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	$(say) "target/doc/neuzip_rs/index.html; the format and its reasons: docs/README.md"
+
+# Built without the extras that other targets install, in a folder that only this writes to.
+.PHONY: wheel
+wheel: $(VENV)/.created ## Build the wheel into target/wheels
+	$(say) "maturin build"
+	@rm -rf target/wheels
+	@$(PY) -m maturin build --release --locked --out target/wheels
+
+.PHONY: wheel-test
+wheel-test: wheel ## Test the wheel in empty environments (WHEEL_PYTHON="python3.12 ...", WHEEL_ARGS=--suite)
+	@for python in $(WHEEL_PYTHON); do \
+	  echo "==> $$python"; "$$python" .ci/wheel target/wheels $(WHEEL_ARGS) || exit 1; \
+	done
+
+.PHONY: sbom
+sbom: wheel ## List what the wheel is made of, as CycloneDX: target/neuzip_rs.cyclonedx.json
+	@$(PY) -c 'import sys, zipfile; archive = zipfile.ZipFile(sys.argv[1]); \
+	(name,) = (n for n in archive.namelist() if n.endswith(".cyclonedx.json")); \
+	open("target/neuzip_rs.cyclonedx.json", "wb").write(archive.read(name))' target/wheels/*.whl
+	$(say) "target/neuzip_rs.cyclonedx.json"
+
+.PHONY: audit
+audit: $(VENV)/.created ## Look for known weaknesses of the Python packages that are installed with this one
+	$(say) "pip-audit"
+	@$(PY) -m pip install --quiet pip-audit
+	@$(PY) -m pip_audit --progress-spinner=off .
 
 .PHONY: site
 site: $(VENV)/.docs ## Build the documentation site, with the Python reference

@@ -20,6 +20,7 @@ mod dtype;
 mod entropy;
 mod error;
 pub mod files;
+mod headroom;
 mod huge_pages;
 mod model;
 mod options;
@@ -31,6 +32,7 @@ mod python;
 pub mod safetensors;
 mod simd;
 mod varint;
+pub mod zipnn;
 
 pub use codec::{compress, compress_delta, compress_to, content_hash, write_reference};
 pub use container::device::{

@@ -161,5 +161,9 @@ fn write_plain<W: Write + Seek>(
         base,
         externals: Vec::new(),
     };
-    write_compressed(out, &plain, options, &mut |done| progress(done, total))
+    let written = write_compressed(out, &plain, options, &mut |done| progress(done, total));
+    match base {
+        Some(base) => base.model.settle(written, false),
+        None => written,
+    }
 }

@@ -9,6 +9,7 @@
 //! Place in docs/format-files.md: "Compressed .safetensors" and "Repeated tensors".
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::base::{BASE_KEY, FileBase};
@@ -40,7 +41,7 @@ pub enum StoredForm {
         /// [`crate::content_hash`] of the bytes.
         content_hash: u128,
     },
-    /// A stream that needs another file, or has other tensors in it, too.
+    /// A stream that needs another file, or a part of one that several tensors share.
     Elsewhere,
 }
 
@@ -96,38 +97,32 @@ impl SafetensorsFile {
         base: Option<&Path>,
         descendants: &[PathBuf],
     ) -> Result<Self> {
-        let (outer, data_at) = Header::of_file(map.bytes())?;
-        let siblings = Siblings::of(map.path());
-        if !is_compressed(&outer) {
-            return Ok(Self {
-                map,
-                data_at,
-                header: outer,
-                compressed: None,
-                siblings,
-            });
-        }
-        let embedded = outer
-            .metadata_value(HEADER_KEY)
-            .ok_or_else(|| Error::corrupt(format!("the metadata key {HEADER_KEY:?} is damaged")))?;
-        let json = read_embedded(embedded)?;
-        let header = Header::parse(&json).map_err(|error| error.within("embedded header"))?;
-        check_agreement(&outer, &header)?;
-        let bundles = Bundles::of_headers(&outer, &header)?;
-        let entry = base_entry(&outer, &header);
-        let base = FileBase::find(entry, base, map.path(), descendants)?;
+        let read = read_headers(&map, base, descendants);
+        let (data_at, header, compressed) = map.settle(read, true)?;
         Ok(Self {
+            siblings: Siblings::of(map.path()),
             map,
             data_at,
             header,
-            compressed: Some(Compressed {
-                outer,
-                bundles,
-                json,
-                base,
-            }),
-            siblings,
+            compressed,
         })
+    }
+
+    /// What a call that read the file came to, see [`Mapped::settle`]; the other files that it has read
+    /// count too.
+    pub(crate) fn settle<T>(&self, result: Result<T>, verify: bool) -> Result<T> {
+        self.settle_with(result, verify && self.is_compressed())
+    }
+
+    pub(super) fn settle_with<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
+        let result = self.map.settle(result, is_vouched_for);
+        match &self.compressed {
+            None => result,
+            Some(file) => {
+                let result = file.base.settle(result, is_vouched_for);
+                self.siblings.settle(result, is_vouched_for)
+            }
+        }
     }
 
     /// Whether the tensors are stored as streams.
@@ -197,7 +192,7 @@ impl SafetensorsFile {
         if !self.is_compressed() {
             return Ok(StoredForm::Plain);
         }
-        if self.bundle(index).is_some() {
+        if self.member(index).is_some() {
             return Ok(StoredForm::Elsewhere);
         }
         let stream = self.stream(index)?;
@@ -212,7 +207,7 @@ impl SafetensorsFile {
         let fits = |&first: &usize| {
             let target = self.stream(first)?;
             let same = target.dtype() == stream.dtype() && target.shape() == stream.shape();
-            Ok::<_, Error>(same && is_alone(&target) && self.bundle(first).is_none())
+            Ok::<_, Error>(same && self.member(first).is_none() && is_alone(&target))
         };
         match first {
             Some(first) if fits(&first)? => Ok(StoredForm::Repeat {
@@ -444,7 +439,8 @@ impl SafetensorsFile {
         if !self.is_compressed() {
             return Ok(None);
         }
-        self.stream(index).map(|stream| Some(stream.info()))
+        let info = self.stream(index).map(|stream| Some(stream.info()));
+        self.settle(info, true)
     }
 
     /// Where the bits of tensor `index` of a compressed file go.
@@ -459,8 +455,11 @@ impl SafetensorsFile {
         if !self.is_compressed() {
             return Err(Error::InvalidArgument("it is not compressed".to_owned()));
         }
-        let explained = self.stream(index)?.explain(measure);
-        let explained = explained.map_err(|error| self.named(index, error))?;
+        let explained = self.stream(index).and_then(|stream| {
+            let explained = stream.explain(measure);
+            explained.map_err(|error| self.named(index, error))
+        });
+        let explained = self.settle(explained, true)?;
         Ok(match self.member(index) {
             None => explained,
             Some(member) => explained.shared(self.share(index, member)),
@@ -507,6 +506,19 @@ impl SafetensorsFile {
                 self.header.name(index)
             )));
         };
+        let read = self.read_range(index, start..end, out, options, progress);
+        self.settle(read, options.verify)
+    }
+
+    fn read_range(
+        &self,
+        index: usize,
+        range: Range<u64>,
+        out: &mut [u8],
+        options: &DecompressOptions,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
+        let Range { start, end } = range;
         let content = self.content(index, options)?;
         let mut position = start;
         while position < end {
@@ -521,7 +533,9 @@ impl SafetensorsFile {
         // A part has no hash of its own: its chunks' hashes vouch for it.
         match content.repeated_hash() {
             Some(hash)
-                if options.verify && out.len() as u64 == bytes && content_hash(out) != hash =>
+                if options.verify
+                    && out.len() as u64 == self.header.tensor_bytes(index)
+                    && content_hash(out) != hash =>
             {
                 Err(self.named(index, other_content()))
             }
@@ -552,17 +566,20 @@ impl SafetensorsFile {
         options: &DecompressOptions,
         progress: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        for index in 0..self.header.len() {
-            if self.is_compressed() {
-                match self.bundle(index) {
-                    None => drop(self.content(index, options)?),
-                    Some(owner) if owner == index => drop(self.stream(index)?),
-                    Some(_) => {}
-                }
-                progress()?;
+        let mut indices = 0..if self.is_compressed() {
+            self.header.len()
+        } else {
+            0
+        };
+        let checked = indices.try_for_each(|index| {
+            match self.bundle(index) {
+                None => drop(self.content(index, options)?),
+                Some(owner) if owner == index => drop(self.stream(index)?),
+                Some(_) => {}
             }
-        }
-        Ok(())
+            progress()
+        });
+        self.settle(checked, true)
     }
 
     /// Gives the original file to `sink`, piece by piece.
@@ -586,13 +603,41 @@ impl SafetensorsFile {
     }
 }
 
-/// The metadata entry of the base, unless the original had it.
+/// Where the data of a file begins, its original header, and what a compressed one has besides.
+fn read_headers(
+    map: &Mapped,
+    base: Option<&Path>,
+    descendants: &[PathBuf],
+) -> Result<(usize, Header, Option<Compressed>)> {
+    let (outer, data_at) = Header::of_file(map.bytes())?;
+    if !is_compressed(&outer) {
+        return Ok((data_at, outer, None));
+    }
+    let embedded = outer
+        .metadata_value(HEADER_KEY)
+        .ok_or_else(|| Error::corrupt(format!("the metadata key {HEADER_KEY:?} is damaged")))?;
+    let json = read_embedded(embedded)?;
+    let header = Header::parse(&json).map_err(|error| error.within("embedded header"))?;
+    check_agreement(&outer, &header)?;
+    let bundles = Bundles::of_headers(&outer, &header)?;
+    let entry = base_entry(&outer, &header);
+    let base = FileBase::find(entry, base, map.path(), descendants)?;
+    let compressed = Compressed {
+        outer,
+        bundles,
+        json,
+        base,
+    };
+    Ok((data_at, header, Some(compressed)))
+}
+
 /// Whether a stream holds all that it takes to decode it.
 fn is_alone(stream: &Stream<'_>) -> bool {
     let elsewhere = stream.reference().is_some() || stream.external().is_some();
     !elsewhere && stream.base_hash().is_none()
 }
 
+/// The metadata entry of the base, unless the original had it.
 fn base_entry<'a>(outer: &'a Header, inner: &Header) -> Option<&'a str> {
     let entry = outer.metadata_value(BASE_KEY)?;
     inner.metadata_value(BASE_KEY).is_none().then_some(entry)

@@ -144,6 +144,13 @@ impl SafetensorsFile {
         Ok(file.stored_bytes(index))
     }
 
+    /// The first tensor of the bundle that a tensor is in; `None` if its stream is its own.
+    fn bundle(&self, name: &str) -> PyResult<Option<String>> {
+        let (file, index) = self.tensor(name)?;
+        let owner = file.bundle(index);
+        Ok(owner.map(|owner| file.header().name(owner).to_owned()))
+    }
+
     /// Where every tensor is stored, in the order of the data: name, first byte in the file, bytes, form,
     /// and for the form "repeat" the number of the tensor it repeats and the hash of the decoded bytes.
     fn places<'py>(&self, py: Python<'py>) -> PyResult<Vec<Place<'py>>> {
@@ -170,13 +177,6 @@ impl SafetensorsFile {
             ))
         };
         (0..file.header().len()).map(place).collect()
-    }
-
-    /// The first tensor of the bundle that a tensor is in; `None` if its stream is its own.
-    fn bundle(&self, name: &str) -> PyResult<Option<String>> {
-        let (file, index) = self.tensor(name)?;
-        let owner = file.bundle(index);
-        Ok(owner.map(|owner| file.header().name(owner).to_owned()))
     }
 
     /// Facts about a tensor's stream; `None` for a plain file.
