@@ -32,10 +32,12 @@ mod python;
 pub mod safetensors;
 mod simd;
 mod varint;
+pub mod zipnn;
 
 pub use codec::{compress, compress_delta, compress_to, content_hash, write_reference};
 pub use container::device::{
-    DevicePlan, EncodedChunk, Placement, Table, assemble as assemble_stream, plan as device_plan,
+    DevicePlan, EncodedChunk, EncodedModel, Placement, assemble as assemble_prelude,
+    plan as device_plan,
 };
 pub use container::explain::{Alternative, Explanation, FieldUse, ScaleUse, estimate};
 pub use container::external::{Derivation, External};

@@ -287,19 +287,19 @@ impl FileBase {
         })
     }
 
-    /// See [`SafetensorsFile::settle`].
-    pub(super) fn settle<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
-        match self {
-            Self::Found(base) => base.model.settle(result, is_vouched_for),
-            Self::None | Self::Missing(_) => result,
-        }
-    }
-
     /// The files that the base is in, and those of their bases.
     pub(super) fn files(&self) -> Vec<PathBuf> {
         match self {
             Self::Found(found) => found.model.files(),
             _ => Vec::new(),
+        }
+    }
+
+    /// See [`SafetensorsFile::settle`].
+    pub(super) fn settle<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
+        match self {
+            Self::Found(base) => base.model.settle(result, is_vouched_for),
+            Self::None | Self::Missing(_) => result,
         }
     }
 

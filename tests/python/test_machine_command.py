@@ -239,7 +239,7 @@ def test_the_command_in_any_order() -> None:
 
 
 def test_a_base_that_is_a_difference_from_the_file_itself() -> None:
-    """Found by the machine: after `--rm` each file needed the other one, and both were lost."""
+    """After `--rm` each file needed the other one, and both were lost."""
     machine = Command()
     machine.two_checkpoints()
     first, second = sorted(machine.forms)
