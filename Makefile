@@ -34,6 +34,9 @@ MODEL ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# Interpreters that `make wheel-test` installs the wheel into.
+WHEEL_PYTHON ?= $(PYTHON)
+WHEEL_ARGS ?=
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?=
 
@@ -238,6 +241,32 @@ docs: ## Build the Rust documentation, warnings are errors
 	$(say) "cargo doc"
 	@RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	$(say) "target/doc/neuzip_rs/index.html; the format and its reasons: docs/README.md"
+
+# Built without the extras that other targets install, in a folder that only this writes to.
+.PHONY: wheel
+wheel: $(VENV)/.created ## Build the wheel into target/wheels
+	$(say) "maturin build"
+	@rm -rf target/wheels
+	@$(PY) -m maturin build --release --locked --out target/wheels
+
+.PHONY: wheel-test
+wheel-test: wheel ## Test the wheel in empty environments (WHEEL_PYTHON="python3.12 ...", WHEEL_ARGS=--suite)
+	@for python in $(WHEEL_PYTHON); do \
+	  echo "==> $$python"; "$$python" .ci/wheel target/wheels $(WHEEL_ARGS) || exit 1; \
+	done
+
+.PHONY: sbom
+sbom: wheel ## List what the wheel is made of, as CycloneDX: target/neuzip_rs.cyclonedx.json
+	@$(PY) -c 'import sys, zipfile; archive = zipfile.ZipFile(sys.argv[1]); \
+	(name,) = (n for n in archive.namelist() if n.endswith(".cyclonedx.json")); \
+	open("target/neuzip_rs.cyclonedx.json", "wb").write(archive.read(name))' target/wheels/*.whl
+	$(say) "target/neuzip_rs.cyclonedx.json"
+
+.PHONY: audit
+audit: $(VENV)/.created ## Look for known weaknesses of the Python packages that are installed with this one
+	$(say) "pip-audit"
+	@$(PY) -m pip install --quiet pip-audit
+	@$(PY) -m pip_audit --progress-spinner=off .
 
 .PHONY: site
 site: $(VENV)/.docs ## Build the documentation site, with the Python reference

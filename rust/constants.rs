@@ -52,8 +52,9 @@ pub(crate) const MAX_PLANES: usize = 16;
 pub(crate) const DEFAULT_CHUNK_LOG2: u32 = 17;
 /// log2 of the chunk size for wider types from [`LARGE_BYTES`] on: 256 KiB.
 pub(crate) const LARGE_CHUNK_LOG2: u32 = 18;
-/// Tensors from this size on have eight chunks at least, for as many threads.
-pub(crate) const LARGE_BYTES: usize = 2 << 20;
+/// Tensors from this size on have two chunks at least, which take turns in a decoder. (Threads take
+/// [`UNIT_BYTES`] at a time, so that larger chunks do not keep any from working.)
+pub(crate) const LARGE_BYTES: usize = 1 << 19;
 /// log2 of the largest chunks that the level `max` makes of typed tensors: 1 MiB.
 pub(crate) const MAX_LEVEL_CHUNK_LOG2: u32 = 20;
 /// Original bytes that a thread encodes or decodes before it takes the next piece of work.

@@ -31,6 +31,7 @@ mod python;
 pub mod safetensors;
 mod simd;
 mod varint;
+pub mod zipnn;
 
 pub use codec::{compress, compress_delta, compress_to, content_hash, write_reference};
 pub use container::device::{

@@ -63,7 +63,7 @@ pub struct CompressOptions {
     /// How hard to look for redundancy.
     pub level: Level,
     /// Original bytes per chunk, a power of two from 4 KiB to 64 MiB; `None`: 128 KiB, 256 KiB for
-    /// tensors of 2 MiB and more of elements wider than a byte, at the level `max` up to 1 MiB. Plain
+    /// tensors of 512 KiB and more of elements wider than a byte, at the level `max` up to 1 MiB. Plain
     /// bytes: 128 KiB.
     pub chunk_bytes: Option<usize>,
     /// Threads to work on chunks with.

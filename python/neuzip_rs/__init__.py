@@ -7,7 +7,7 @@
     nz.explain(c).reasons           # where the bits go, and why
 
 Importing neuzip_rs imports no array framework; `nz.cuda`, `nz.nn`, `nz.optim`, `nz.safetensors`,
-`nz.save` and `nz.load` are loaded when they are first used.
+`nz.save`, `nz.load` and `nz.zipnn` are loaded when they are first used.
 """
 
 from importlib import import_module
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import neuzip_rs.nn as nn
     import neuzip_rs.optim as optim
     import neuzip_rs.safetensors as safetensors
+    import neuzip_rs.zipnn as zipnn
     from neuzip_rs._explain import estimate, explain
     from neuzip_rs.original import open  # noqa: A004 - as it is called: nz.open
     from neuzip_rs.state import load, save
@@ -54,6 +55,7 @@ __all__ = [
     "safetensors",
     "save",
     "simd_tier",
+    "zipnn",
 ]
 
 # Name -> (module, attribute of it; None for the module itself).
@@ -71,6 +73,7 @@ _LAZY: Final[dict[str, tuple[str, str | None]]] = {
     "safetensors": ("neuzip_rs.safetensors", None),
     "save": ("neuzip_rs.state", "save"),
     "state": ("neuzip_rs.state", None),
+    "zipnn": ("neuzip_rs.zipnn", None),
 }
 
 

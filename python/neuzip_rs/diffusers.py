@@ -13,12 +13,12 @@ by one.
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
+import safetensors
 import torch
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
-import neuzip_rs
 from neuzip_rs import _native
 from neuzip_rs.safetensors import safe_open
 
@@ -62,6 +62,7 @@ class NeuzipQuantizer(DiffusersQuantizer):
         """Made by diffusers, once for each model that is loaded."""
         super().__init__(quantization_config, **kwargs)
         self._files: dict[str, safe_open] = {}
+        self._stored: list[tuple[safe_open, str]] = []
 
     def maybe_update_loaded_keys(
         self, loaded_keys: list[str], checkpoint_files: Files
@@ -71,6 +72,7 @@ class NeuzipQuantizer(DiffusersQuantizer):
         for path in map(str, files):
             if _native.content_kind(path) == "neuzip-safetensors":
                 file = safe_open(path, "pt")
+                self._stored.append((file, path))
                 self._files.update(dict.fromkeys(file.keys(), file))
         return loaded_keys
 
@@ -89,10 +91,13 @@ class NeuzipQuantizer(DiffusersQuantizer):
         file = self._files.get(name)
         if file is not None:
             return file.get_tensor(name)
-        if tensor.dtype != torch.uint8 or tensor.dim() != 1:
-            return tensor
-        # Diffusers gave an old name up, so that the tensor's bytes have to do.
-        return neuzip_rs.decompress(tensor.numpy(), framework="torch")
+        # Diffusers gave an old name up, so that what the file has under it has to do.
+        if tensor.dtype == torch.uint8:
+            for file, path in self._stored:
+                known = _name_of(path, tensor)
+                if known is not None:
+                    return file.get_tensor(known)
+        return tensor
 
     def _process_model_before_weight_loading(self, model: Model, **_: Any) -> Model:
         return model
@@ -101,6 +106,7 @@ class NeuzipQuantizer(DiffusersQuantizer):
         for file in {id(file): file for file in self._files.values()}.values():
             file.__exit__(None, None, None)
         self._files = {}
+        self._stored = []
         model.is_quantized = False
         return model
 
@@ -121,6 +127,18 @@ class NeuzipQuantizer(DiffusersQuantizer):
     def is_compileable(self) -> bool:
         """Whether `torch.compile` takes a model: it does."""
         return True
+
+
+def _name_of(path: str, stored: Tensor) -> str | None:
+    """The name that a compressed file has for what it stores; None if it has no such thing."""
+    with safetensors.safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no dict
+            # Of small tensors the shape alone tells which stream they are in, and where.
+            if file.get_slice(name).get_shape() == list(stored.shape) and torch.equal(
+                file.get_tensor(name), stored
+            ):
+                return str(name)
+    return None
 
 
 auto.AUTO_QUANTIZER_MAPPING.setdefault(_METHOD, NeuzipQuantizer)

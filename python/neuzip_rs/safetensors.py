@@ -4,8 +4,9 @@
     tensors = nz.safetensors.load_file("model.safetensors")
 
 A compressed file is itself a valid .safetensors file, in which every tensor has its own name and
-holds its compressed bytes. Everything that reads here takes plain files too, and
-`decompress_file` gives back the very file that the safetensors package would have written.
+holds its compressed bytes, or says where they are: small tensors share a stream. Everything that
+reads here takes plain files too, and `decompress_file` gives back the very file that the
+safetensors package would have written.
 
 Wherever a path is taken, a URL that fsspec knows may stand ("s3://bucket/model.safetensors"): of
 such a file the header and the tensors that are asked for are fetched. Files on disk are read

@@ -27,6 +27,8 @@ const SEARCH_ELEMENTS: usize = 1 << 13;
 const TABLE_ELEMENTS: usize = 1 << 16;
 /// Elements per row and per column that scale offsets are fitted on.
 const LINE_SAMPLE: usize = 128;
+/// Dimensions below this are those of a filter.
+const SHORT_DIM: u64 = 16;
 /// Scale offsets are not tried below this number of elements.
 pub(super) const MIN_SCALED_ELEMENTS: usize = 4096;
 /// Below this number of elements no time is taken to compare each axis of offsets.
@@ -234,14 +236,22 @@ pub(super) fn scale_estimate(
 }
 
 /// Row lengths of the matrices a shape can be seen as: first dimension or last dimension apart, at the
-/// level `max` every cut between two dimensions.
+/// level `max` every cut between two dimensions. Short last dimensions are those of a filter, which
+/// has a scale as a whole.
 pub(super) fn views(shape: &[u64], elements: usize, level: Level) -> Vec<usize> {
     let dims: Vec<u64> = shape.iter().copied().filter(|&dim| dim > 1).collect();
     let mut columns = match dims.as_slice() {
         [_, rest @ ..] if level == Level::Max => (0..rest.len())
             .map(|from| rest[from..].iter().product::<u64>() as usize)
             .collect(),
-        [first, .., last] => vec![elements / *first as usize, *last as usize],
+        [first, rest @ .., last] => {
+            let short = rest
+                .iter()
+                .rev()
+                .take_while(|&&dim| *last < SHORT_DIM && dim < SHORT_DIM);
+            let filter: u64 = short.product();
+            vec![elements / *first as usize, (filter * last) as usize]
+        }
         _ => Vec::new(),
     };
     columns.dedup();

@@ -16,6 +16,7 @@ mod explain;
 mod files;
 mod report;
 mod tensor;
+mod zipnn;
 
 use pyo3::prelude::*;
 
@@ -37,5 +38,6 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     tensor::register(m)?;
     device::register(m)?;
     explain::register(m)?;
-    files::register(m)
+    files::register(m)?;
+    zipnn::register(m)
 }

@@ -27,12 +27,20 @@ pub(crate) const HEADER_KEY: &str = "neuzip.header";
 const CHECKSUM_BYTES: usize = 8;
 /// The usual trade; a higher level gains less than a percent of a header on real models.
 const DEFLATE_LEVEL: u32 = 6;
+/// From this length on the header is that of thousands of tensors, and takes a part of the time.
+const LONG_BYTES: usize = 1 << 18;
+const LONG_DEFLATE_LEVEL: u32 = 3;
 
 /// Writes the metadata value that holds `json`.
 pub(super) fn write_embedded(json: &[u8]) -> Result<String> {
     let mut blob = vec![0; CHECKSUM_BYTES];
     write_varint(&mut blob, json.len() as u64);
-    let mut deflate = Compress::new(Compression::new(DEFLATE_LEVEL), false);
+    let level = if json.len() < LONG_BYTES {
+        DEFLATE_LEVEL
+    } else {
+        LONG_DEFLATE_LEVEL
+    };
+    let mut deflate = Compress::new(Compression::new(level), false);
     loop {
         let consumed = deflate.total_in() as usize;
         blob.reserve(4096 + (json.len() - consumed) / 4);

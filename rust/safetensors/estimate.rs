@@ -1,9 +1,13 @@
 //! What compressing a plain file would give, tensor by tensor, without writing anything.
 
+use std::collections::HashMap;
+
+use super::bundles::Plan;
 use super::repeats::find_repeats;
 use super::writer::Source;
 use super::{Catalog, SafetensorsFile};
-use crate::codec::write_external;
+use crate::codec::{Tensor, write_external};
+use crate::container::explain::Share;
 use crate::container::external::External;
 use crate::error::{Error, Result};
 use crate::parallel::{Ahead, in_order};
@@ -14,6 +18,17 @@ const AHEAD: Ahead = Ahead {
     per_thread: 2,
     besides: 2,
 };
+
+/// What is known of a tensor without those before it.
+enum Found {
+    Explained(Explanation),
+    /// It repeats the tensor of this number.
+    Repeat(usize),
+    /// It is the first of a bundle, which is this.
+    Bundle(Explanation),
+    /// It is a later one of a bundle.
+    Bundled,
+}
 
 impl SafetensorsFile {
     /// Explains each tensor of a plain file as [`crate::files::compress_file`] would store it, in the order of
@@ -36,15 +51,18 @@ impl SafetensorsFile {
         let sources: Vec<Source<'_>> = (0..header.len())
             .map(|index| Ok(Source::of_header(header, index, self.plain(index)?)))
             .collect::<Result<_>>()?;
-        let repeats = find_repeats(&sources, options.threads, &mut || progress(0))?;
-        let externals = catalog.map_or_else(Vec::new, |(catalog, name)| {
-            catalog.externals(name, sources.len())
-        });
-        let external = |index: usize| externals.get(index).and_then(Option::as_ref);
+        let mut repeats = find_repeats(&sources, options.threads, &mut || progress(0))?;
+        let externals = match catalog {
+            Some((catalog, name)) => catalog.externals(name, sources.len()),
+            None => vec![None; sources.len()],
+        };
+        let bundles = Plan::new(&sources, header, &mut repeats, &externals)?;
+        let external = |index: usize| externals[index].as_ref();
         let one_thread = CompressOptions {
             threads: Threads::new(1),
             ..options.clone()
         };
+        let mut open: HashMap<usize, Explanation> = HashMap::new();
         let mut done = 0;
         let mut explanations: Vec<Explanation> = Vec::with_capacity(sources.len());
         in_order(
@@ -56,20 +74,59 @@ impl SafetensorsFile {
                 let Source {
                     dtype, shape, data, ..
                 } = &sources[index];
-                // A repeat waits for what it repeats.
                 let repeat = repeats[index].filter(|it| external(it.first).is_none());
-                let explained = match (external(index), repeat) {
-                    (Some(external), _) => Ok(elsewhere(&sources[index], external)?),
-                    (None, Some(repeat)) => Err((index, repeat.first)),
-                    (None, None) => Ok(estimate(data, *dtype, shape, &one_thread)?),
+                let found = if let Some(external) = external(index) {
+                    Found::Explained(elsewhere(&sources[index], external)?)
+                } else if bundles.place(index).is_some() {
+                    Found::Bundled
+                } else if let Some(bundle) = bundles.gather(&sources, index) {
+                    let Tensor {
+                        data, dtype, shape, ..
+                    } = bundle.tensor();
+                    Found::Bundle(estimate(data, dtype, shape, &one_thread)?)
+                } else if let Some(repeat) = repeat {
+                    Found::Repeat(repeat.first)
+                } else {
+                    Found::Explained(estimate(data, *dtype, shape, &one_thread)?)
                 };
-                Ok((index, explained))
+                Ok((index, found))
             },
-            |(index, explained), ()| {
-                explanations.push(match explained {
-                    Ok(explained) => explained,
-                    Err((index, first)) => {
-                        repeated(&sources[index], header.name(first), &explanations[first])?
+            |(index, found), ()| {
+                let bytes = sources[index].data.len() as u64;
+                explanations.push(match found {
+                    Found::Explained(explained) => explained,
+                    Found::Repeat(first) => {
+                        let first_bytes = if bundles.is_bundled(first) {
+                            u64::MAX
+                        } else {
+                            explanations[first].stored_bytes
+                        };
+                        let name = header.name(first);
+                        match repeated(&sources[index], name, first_bytes)? {
+                            Some(reference) => reference,
+                            None => explanations[first].clone(),
+                        }
+                    }
+                    Found::Bundle(explained) => {
+                        let share = Share {
+                            start: 0,
+                            bytes,
+                            total: explained.original_bytes,
+                        };
+                        let shared = explained.shared(share);
+                        open.insert(index, explained);
+                        shared
+                    }
+                    Found::Bundled => {
+                        let place = bundles.place(index);
+                        let bundle =
+                            place.and_then(|(owner, start)| Some((open.get(&owner)?, start)));
+                        let (explained, start) = bundle.ok_or(Error::Interrupted)?;
+                        explained.shared(Share {
+                            start,
+                            bytes,
+                            total: explained.original_bytes,
+                        })
                     }
                 });
                 done += sources[index].data.len() as u64;
@@ -87,15 +144,11 @@ fn elsewhere(source: &Source<'_>, external: &External) -> Result<Explanation> {
 }
 
 /// A repeat is stored as a reference if that is shorter than what it repeats.
-fn repeated(source: &Source<'_>, name: &str, first: &Explanation) -> Result<Explanation> {
+fn repeated(source: &Source<'_>, name: &str, first_bytes: u64) -> Result<Option<Explanation>> {
     let reference = write_reference(source.dtype, &source.shape, name, 0)?.len() as u64;
-    if reference >= first.stored_bytes {
-        return Ok(first.clone());
-    }
-    Ok(Explanation::of_header_only(
-        source.data.len() as u64,
-        reference,
-        "reference",
-        Some(name.to_owned()),
-    ))
+    let shorter = reference < first_bytes;
+    Ok(shorter.then(|| {
+        let original = source.data.len() as u64;
+        Explanation::of_header_only(original, reference, "reference", Some(name.to_owned()))
+    }))
 }

@@ -7,11 +7,12 @@
 //!
 //! Reading is that line from right to left. Invariants: the names, the metadata and the order of the
 //! tensors are those of the plain file, so that tools which list, shard or fetch tensors by name keep
-//! working on the compressed one.
+//! working on the compressed one. Small tensors share streams; their names stay.
 //!
 //! Place in docs/format-files.md: the first half.
 
 mod base;
+mod bundles;
 mod casts;
 pub(crate) mod catalog;
 mod dtype;

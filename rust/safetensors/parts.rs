@@ -31,6 +31,12 @@ pub(super) enum Content<'a> {
     Stream(Box<Stream<'a>>, Option<u128>),
     /// They come from a tensor of another file.
     Elsewhere(Box<Elsewhere>),
+    /// They stand in a decoded bundle; the hash is there if they are another tensor's.
+    Bundled {
+        bytes: Arc<Vec<u8>>,
+        start: usize,
+        repeated_hash: Option<u128>,
+    },
 }
 
 impl Content<'_> {
@@ -39,6 +45,8 @@ impl Content<'_> {
             Self::Plain(bytes) => (position + PIECE_BYTES as u64).min(bytes.len() as u64),
             Self::Stream(stream, _) => piece_end(stream, position),
             Self::Elsewhere(found) => found.piece_end(position),
+            // Less than a piece.
+            Self::Bundled { .. } => u64::MAX,
         }
     }
 
@@ -48,6 +56,7 @@ impl Content<'_> {
             Self::Plain(_) => None,
             Self::Stream(_, hash) => *hash,
             Self::Elsewhere(found) => Some(found.content_hash()),
+            Self::Bundled { repeated_hash, .. } => *repeated_hash,
         }
     }
 
@@ -66,6 +75,13 @@ impl Content<'_> {
             }
             Self::Stream(stream, _) => stream.decode_into(start, out, options),
             Self::Elsewhere(found) => found.read(start, out, options),
+            Self::Bundled {
+                bytes, start: from, ..
+            } => {
+                let start = from + start as usize;
+                out.copy_from_slice(&bytes[start..start + out.len()]);
+                Ok(())
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::base::{BASE_KEY, FileBase};
+use super::bundles::{Bundles, Member};
 use super::dtype::ElementType;
 use super::embedded::{HEADER_KEY, is_compressed, read_embedded};
 use super::header::{Header, LENGTH_BYTES};
@@ -19,8 +20,10 @@ use super::parse::json_of_file;
 use super::parts::{Content, decode_all, other_content};
 use super::siblings::Siblings;
 use super::writer::stream_form;
+use crate::container::explain::Share;
 use crate::container::mapped::Mapped;
-use crate::error::{Error, Result};
+use crate::container::pieces::on_this_thread;
+use crate::error::{Error, Result, try_zeroed};
 use crate::{DecompressOptions, Dtype, Explanation, Stream, StreamInfo, content_hash};
 
 /// Bytes decoded between two reports: a multiple of every chunk length, and a moment's work.
@@ -42,6 +45,7 @@ pub struct SafetensorsFile {
 struct Compressed {
     /// Where the streams lie.
     outer: Header,
+    bundles: Bundles,
     /// The original header's JSON with its padding.
     json: Vec<u8>,
     base: FileBase,
@@ -91,13 +95,19 @@ impl SafetensorsFile {
         let json = read_embedded(embedded)?;
         let header = Header::parse(&json).map_err(|error| error.within("embedded header"))?;
         check_agreement(&outer, &header)?;
+        let bundles = Bundles::of_headers(&outer, &header)?;
         let entry = base_entry(&outer, &header);
         let base = FileBase::find(entry, base, map.path(), descendants)?;
         Ok(Self {
             map,
             data_at,
             header,
-            compressed: Some(Compressed { outer, json, base }),
+            compressed: Some(Compressed {
+                outer,
+                bundles,
+                json,
+                base,
+            }),
             siblings,
         })
     }
@@ -121,10 +131,36 @@ impl SafetensorsFile {
         (LENGTH_BYTES as u64 + json as u64).saturating_add(self.header.data_bytes())
     }
 
-    /// Bytes that tensor `index` takes in this file.
+    /// Bytes that tensor `index` takes in this file: of a bundle its share.
     #[must_use]
     pub fn stored_bytes(&self, index: usize) -> u64 {
-        self.stored_header().tensor_bytes(index)
+        let stored = self.stored_header();
+        match self.member(index) {
+            None => stored.tensor_bytes(index),
+            Some(member) => self
+                .share(index, member)
+                .of(stored.tensor_bytes(member.owner)),
+        }
+    }
+
+    /// The part of its bundle that tensor `index` is.
+    fn share(&self, index: usize, member: Member) -> Share {
+        Share {
+            start: member.start,
+            bytes: self.header.tensor_bytes(index),
+            total: member.total,
+        }
+    }
+
+    /// Where tensor `index` lies in a bundle.
+    fn member(&self, index: usize) -> Option<Member> {
+        self.compressed.as_ref()?.bundles.member(index)
+    }
+
+    /// The first tensor of the bundle that tensor `index` is in, if it is in one: that has the stream.
+    #[must_use]
+    pub fn bundle(&self, index: usize) -> Option<usize> {
+        self.member(index).map(|member| member.owner)
     }
 
     pub(crate) fn map(&self) -> &Mapped {
@@ -165,11 +201,18 @@ impl SafetensorsFile {
         self.stored(index)
     }
 
-    /// The stream of tensor `index` of a compressed file, checked against the original header.
+    /// The stream of tensor `index` of a compressed file, or of its bundle, checked against the original
+    /// header.
     pub(crate) fn stream(&self, index: usize) -> Result<Stream<'_>> {
         let place = || format!("tensor {:?}", self.header.name(index));
-        let stream = Stream::parse(self.stored(index)?).map_err(|error| error.within(&place()))?;
-        if self.form_fits(index, &stream) {
+        let member = self.member(index);
+        let stored = self.stored(member.map_or(index, |member| member.owner))?;
+        let stream = Stream::parse(stored).map_err(|error| error.within(&place()))?;
+        let fits = match member {
+            None => self.form_fits(index, &stream),
+            Some(member) => self.bundle_fits(member, &stream),
+        };
+        if fits {
             return Ok(stream);
         }
         Err(
@@ -190,6 +233,20 @@ impl SafetensorsFile {
         (stream.dtype() == dtype && stream.shape() == shape) || stands_for_bytes()
     }
 
+    fn bundle_fits(&self, member: Member, stream: &Stream<'_>) -> bool {
+        let element = self.header.element(member.owner);
+        let dtype_fits = match element.stream_dtype() {
+            // Bytes may hold elements of a type that safetensors lacks.
+            Some(Dtype::Uint8) => true,
+            dtype => dtype == Some(stream.dtype()),
+        };
+        let is_elsewhere = stream.reference().is_some() || stream.external().is_some();
+        dtype_fits
+            && !is_elsewhere
+            && stream.base_hash().is_none()
+            && stream.original_len() == member.total
+    }
+
     /// Says in an error which tensor it is about.
     pub(super) fn named(&self, index: usize, error: Error) -> Error {
         error.within(&format!("tensor {:?}", self.header.name(index)))
@@ -200,6 +257,9 @@ impl SafetensorsFile {
         let Some(compressed) = &self.compressed else {
             return self.stored(index).map(Content::Plain);
         };
+        if let Some(member) = compressed.bundles.member(index) {
+            return self.bundled(member, options, None);
+        }
         let attach = |index, stream| compressed.base.attach(self, index, stream, options);
         let stream = self.stream(index)?;
         if let Some(external) = stream.external() {
@@ -222,13 +282,48 @@ impl SafetensorsFile {
         if target.reference().is_some() || target.external().is_some() {
             return Err(mismatch("which is a repeat itself"));
         }
-        if target.dtype() != stream.dtype() || target.shape() != stream.shape() {
+        let member = compressed.bundles.member(first);
+        let alike = match member {
+            None => target.shape() == stream.shape(),
+            Some(_) => self.header.tensor_bytes(first) == stream.original_len(),
+        };
+        if target.dtype() != stream.dtype() || !alike {
             return Err(mismatch("which has another dtype or shape"));
+        }
+        if let Some(member) = member {
+            return self.bundled(member, options, Some(reference.content_hash));
         }
         Ok(Content::Stream(
             Box::new(attach(first, target)?),
             Some(reference.content_hash),
         ))
+    }
+
+    /// The bytes of a bundled tensor.
+    fn bundled(
+        &self,
+        member: Member,
+        options: &DecompressOptions,
+        repeated_hash: Option<u128>,
+    ) -> Result<Content<'_>> {
+        let Some(compressed) = &self.compressed else {
+            return Err(Error::corrupt("a plain file has no bundles"));
+        };
+        let decode = || {
+            // Not more than the length that was checked when the file was opened.
+            let mut bytes = try_zeroed(member.total as usize)?;
+            self.stream(member.owner)?
+                .decode_into(0, &mut bytes, &on_this_thread(options))
+                .map_err(|error| self.named(member.owner, error))?;
+            Ok(bytes)
+        };
+        Ok(Content::Bundled {
+            bytes: compressed
+                .bundles
+                .bytes(member.owner, options.verify, decode)?,
+            start: member.start as usize,
+            repeated_hash,
+        })
     }
 
     /// Whether tensor `index` has its bytes in this file and under its own name.
@@ -249,7 +344,9 @@ impl SafetensorsFile {
         out: &mut [u8],
         options: &DecompressOptions,
     ) -> Result<()> {
-        let content = if self.is_compressed() {
+        let content = if let Some(member) = self.member(index) {
+            self.bundled(member, options, None)?
+        } else if self.is_compressed() {
             Content::Stream(Box::new(self.stream(index)?), None)
         } else {
             Content::Plain(self.stored(index)?)
@@ -302,9 +399,12 @@ impl SafetensorsFile {
         if !self.is_compressed() {
             return Err(Error::InvalidArgument("it is not compressed".to_owned()));
         }
-        self.stream(index)?
-            .explain(measure)
-            .map_err(|error| self.named(index, error))
+        let explained = self.stream(index)?.explain(measure);
+        let explained = explained.map_err(|error| self.named(index, error))?;
+        Ok(match self.member(index) {
+            None => explained,
+            Some(member) => explained.shared(self.share(index, member)),
+        })
     }
 
     /// The name of the tensor that tensor `index` is stored as a repeat of.
@@ -394,7 +494,11 @@ impl SafetensorsFile {
     ) -> Result<()> {
         for index in 0..self.header.len() {
             if self.is_compressed() {
-                self.content(index, options)?;
+                match self.bundle(index) {
+                    None => drop(self.content(index, options)?),
+                    Some(owner) if owner == index => drop(self.stream(index)?),
+                    Some(_) => {}
+                }
                 progress()?;
             }
         }
@@ -444,7 +548,7 @@ fn check_agreement(outer: &Header, inner: &Header) -> Result<()> {
                 "tensor {original:?} is listed as {name:?}"
             )));
         }
-        if outer.element(index) != ElementType::U8 || outer.shape(index).len() != 1 {
+        if outer.element(index) != ElementType::U8 {
             return Err(Error::corrupt(format!(
                 "tensor {name:?} is not stored as bytes"
             )));

@@ -14,7 +14,7 @@ use crate::parallel::{Ahead, in_order};
 use crate::{Threads, content_hash};
 
 /// Bytes sampled at the beginning, in the middle and at the end.
-const SAMPLE_BYTES: usize = 1024;
+const SAMPLE_BYTES: usize = 256;
 /// Tensors that may be hashed at once; their hashes take no memory.
 const AHEAD: Ahead = Ahead {
     per_thread: 4,

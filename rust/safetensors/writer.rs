@@ -18,6 +18,7 @@ use std::io::{Cursor, Seek, SeekFrom, Write};
 use std::ops::Range;
 
 use super::base::{BASE_KEY, BaseChoice};
+use super::bundles::Plan as Bundling;
 use super::dtype::ElementType;
 use super::embedded::{HEADER_KEY, write_embedded};
 use super::header::{Described, Header, LENGTH_BYTES, MAX_HEADER_BYTES, write_json};
@@ -123,13 +124,21 @@ pub(crate) fn write_compressed<W: Write + Seek>(
             None => None,
         },
     };
-    let longest: Vec<u64> = sources.iter().map(longest_stream).collect();
-    let reserved = reserved_bytes(outer.json(&longest)?.len())?;
-    let data_at = (LENGTH_BYTES + reserved) as u64;
-    out.seek(SeekFrom::Start(data_at))?;
-    let repeats = find_repeats(sources, options.threads, &mut || progress(0))?;
+    let mut repeats = find_repeats(sources, options.threads, &mut || progress(0))?;
     let externals = (0..sources.len()).map(|index| plain.externals.get(index).cloned().flatten());
     let externals: Vec<Option<External>> = externals.collect();
+    let bundles = if base.is_some() {
+        // Every tensor has a base of its own.
+        Bundling::default()
+    } else {
+        Bundling::new(sources, header, &mut repeats, &externals)?
+    };
+    let longest: Vec<u64> = (0..sources.len())
+        .map(|index| longest_stream(sources, &bundles, index))
+        .collect();
+    let reserved = reserved_bytes(outer.json(&longest, &bundles)?.len())?;
+    let data_at = (LENGTH_BYTES + reserved) as u64;
+    out.seek(SeekFrom::Start(data_at))?;
     let mut streams = Streams {
         is_external: externals.iter().map(Option::is_some).collect(),
         externals,
@@ -138,6 +147,7 @@ pub(crate) fn write_compressed<W: Write + Seek>(
         sources,
         base,
         repeats,
+        bundles: &bundles,
         options,
         lengths: Vec::with_capacity(sources.len()),
         done: 0,
@@ -153,7 +163,7 @@ pub(crate) fn write_compressed<W: Write + Seek>(
         }
     }
     let lengths = streams.lengths;
-    let mut head = outer.json(&lengths)?;
+    let mut head = outer.json(&lengths, &bundles)?;
     if head.len() > reserved {
         return Err(Error::Io(std::io::Error::other(
             "a stream is longer than it can be",
@@ -166,12 +176,15 @@ pub(crate) fn write_compressed<W: Write + Seek>(
     Ok(data_at + lengths.iter().sum::<u64>())
 }
 
-/// An upper bound for the stream of a tensor, for the width of the numbers in the outer header.
-fn longest_stream(source: &Source<'_>) -> u64 {
+/// An upper bound for the stream at a tensor, for the width of the numbers in the outer header.
+fn longest_stream(sources: &[Source<'_>], bundles: &Bundling, index: usize) -> u64 {
+    if bundles.place(index).is_some() {
+        return 0;
+    }
     // Incompressible tensors grow by 0.1 % and 64 bytes; a dimension takes at most ten more. The
     // rest is slack that costs a digit at most.
-    let bytes = source.data.len() as u64;
-    bytes + bytes / 128 + 512 + 10 * source.shape.len() as u64
+    let bytes = bundles.stream_bytes(sources, index) as u64;
+    bytes + bytes / 128 + 512 + 10 * sources[index].shape.len() as u64
 }
 
 /// Rounds the length of the outer header up to where the data section is aligned.
@@ -194,15 +207,21 @@ struct OuterHeader<'a> {
 }
 
 impl OuterHeader<'_> {
-    fn json(&self, lengths: &[u64]) -> Result<Vec<u8>> {
+    fn json(&self, lengths: &[u64], bundles: &Bundling) -> Result<Vec<u8>> {
         let mut metadata: Vec<_> = self.header.metadata().collect();
         metadata.push((HEADER_KEY, &self.embedded));
         metadata.extend(self.base.as_deref().map(|base| (BASE_KEY, base)));
-        let shapes = lengths.iter().map(std::slice::from_ref).enumerate();
-        let tensors = shapes.map(|(index, shape)| Described {
+        let shapes: Vec<[u64; 3]> = (0..)
+            .zip(lengths)
+            .map(|(index, &length)| match bundles.place(index) {
+                Some((owner, start)) => [0, owner as u64, start],
+                None => [length, 0, 0],
+            })
+            .collect();
+        let tensors = (0..).zip(&shapes).map(|(index, shape)| Described {
             name: self.header.name(index),
             element: ElementType::U8,
-            shape,
+            shape: &shape[..if bundles.place(index).is_some() { 3 } else { 1 }],
             bytes: shape[0],
         });
         write_json(Some(&metadata), tensors)
@@ -218,18 +237,11 @@ struct SmallBuffer {
 
 impl SmallBuffer {
     /// Compresses a tensor behind the streams that are there.
-    fn append(
-        &mut self,
-        source: &Source<'_>,
-        base: Option<&[u8]>,
-        options: &CompressOptions,
-    ) -> Result<()> {
+    fn append(&mut self, tensor: &Tensor<'_>, options: &CompressOptions) -> Result<()> {
         let mut out = Cursor::new(&mut self.streams);
         out.seek(SeekFrom::End(0))?;
         let (spare, progress) = (&mut self.spare, &mut |_| Ok(()));
-        source
-            .tensor(base)
-            .compress_to(spare, &mut out, options, progress)?;
+        tensor.compress_to(spare, &mut out, options, progress)?;
         Ok(())
     }
 }
@@ -243,6 +255,7 @@ struct Streams<'a, W> {
     repeats: Vec<Option<Repeat>>,
     externals: Vec<Option<External>>,
     is_external: Vec<bool>,
+    bundles: &'a Bundling,
     options: &'a CompressOptions,
     /// Of the streams that were written.
     lengths: Vec<u64>,
@@ -277,6 +290,7 @@ impl<W: Write + Seek> Streams<'_, W> {
     fn write_small(&mut self) -> Result<()> {
         let first = self.lengths.len();
         let (sources, header, base) = (self.sources, self.header, self.base);
+        let bundles = self.bundles;
         // Repeats are left to the calling thread, which knows what they would refer to.
         let stored = self.repeats.iter().zip(&self.externals);
         let repeated: Vec<bool> = stored
@@ -291,15 +305,17 @@ impl<W: Write + Seek> Streams<'_, W> {
             self.options.threads,
             AHEAD,
             &mut small,
-            groups(sources, first).map(Ok),
+            groups(sources, bundles, first).map(Ok),
             |group, buffer: &mut SmallBuffer| {
                 buffer.streams.clear();
                 let mut ends = Vec::with_capacity(group.len());
                 for index in group.clone() {
-                    if !repeated[index] {
+                    if let Some(bundle) = bundles.gather(sources, index) {
+                        buffer.append(&bundle.tensor(), &options)?;
+                    } else if !repeated[index] && bundles.place(index).is_none() {
                         let source = &sources[index];
                         let base = base_of(base, (header, index), source, &options)?;
-                        buffer.append(source, base.as_deref(), &options)?;
+                        buffer.append(&source.tensor(base.as_deref()), &options)?;
                     }
                     ends.push(buffer.streams.len());
                 }
@@ -314,7 +330,7 @@ impl<W: Write + Seek> Streams<'_, W> {
                         written = end;
                         if !self.write_reference()? {
                             let mut repeated = SmallBuffer::default();
-                            repeated.append(&sources[index], None, &options)?;
+                            repeated.append(&sources[index].tensor(None), &options)?;
                             self.append(&repeated.streams)?;
                         }
                     } else {
@@ -358,7 +374,7 @@ impl<W: Write + Seek> Streams<'_, W> {
         let source = &self.sources[index];
         let name = self.header.name(first);
         let stream = write_reference(source.dtype, &source.shape, name, content_hash)?;
-        let shorter = (stream.len() as u64) < self.lengths[first];
+        let shorter = self.bundles.is_bundled(first) || (stream.len() as u64) < self.lengths[first];
         if shorter {
             self.append(&stream)?;
         }
@@ -369,6 +385,7 @@ impl<W: Write + Seek> Streams<'_, W> {
 /// The small tensors from `first` on, cut into groups of about a piece, each with its weight.
 fn groups<'a>(
     sources: &'a [Source<'_>],
+    bundles: &'a Bundling,
     first: usize,
 ) -> impl Iterator<Item = (usize, Range<usize>)> + 'a {
     let mut begin = first;
@@ -377,7 +394,10 @@ fn groups<'a>(
         while let Some(source) = sources.get(end)
             && source.data.len() <= PIECE_BYTES
         {
-            let bytes = source.data.len() + TENSOR_WEIGHT;
+            let bytes = match bundles.stream_bytes(sources, end) {
+                0 => 0,
+                bytes => bytes + TENSOR_WEIGHT,
+            };
             if end > begin && weight + bytes > PIECE_BYTES {
                 break;
             }

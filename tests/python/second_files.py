@@ -226,6 +226,55 @@ def check_form(tensor: Tensor, stream: Stream) -> None:
         require((stream.dtype, stream.shape) == form, "the stream has the tensor's form")
 
 
+class Streams:
+    """The streams of a compressed file, by the names of the tensors in them."""
+
+    def __init__(self, outer: Header, original: Header, data: bytes) -> None:
+        self.by_name: dict[str, bytes] = {}
+        self.places: dict[str, tuple[str, int, int]] = {}
+        """Of tensors in bundles: who has the stream, where they begin and end."""
+        self.bundles: dict[str, list[int]] = {}
+        for listed, tensor in zip(outer.tensors, original.tensors, strict=True):
+            if len(listed.shape) == 1:
+                self.by_name[listed.name] = data[listed.begin : listed.end]
+            else:
+                self.add(listed, tensor, outer, original)
+
+    def add(self, listed: Tensor, tensor: Tensor, outer: Header, original: Header) -> None:
+        form = len(listed.shape) == 3 and listed.shape[0] == 0
+        require(form, "an outer tensor has one dimension, or three and no bytes")
+        _, number, start = listed.shape
+        index = [other.name for other in original.tensors].index(tensor.name)
+        require(number < index, "the first one of a bundle comes before")
+        require(len(outer.tensors[number].shape) == 1, "the first one of a bundle has the stream")
+        first = original.tensors[number]
+        require(first.dtype == tensor.dtype, "the tensors of a bundle have the same type")
+        sizes = self.bundles.setdefault(first.name, [first.end - first.begin])
+        require(start == sum(sizes), "the tensors of a bundle have no gaps between them")
+        self.places[first.name] = (first.name, 0, sizes[0])
+        sizes.append(tensor.end - tensor.begin)
+        require(sum(sizes) - min(sizes) <= 65536, "a bundle is not too large")
+        self.places[tensor.name] = (first.name, start, sum(sizes))
+
+    def check_form(self, tensor: Tensor) -> None:
+        """The stream must be one that the tensor can be in."""
+        if tensor.name not in self.places:
+            check_form(tensor, page.parse(self.by_name[tensor.name]))
+            return
+        owner, _, _ = self.places[tensor.name]
+        stream = page.parse(self.by_name[owner])
+        code = TYPES[tensor.dtype][1]
+        require(stream.nbytes == sum(self.bundles[owner]), "the bundle has the tensors' length")
+        require(code is not None and code in (1, stream.dtype), "the bundle has the tensors' type")
+        whole = stream.body in (page.CHUNKED_BODY, page.CONSTANT_BODY)
+        require(whole, "a bundle is stored itself")
+
+    def bundled(self, name: str) -> bytes:
+        """The original bytes of a tensor in a bundle."""
+        owner, start, end = self.places[name]
+        return page.decode(self.by_name[owner])[start:end]
+
+
 Base = dict[str, tuple[Tensor, bytes]]
 
 
@@ -277,10 +326,15 @@ def tensor_of(file: bytes, name: str) -> tuple[str, bytes]:
     header, data = read_plain(file)
     places = {tensor.name: tensor for tensor in header.tensors}
     require(name in places, "the tensor is in the file", MismatchError)
-    stored = data[places[name].begin : places[name].end]
     if kind(file) == "safetensors":
-        return places[name].dtype, stored
-    (original,) = [t for t in read_embedded(header.metadata[KEY]).tensors if t.name == name]
+        return places[name].dtype, data[places[name].begin : places[name].end]
+    embedded = read_embedded(header.metadata[KEY])
+    (original,) = [tensor for tensor in embedded.tensors if tensor.name == name]
+    streams = Streams(header, embedded, data)
+    if name in streams.places:
+        streams.check_form(original)
+        return original.dtype, streams.bundled(name)
+    stored = streams.by_name[name]
     is_whole = page.parse(stored).body in (page.CHUNKED_BODY, page.CONSTANT_BODY)
     require(is_whole, "the tensor is stored itself", MismatchError)
     return original.dtype, page.decode(stored)
@@ -300,25 +354,37 @@ def external(stream: Stream, beside: Mapping[str, bytes]) -> bytes:
 
 def original_of(
     tensor: Tensor,
-    streams: dict[str, bytes],
+    streams: Streams,
     base: Base,
     original: Header,
     beside: Mapping[str, bytes] = NOTHING,
 ) -> bytes:
     """The original bytes of a tensor, looking a reference up."""
-    stream = page.parse(streams[tensor.name])
+    if tensor.name in streams.places:
+        return streams.bundled(tensor.name)
+    stored = streams.by_name[tensor.name]
+    stream = page.parse(stored)
     if stream.body == page.EXTERNAL_BODY:
         return external(stream, beside)
     if stream.body != page.REFERENCE_BODY:
-        return decoded(tensor, streams[tensor.name], base)
-    require(stream.name in streams, "the tensor named is in the file", MismatchError)
-    target = page.parse(streams[stream.name])
+        return decoded(tensor, stored, base)
+    if stream.name in streams.places:
+        content = streams.bundled(stream.name)
+        owner, _, _ = streams.places[stream.name]
+        same = page.parse(streams.by_name[owner]).dtype == stream.dtype
+        require(same, "dtype of a reference is the same", MismatchError)
+        require(len(content) == stream.nbytes, "a reference is as long", MismatchError)
+        digest = xxhash.xxh3_128_intdigest(content)
+        require(digest == stream.original_hash, "the hash of a reference is right", MismatchError)
+        return content
+    require(stream.name in streams.by_name, "the tensor named is in the file", MismatchError)
+    target = page.parse(streams.by_name[stream.name])
     direct = target.body not in (page.REFERENCE_BODY, page.EXTERNAL_BODY)
     require(direct, "a reference is not to a reference", MismatchError)
     same = (target.dtype, target.shape) == (stream.dtype, stream.shape)
     require(same, "dtype and shape of a reference are the same", MismatchError)
     first = next(other for other in original.tensors if other.name == stream.name)
-    content = decoded(first, streams[stream.name], base)
+    content = decoded(first, streams.by_name[stream.name], base)
     digest = xxhash.xxh3_128_intdigest(content)
     require(digest == stream.original_hash, "the hash of a reference is right", MismatchError)
     return content
@@ -367,11 +433,10 @@ def restore_safetensors(
     require(metadata == original.metadata, "the metadata are those of the original")
     names = [tensor.name for tensor in outer.tensors]
     require(names == [tensor.name for tensor in original.tensors], "the names are the original's")
-    for tensor in outer.tensors:
-        require(tensor.dtype == "U8" and len(tensor.shape) == 1, "outer tensors are bytes")
-    streams = {tensor.name: data[tensor.begin : tensor.end] for tensor in outer.tensors}
+    require(all(tensor.dtype == "U8" for tensor in outer.tensors), "outer tensors are bytes")
+    streams = Streams(outer, original, data)
     for tensor in original.tensors:
-        check_form(tensor, page.parse(streams[tensor.name]))
+        streams.check_form(tensor)
     restored = len(original.text).to_bytes(8, "little") + original.text
     tensors = model(base) if base else {}
     originals = [original_of(t, streams, tensors, original, beside) for t in original.tensors]

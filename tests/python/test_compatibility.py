@@ -1,195 +1,160 @@
 """Golden files: what a release has written must stay readable, and what it writes must not drift.
 
 Until 0.1.0 is tagged the files may be written anew: `python -m tests.python.test_compatibility`
-from the root of the repository.
+from the root of the repository. From then on files are only added, in a folder of their version.
 """
 
+import json
+import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import neuzip_rs as nz
-from neuzip_rs import _native
+from tests.python import golden, second_files
+from tests.python import second_decoder as page
+from tests.python.second_delta import decode_delta
+from tests.python.second_reader import original
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "v1"
+ROOT = Path(__file__).parents[2]
+
+NAMES = [
+    *golden.tensors(),
+    *(f"{d}.{level}" for d, level in product(golden.dtypes(), golden.LEVELS)),
+]
 
 
-def noise(count: int) -> np.ndarray:
-    """Numbers from -1 to 1, dense around 0, the same on every machine."""
-    words = (np.arange(1, 4 * count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> 40
-    uniform = words.astype(np.float64).reshape(count, 4) / 2**24 - 0.5
-    return uniform.sum(axis=1) / 2
+def stored(name: str) -> bytes:
+    return (golden.DATA / name).read_bytes()
 
 
-def tensors() -> dict[str, np.ndarray]:
-    """One small tensor for each way of storing one; BF16 as the integers of its bits."""
-    weights = noise(4608).astype(np.float32).reshape(48, 96)
-    scales = np.exp2((np.arange(48) % 7)[:, None] - (np.arange(96) % 5)[None, :])
-    rows, columns = np.arange(48), np.arange(96)
-    bfloat16 = ((weights * scales.astype(np.float32)).view(np.uint32) >> 16).astype(np.uint16)
-    return {
-        "empty": np.zeros((0, 3), np.float32),
-        "raw": np.arange(40, dtype=np.uint8) * 37,
-        "constant": np.full((300, 2), -0.0, np.float64),
-        "float16": weights.astype(np.float16),
-        "float32": weights,
-        "float32_upcast": (weights.view(np.uint32) & 0xFFFF0000).view(np.float32),
-        "float32_positive": np.abs(weights),
-        "float64": weights.astype(np.float64)[:20],
-        "uint16": bfloat16,
-        "bfloat16_scaled": bfloat16,
-        "int64": (np.arange(600) % 7 - 3).astype(np.int64),
-        "complex64": weights.view(np.complex64),
-        "bool": np.arange(5000) % 3 == 0,
-        "delta_float32": weights,
-        "delta_far": weights,
-        "delta_int16": (noise(4000) * 3000).astype(np.int16),
-        "delta_same": weights[:40],
-        "bfloat16_delta": bfloat16,
-        "max_symbols": (1 + weights / 50).astype(np.float16),
-        "max_signs": (np.abs(weights) * np.outer(rows % 5 - 1.5, columns % 7 - 2.5)).astype("f2"),
-        "max_classes": np.where(np.arange(48)[:, None] % 3, weights, weights**5).astype(np.float16),
+@pytest.fixture(scope="module")
+def hashes() -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = json.loads(golden.HASHES.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, tuple[bytes, bytes]]:
+    """Original and stream of each golden stream, as they are made now."""
+    return {name: (original, stream) for name, original, stream in golden.streams()}
+
+
+# --- what was written stays readable ----------------------------------------------------------
+
+
+def test_the_golden_files_are_those_of_the_release(hashes: dict[str, dict[str, str]]) -> None:
+    found = {path: golden.digest(stored(path)) for path in golden.golden_files()}
+    assert found == hashes["files"]
+
+
+def test_they_decode_to_the_same_bytes_for_ever(hashes: dict[str, dict[str, str]]) -> None:
+    """By hashes, so that nothing that makes the originals today can hide a change."""
+    found = {path: golden.digest(data) for path, data in golden.originals().items()}
+    assert found == hashes["originals"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_streams_decode(name: str, written: dict[str, tuple[bytes, bytes]]) -> None:
+    """To what they were made from, with type and shape, by the second decoder too."""
+    expected, base = written[name][0], golden.base_of(name)
+    stream = stored(f"{name}.nzt")
+    opened = nz.CompressedTensor.from_bytes(stream)
+    if "." in name:
+        dtype = name.partition(".")[0]
+        assert (opened.dtype, opened.shape) == (dtype, (len(expected) // golden.dtypes()[dtype],))
+    else:
+        array = golden.tensors()[name]
+        assert (opened.dtype, opened.shape) == (golden.dtype_of(name, array), array.shape)
+    assert (opened.base_hash is None) == (base is None)
+    assert bytes(nz.decompress(opened, framework="bytes", base=base)) == expected
+    assert (page.decode(stream) if base is None else decode_delta(stream, base)) == expected
+
+
+def test_golden_files_decode_with_the_second_reader() -> None:
+    """Which finds the base of the deltas by itself."""
+    for name, expected in golden.plain_files().items():
+        assert original(golden.DATA / name) == expected
+
+
+def test_the_second_reader_as_a_program(tmp_path: Path) -> None:
+    """Without the package: in an interpreter that has only xxhash."""
+    name, restored = "delta.nz.safetensors", tmp_path / "restored"
+    command = [sys.executable, "-m", "tests.python.second_reader", golden.DATA / name]
+    base = golden.DATA / "plain.nz.safetensors"
+    subprocess.run([*command, "-o", restored, "--base", base], cwd=ROOT, check=True)
+    assert restored.read_bytes() == golden.plain_files()[name]
+    damaged = tmp_path / name
+    damaged.write_bytes(stored(name)[:-1])
+    command[-1] = damaged
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "not as the page has it" in done.stderr
+    program = "import sys, tests.python.second_reader; print('neuzip_rs' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_the_golden_folder_decodes_with_the_second_reader() -> None:
+    names = [name for name in golden.golden_files() if name.startswith(golden.FOLDER)]
+    restored = {
+        name.removeprefix(f"{golden.FOLDER}/"): stored(name)
+        if second_files.kind(stored(name)) == "other"
+        else original(golden.DATA / name)
+        for name in names
     }
+    del restored["neuzip_manifest.json"]
+    assert restored == golden.folder_files()
 
 
-def level_of(name: str) -> str:
-    """The level a golden stream is written at."""
-    return "max" if name.startswith("max") else "default"
+# --- nothing is missing -----------------------------------------------------------------------
 
 
-def dtype_of(name: str, array: np.ndarray) -> str:
-    """The type a golden stream says it has."""
-    return "bfloat16" if name.startswith("bfloat16") else array.dtype.name
+def test_every_dtype_is_there_at_every_level_in_every_storage() -> None:
+    assert len(golden.dtypes()) == len(page.ITEMSIZE)
+    for dtype, level in product(golden.dtypes(), golden.LEVELS):
+        stream = page.parse(stored(f"{dtype}.{level}.nzt"))
+        assert stream.dtype == [*golden.dtypes()].index(dtype)
+        storages = [min(storage, page.FIRST_MODEL) for storage in stream.storages]
+        assert storages == [page.FIRST_MODEL, page.CONSTANT_CHUNK, page.RAW_CHUNK], (dtype, level)
 
 
-def bases() -> dict[str, np.ndarray]:
-    """What tensors are stored as the differences from: some bits, many bits, none."""
-    before = noise(9216).astype(np.float32)[4608:].reshape(48, 96)
-    near = tensors()["delta_float32"] * np.float32(1 - 2**-12)
-    bits = tensors()["bfloat16_delta"] - (np.arange(4608).reshape(48, 96) % 5 == 0)
-    return {
-        "delta_float32": near,
-        "delta_far": before / 8 + tensors()["delta_far"],
-        "delta_int16": tensors()["delta_int16"] - (np.arange(4000) % 3).astype(np.int16),
-        "delta_same": tensors()["delta_same"],
-        "bfloat16_delta": bits.astype(np.uint16),
-    }
+def test_everything_the_page_describes_is_used() -> None:
+    used: set[str] = set()
+    for name in golden.golden_files():
+        if name.endswith(".nzt"):
+            used |= golden.uses(stored(name))
+        else:
+            used |= golden.uses_of_file(stored(name))
+    assert golden.EVERYTHING - used == set()
+    assert used - golden.EVERYTHING == set(), "new in the format: add it to EVERYTHING"
 
 
-def base_of(name: str) -> bytes | None:
-    """The bytes of the base of a tensor, None if it has none."""
-    base = bases().get(name)
-    return None if base is None else base.tobytes()
+# --- what is written does not drift -----------------------------------------------------------
 
 
-def streams() -> dict[str, bytes]:
-    """The tensors compressed in chunks of 4 KiB, so that most of them have several."""
-    return {
-        name: bytes(
-            _native.compress(
-                array.reshape(-1).view(np.uint8),
-                dtype_of(name, array),
-                array.shape,
-                level=level_of(name),
-                chunk_bytes=4096,
-                base=base_of(name),
-            )
-        )
-        for name, array in tensors().items()
-    }
-
-
-@pytest.mark.parametrize("name", tensors())
-def test_golden_streams_decode(name: str) -> None:
-    """Files written by the first release decode to what they were made from."""
-    expected = tensors()[name]
-    golden = nz.CompressedTensor.from_bytes((DATA / f"{name}.nzt").read_bytes())
-    assert golden.dtype == dtype_of(name, expected)
-    assert golden.shape == expected.shape
-    assert (golden.base_hash is None) == (base_of(name) is None)
-    restored = nz.decompress(golden, framework="bytes", base=base_of(name))
-    assert restored == expected.tobytes()
-
-
-def test_golden_streams_use_the_level_max() -> None:
-    opened = [nz.CompressedTensor.from_bytes(stream) for stream in streams().values()]
-    features = {feature for tensor in opened for feature in tensor.info()["features"]}
-    assert features >= {"contexts", "sign-flips"}
-    assert any("x2" in mode or "x4" in mode for t in opened for mode in t.info()["modes"])
-
-
-def test_the_encoder_has_not_drifted() -> None:
+def test_the_encoder_has_not_drifted(written: dict[str, tuple[bytes, bytes]]) -> None:
     """Equal input gives equal bytes, also from one release to the next of the same format."""
-    for name, stream in streams().items():
-        assert stream == (DATA / f"{name}.nzt").read_bytes(), name
+    for name, (_, stream) in written.items():
+        assert stream == stored(f"{name}.nzt"), name
 
 
-def test_golden_files_restore(tmp_path: Path) -> None:
-    """The file containers too."""
-    plain = DATA / "plain.safetensors"
-    for golden, original in (("plain.nz.safetensors", plain), ("plain.bin.nz", plain)):
-        restored = tmp_path / golden
-        _native.decompress_file(str(DATA / golden), str(restored))
-        assert restored.read_bytes() == (
-            original.read_bytes() if golden != "plain.bin.nz" else b"\0" + original.read_bytes()
-        )
-
-
-def test_golden_delta_file_finds_its_base(tmp_path: Path) -> None:
-    """A file next to its base, which it names."""
-    restored = tmp_path / "restored"
-    _native.decompress_file(str(DATA / "delta.nz.safetensors"), str(restored))
-    again = tmp_path / "delta.nz.safetensors"
-    _native.compress_file(
-        str(restored),
-        str(again),
-        base=str(DATA / "plain.nz.safetensors"),
-        base_path="plain.nz.safetensors",
-    )
-    assert again.read_bytes() == (DATA / again.name).read_bytes()
-
-
-def write() -> None:
-    """Writes the golden files anew."""
-    DATA.mkdir(parents=True, exist_ok=True)
-    for name, stream in streams().items():
-        (DATA / f"{name}.nzt").write_bytes(stream)
-    names = ("float16", "float32", "raw", "constant", "empty")
-    spelled = {"float16": "F16", "float32": "F32", "uint8": "U8", "float64": "F64"}
-    entries = [
-        (
-            name,
-            spelled[array.dtype.name],
-            array.shape,
-            array.reshape(-1).view(np.uint8),
-            array.dtype.name,
-        )
-        for name, array in tensors().items()
-        if name in names
-    ]
-    compressed, plain = DATA / "plain.nz.safetensors", DATA / "plain.safetensors"
-    _native.write_safetensors(str(compressed), entries, {"format": "pt"})
-    _native.decompress_file(str(compressed), str(plain), overwrite=True)
-    changed = DATA / "changed.safetensors"
-    data = bytearray(plain.read_bytes())
-    data[-600::7] = bytes(byte ^ 1 for byte in data[-600::7])
-    changed.write_bytes(data)
-    _native.compress_file(
-        str(changed),
-        str(DATA / "delta.nz.safetensors"),
-        overwrite=True,
-        base=str(compressed),
-        base_path=compressed.name,
-    )
-    changed.unlink()
-    other = DATA / "plain.bin"
-    other.write_bytes(b"\0" + plain.read_bytes())
-    _native.compress_file(str(other), str(other) + ".nz", overwrite=True)
-    other.unlink()
+def test_the_files_have_not_drifted(tmp_path: Path) -> None:
+    golden.write_files(tmp_path)
+    found = {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
+    expected = {name: stored(name) for name in golden.golden_files() if not name.endswith(".nzt")}
+    assert found.keys() == expected.keys()
+    for name, data in found.items():
+        assert data == expected[name], name
 
 
 if __name__ == "__main__":
-    write()
-    sys.stdout.write(f"{sum(1 for _ in DATA.iterdir())} files in {DATA.name}\n")
+    sys.stdout.write(f"{golden.write()} files in {golden.DATA.name}\n")

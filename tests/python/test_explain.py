@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import neuzip_rs as nz
+from neuzip_rs import _native
 from tests.python.command import neuzip, objects
 from tests.python.samples import contents, numpy_array
 
@@ -86,6 +88,30 @@ def test_estimates_say_what_other_choices_would_give() -> None:
     assert "scale offsets by row" in estimated.modes
     assert any("without them +" in reason for reason in estimated.reasons)
     assert abs(estimated.stored_bytes / nz.compress(x).nbytes - 1) < 0.003
+
+
+def test_bundled_tensors_share_what_their_stream_takes(tmp_path: Path) -> None:
+    source, packed = tmp_path / "m.safetensors", tmp_path / "m.nz.safetensors"
+    shapes = [(64,), (40, 64), (1,), (100, 64), (7, 64), (33,), (3, 3, 8), (150, 64)]
+    values = {f"t{n}": weights(shape) * 2**n for n, shape in enumerate(shapes)}
+    nz.safetensors.save_file(values, packed)
+    nz.safetensors.decompress_file(packed, source)
+    with closing(_native.SafetensorsFile(str(packed))) as file:
+        assert {file.bundle(name) for name in values} == {None, "t0", "t1"}
+        explained = {name: file.explain(name) for name in values}
+        stored = {name: file.stored_nbytes(name) for name in values}
+    header = 8 + int.from_bytes(packed.read_bytes()[:8], "little")
+    assert header + sum(stored.values()) == packed.stat().st_size
+    for name, facts in explained.items():
+        parts = sum(field["stored_bytes"] for field in facts["fields"])
+        assert parts + facts["other_bytes"] == facts["stored_bytes"] == stored[name]
+        assert facts["original_bytes"] == values[name].nbytes
+    with closing(_native.SafetensorsFile(str(source))) as file:
+        names = file.keys()
+        estimated = dict(zip(names, file.estimate(), strict=True))
+    # A stream of one chunk leaves out a model that it does not use.
+    differences = [facts["stored_bytes"] - stored[name] for name, facts in estimated.items()]
+    assert all(0 <= difference < 64 for difference in differences)
 
 
 def test_constants_and_repeats_have_their_own_words() -> None:

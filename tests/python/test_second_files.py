@@ -127,6 +127,44 @@ ONE = json.dumps(listed({"a": (BF16, [20, 30], 1200)})).encode()
 TWO = json.dumps(listed({"a": (BF16, [20, 30], 1200), "b": (BF16, [20, 30], 1200)})).encode()
 
 
+BUNDLE = bytes(_native.compress(X + X[::-1], "bfloat16", (40, 30)))
+
+
+def bundled(
+    shape: list[int] | None = None,
+    *,
+    stream: bytes = BUNDLE,
+    types: tuple[str, str] = (BF16, BF16),
+    form: tuple[list[int], int] = ([20, 30], 1200),
+) -> bytes:
+    """A file with two tensors in one stream; `shape` is what the second one's entry says."""
+    header = json.dumps(
+        listed({name: (dtype, *form) for name, dtype in zip("ab", types, strict=True)})
+    )
+
+    def change(outer: dict[str, Any]) -> None:
+        outer["b"]["shape"] = [0, 0, form[1]] if shape is None else shape
+
+    return compressed_file(header.encode(), {"a": stream, "b": b""}, change=change)
+
+
+def three(third: bytes, shape: list[int] | None = None) -> bytes:
+    """A file with two tensors in one stream, and a third one."""
+    header = json.dumps(listed({name: (BF16, [20, 30], 1200) for name in "abc"}))
+
+    def change(outer: dict[str, Any]) -> None:
+        outer["b"]["shape"] = [0, 0, 1200]
+        outer["c"]["shape"] = shape or outer["c"]["shape"]
+
+    streams = {"a": BUNDLE, "b": b"", "c": third}
+    return compressed_file(header.encode(), streams, change=change)
+
+
+def reference_to(name: bytes, digest: bytes, dtype: int = 10) -> bytes:
+    fields = writer.reference_fields(digest, name)
+    return encode_body(page.REFERENCE_BODY, fields, (20, 30), dtype=dtype, features=page.REFERENCE)
+
+
 def nz_file(frames: list[bytes], *, version: int = 1, end: bytes | None = None) -> bytes:
     found = files.NZ_MAGIC + bytes([version])
     total, checksums = 0, b""
@@ -230,6 +268,69 @@ def test_outer_headers_may_look_different(tmp_path: Path) -> None:
 
     file = compressed_file(TWO, {"a": STREAM, "b": OTHER}, change=change)
     agree(tmp_path, file, plain_file(TWO, X + X[::-1]))
+
+
+def small_model(shapes: list[list[int]], seed: int = 1) -> bytes:
+    """A plain file of small tensors of two types, of a constant one and a repeated one."""
+    parts, data = {}, b""
+    for number, shape in enumerate(shapes):
+        dtype, size = ("F32", 4) if number % 5 == 4 else (BF16, 2)
+        length = size * int(np.prod(shape))
+        kind = "float32" if size == 4 else "bfloat16"
+        parts[f"layer.{number}"] = (dtype, shape, length)
+        data += contents("weights", kind, length // size, seed + number)[:length]
+    parts["ones"] = (BF16, [64], 128)
+    parts["again"] = (BF16, shapes[0], len(data[: 2 * int(np.prod(shapes[0]))]))
+    data += b"\x80\x3f" * 64 + data[: 2 * int(np.prod(shapes[0]))]
+    return plain_file(json.dumps(listed(parts)), data)
+
+
+SHAPES = [[12, 64], [64], [9, 64], [], [3, 3, 8], [7], [5, 64], [1, 64], [100, 64], [2, 3, 8], [0]]
+
+
+def test_small_tensors_share_streams(tmp_path: Path) -> None:
+    plain = small_model(SHAPES)
+    file = compress(tmp_path, plain)
+    agree(tmp_path, file, plain)
+    outer, _ = files.read_plain(file)
+    shapes = {tensor.name: tensor.shape for tensor in outer.tensors}
+    # Rows of 64 in one stream, what has no rows in another one.
+    assert shapes["layer.2"] == [0, 0, 12 * 64 * 2]
+    assert shapes["layer.3"] == [0, 1, 64 * 2]
+    assert shapes["layer.9"] == [0, 4, 3 * 3 * 8 * 4]
+    assert len(shapes["ones"]) == len(shapes["again"]) == 1
+
+
+def test_bundles_are_not_too_large(tmp_path: Path) -> None:
+    plain = small_model([[256, 64], [256, 64], [256, 64], [256, 64], [1, 64], [300, 64]])
+    file = compress(tmp_path, plain)
+    agree(tmp_path, file, plain)
+    outer, _ = files.read_plain(file)
+    shapes = [tensor.shape for tensor in outer.tensors]
+    # 32 KiB each: besides the smallest one 64 KiB are allowed, so that the fourth begins another.
+    assert shapes[1:3] == [[0, 0, 1 << 15], [0, 0, 1 << 16]]
+    assert [len(shape) for shape in shapes[3:6]] == [1, 1, 3]
+    assert shapes[5] == [0, 3, 1 << 15]
+
+
+def test_bundles_by_hand(tmp_path: Path) -> None:
+    plain = plain_file(TWO, X + X[::-1])
+    agree(tmp_path, bundled(), plain)
+    # Any shape of the right length.
+    agree(tmp_path, bundled(stream=bytes_stream(X + X[::-1], (1200,), 10)), plain)
+    constant = encode_body(page.CONSTANT_BODY, b"ab", (40, 30), dtype=10)
+    agree(tmp_path, bundled(stream=constant), plain_file(TWO, b"ab" * 1200))
+    header = json.dumps(listed({"a": ("U8", [3, 400], 1200), "b": ("U8", [3, 400], 1200)}))
+    complex128 = bytes_stream(X + X[::-1], (150,), 15)
+    file = bundled(stream=complex128, types=("U8", "U8"), form=([3, 400], 1200))
+    agree(tmp_path, file, plain_file(header, X + X[::-1]))
+
+
+def test_repeats_of_bundled_tensors(tmp_path: Path) -> None:
+    header = json.dumps(listed({name: (BF16, [20, 30], 1200) for name in "abc"}))
+    for name, content in ((b"a", X), (b"b", X[::-1])):
+        plain = plain_file(header, X + X[::-1] + content)
+        agree(tmp_path, three(reference_to(name, content)), plain)
 
 
 def test_references_may_come_first(tmp_path: Path) -> None:
@@ -474,17 +575,14 @@ ILLEGAL: Illegal = [
             {"a": STREAM, "b": STREAM, "c": OTHER},
         )
     ],
+    ("outer tensors are bytes", CorruptError, lambda: outer_of(["a", "dtype"], "I8")),
     *[
         (
-            "outer tensors are bytes",
+            "an outer tensor has one dimension, or three and no bytes",
             CorruptError,
-            lambda member=member, value=value: outer_of(["a", member], value),
+            lambda shape=shape: outer_of(["a", "shape"], shape),
         )
-        for member, value in (
-            ("dtype", "I8"),
-            ("shape", [len(STREAM), 1]),
-            ("shape", [1, len(STREAM)]),
-        )
+        for shape in ([len(STREAM), 1], [1, len(STREAM)], [1, 1, len(STREAM)])
     ],
     *[
         (
@@ -546,6 +644,103 @@ ILLEGAL: Illegal = [
         MismatchError,
         lambda: referring(bytes_stream(X, (20, 30), 9), other="F16"),
     ),
+    # Bundles.
+    *[
+        (
+            "an outer tensor has one dimension, or three and no bytes",
+            CorruptError,
+            lambda shape=shape: bundled(shape),
+        )
+        for shape in ([0, 0], [0, 0, 1200, 0], [1, 0, 1200], [1200, 0, 0], [0, 0, 0, 1200])
+    ],
+    *[
+        (
+            "the first one of a bundle comes before",
+            CorruptError,
+            lambda number=number: bundled([0, number, 1200]),
+        )
+        for number in (1, 2, (1 << 64) - 1)
+    ],
+    (
+        "the first one of a bundle has the stream",
+        CorruptError,
+        lambda: three(b"", [0, 1, 1200]),
+    ),
+    *[
+        (
+            "the tensors of a bundle have no gaps between them",
+            CorruptError,
+            lambda start=start: bundled([0, 0, start]),
+        )
+        for start in (0, 1199, 1201, 1 << 32, (1 << 64) - 1)
+    ],
+    (
+        "the tensors of a bundle have no gaps between them",
+        CorruptError,
+        lambda: three(b"", [0, 0, 1200]),
+    ),
+    (
+        "the tensors of a bundle have the same type",
+        CorruptError,
+        lambda: bundled(types=(BF16, "F16")),
+    ),
+    *[
+        (
+            "a bundle is not too large",
+            CorruptError,
+            lambda n=n: bundled(
+                stream=encode_body(page.CONSTANT_BODY, b"a", (2 * n,)),
+                types=("U8", "U8"),
+                form=([n], n),
+            ),
+        )
+        for n in (65537, 1 << 40, 1 << 62)
+    ],
+    *[
+        (
+            "the bundle has the tensors' length",
+            CorruptError,
+            lambda stream=stream: bundled(stream=stream),
+        )
+        for stream in (STREAM, bytes_stream(X + X + X, (60, 30), 10))
+    ],
+    ("the bundle has the tensors' length", CorruptError, lambda: three(b"", [0, 0, 2400])),
+    *[
+        (
+            "the bundle has the tensors' type",
+            CorruptError,
+            lambda stream=stream: bundled(stream=stream),
+        )
+        for stream in (bytes_stream(X + X, (40, 30), 9), bytes_stream(X + X, (2400,)))
+    ],
+    (
+        "the bundle has the tensors' type",
+        CorruptError,
+        lambda: bundled(
+            stream=bytes_stream(X[:600], (600,)), types=("F4", "F4"), form=([20, 30], 300)
+        ),
+    ),
+    (
+        "a bundle is stored itself",
+        CorruptError,
+        lambda: bundled(
+            stream=encode_body(
+                page.REFERENCE_BODY,
+                writer.reference_fields(X, b"a"),
+                (40, 30),
+                dtype=10,
+                features=page.REFERENCE,
+            )
+        ),
+    ),
+    *[
+        (
+            "the hash of a reference is right",
+            MismatchError,
+            lambda name=name: three(reference_to(name, X + X)),
+        )
+        for name in (b"a", b"b")
+    ],
     # Frames.
     *[
         (

@@ -5,7 +5,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from neuzip_rs import _native
+from neuzip_rs import _native, zipnn
 from neuzip_rs._bases import check_base
 from neuzip_rs._errors import CorruptDataError
 from neuzip_rs.cli import options
@@ -43,6 +43,7 @@ def decompress(
 
     X.nz.safetensors becomes X.safetensors, Y.nz becomes Y, and DIR-nz becomes DIR; other names
     need -o. The source is kept unless --rm is given. A PATH may be on a hub: hf://org/model-nz.
+    Files of zipnn are read too: X.znn becomes X, and X.znn.safetensors becomes X.safetensors.
     What was compressed as the difference from another model needs that: it is looked for where it
     was, or named with --base.
 
@@ -196,6 +197,9 @@ class _Decompression:
 
     def _file(self, path: str, source: Path, name: str) -> None:
         content = _native.content_kind(str(source))
+        if content not in COMPRESSED_KINDS and zipnn.is_compressed(source):
+            self._zipnn(path, source, name)
+            return
         if content not in COMPRESSED_KINDS:
             message = f"{path}: this is no file that neuzip compressed"
             raise CorruptDataError(message)
@@ -230,6 +234,31 @@ class _Decompression:
                 check_restorable(source, target, self.threads, progress, self.base)
             remove_source(source)
         self._report(path, target, content, sizes, started, {})
+
+    def _zipnn(self, path: str, source: Path, name: str) -> None:
+        """Restores a file that zipnn has compressed."""
+        if self.remove:
+            message = (
+                f"{path}: --rm is not for files of zipnn, which have no checksums to tell whether "
+                "what came out is what went in"
+            )
+            raise UsageError(message)
+        target = self.places.target(str(source), self._name(name, SourceKind.FILE))
+        if target is None or is_device(target):
+            message = f"{path}: what zipnn compressed goes to a file; name one with -o"
+            raise UsageError(message)
+        started = perf_counter()
+        with self.session.progress("decompressing", path) as progress:
+            sizes = zipnn.decompress_file(
+                source,
+                target,
+                threads=self.threads,
+                overwrite=self.places.force,
+                max_output_size=self.limit,
+                progress=progress,
+            )
+            keep_attributes(source, target)
+        self._report(path, target, "zipnn", sizes, started, {})
 
     def _stream(self, path: str) -> None:
         if self.remove:

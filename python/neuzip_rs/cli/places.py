@@ -10,6 +10,8 @@ from typing import Final
 from neuzip_rs.cli.session import UsageError
 
 _MARK: Final = ".nz"
+# Ours, and zipnn's, which is read as well.
+_MARKS: Final = (_MARK, ".znn")
 _SAFETENSORS: Final = ".safetensors"
 _FOLDER_MARK: Final = "-nz"
 # Names in these folders stand for open files, wherever they lead to: renaming something to
@@ -57,6 +59,14 @@ def compressed_name(name: str, kind: SourceKind, content: str) -> str:
     return name + _MARK
 
 
+def _without(mark: str, name: str) -> str:
+    """The name without the mark, which is at its end or before ".safetensors"."""
+    stem, suffix = name[: -len(_SAFETENSORS)], name[-len(_SAFETENSORS) :]
+    if suffix.lower() == _SAFETENSORS and stem.lower().endswith(mark):
+        return stem[: -len(mark)] + suffix
+    return name.removesuffix(mark)
+
+
 def original_name(name: str, kind: SourceKind) -> str:
     """The name that compressing has made this one from.
 
@@ -65,11 +75,8 @@ def original_name(name: str, kind: SourceKind) -> str:
     """
     if kind is SourceKind.FOLDER:
         original = name.removesuffix(_FOLDER_MARK)
-    elif name.lower().endswith(_MARK + _SAFETENSORS):
-        suffix = name[-len(_SAFETENSORS) :]
-        original = name[: -len(_MARK + _SAFETENSORS)] + suffix
     else:
-        original = name.removesuffix(_MARK)
+        original = next((s for mark in _MARKS if (s := _without(mark, name)) != name), name)
     if original in ("", name):
         endings = "-nz" if kind is SourceKind.FOLDER else ".nz.safetensors or .nz"
         message = f"{name}: no name ending in {endings}; say with -o where to write"

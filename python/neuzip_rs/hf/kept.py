@@ -32,9 +32,16 @@ class Keeper:
         """Whether a tensor of a file can become a parameter as it is stored."""
         return self._at_once and dtype in DTYPES and numel >= max(self._settings.min_numel, 1)
 
-    def from_code(self, code: Tensor) -> Tensor | None:
-        """A parameter made of the bytes in a file; None if they say where its contents are."""
-        if _native.CompressedTensor.from_bytes(code.numpy()).info()["body"] not in _WHOLE:
+    def from_code(self, code: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+        """A parameter made of the bytes in a file.
+
+        None if they say where its contents are, or are those of several tensors, or of none: small
+        ones share a stream.
+        """
+        if not code.numel():
+            return None
+        stream = _native.CompressedTensor.from_bytes(code.numpy())
+        if stream.info()["body"] not in _WHOLE or stream.shape != shape:
             return None
         return CompressedWeight.parameter(Record.of_code(code), requires_grad=True)
 

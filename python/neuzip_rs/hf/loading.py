@@ -99,10 +99,10 @@ class Checkpoint:
             raise ValueError(message)
         return self._pool.submit(self.decode, name, dtype)
 
-    def layout(self, name: str) -> tuple[Dtype, int]:
-        """The type of a tensor, None if it is no float, and how many elements it has."""
+    def layout(self, name: str) -> tuple[Dtype, tuple[int, ...]]:
+        """The type of a tensor, None if it is no float, and its shape."""
         part = self._files[name].get_slice(name)
-        return _KEPT.get(part.get_dtype()), math.prod(part.get_shape())
+        return _KEPT.get(part.get_dtype()), tuple(part.get_shape())
 
     def dtype(self) -> Dtype:
         """The type that transformers gives a model whose configuration names none.
@@ -209,9 +209,9 @@ class AnyConverter(_Collecting, WeightConverter):
     def to_be_kept(self, source_key: str, future: Pending) -> Pending:
         """The bytes in the file, if they can become the parameter."""
         if self.keeper is not None and source_key in self.checkpoint:
-            dtype, numel = self.checkpoint.layout(source_key)
+            dtype, shape = self.checkpoint.layout(source_key)
             same = self.wanted_dtype in (None, dtype)
-            if same and self.keeper.takes_code(dtype, numel):
+            if same and self.keeper.takes_code(dtype, math.prod(shape)):
                 self._code_of = source_key
                 return future
         return super().to_be_kept(source_key, future)
@@ -223,7 +223,8 @@ class AnyConverter(_Collecting, WeightConverter):
             return {layer_name: tensor}
         in_parameter = isinstance(model.get_parameter_or_buffer(layer_name), torch.nn.Parameter)
         if self._code_of is not None:
-            parameter = self.keeper.from_code(tensor) if in_parameter else None
+            _, shape = self.checkpoint.layout(self._code_of)
+            parameter = self.keeper.from_code(tensor, shape) if in_parameter else None
             if parameter is not None:
                 return {layer_name: parameter}
             tensor = self.checkpoint.decode(self._code_of)

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-_FIRST_BYTES: Final = 24 << 10
-"""What is fetched before anything is known; most headers are shorter."""
+_FIRST_BYTES: Final = 8 << 10
+"""What is fetched before anything is known: with the rest of a bundle, at most 64 KiB of originals
+that compress to 56, no more than 64 KiB besides the header and a tensor's own bytes."""
 _MAX_HEADER_BYTES: Final = 100_000_000
 _PRELUDE_BYTES: Final = 4096
+_BUNDLED_RANK: Final = 3
+"""Dimensions that the header gives a bundled tensor: 0, the number of the first one, the place."""
 _HEADER_KEY: Final = "neuzip.header"
 _BASE_KEY: Final = "neuzip.base"
 _MAX_CHAIN: Final = 256
@@ -342,8 +345,14 @@ class _SparseFile:
                     raise CorruptDataError(message)
                 offsets[name] = (start, end)
             self.compressed = _HEADER_KEY in metadata
+            if self.compressed:
+                # What is needed of a bundled tensor is the stream of its bundle.
+                names = sorted(offsets, key=offsets.__getitem__)
+                for name, fields in header.items():
+                    if len(fields["shape"]) == _BUNDLED_RANK:
+                        offsets[name] = offsets[names[fields["shape"][1]]]
             self._base_entry = metadata.get(_BASE_KEY) if self.compressed else None
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             if isinstance(error, CorruptDataError):
                 raise
             message = f"{self._place.url}: no .safetensors file: {error!r}"

@@ -114,6 +114,49 @@ impl Explanation {
     }
 }
 
+/// A part of a tensor that is stored together with others.
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    /// Bytes of the tensors before it.
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+    /// Bytes of all.
+    pub(crate) total: u64,
+}
+
+impl Share {
+    /// Its part of a number that is shared by bytes; the parts of all sum to the number.
+    pub(crate) fn of(self, number: u64) -> u64 {
+        let before =
+            |bytes: u64| u128::from(number) * u128::from(bytes) / u128::from(self.total.max(1));
+        (before(self.start + self.bytes) - before(self.start)) as u64
+    }
+}
+
+impl Explanation {
+    /// Of a part of the tensor: what all take, shared by bytes.
+    pub(crate) fn shared(&self, share: Share) -> Self {
+        let mut part = self.clone();
+        part.original_bytes = share.bytes;
+        part.stored_bytes = share.of(self.stored_bytes);
+        part.other_bytes = part.stored_bytes;
+        for field in &mut part.fields {
+            field.elements = share.of(field.elements);
+            // Rounding never makes parts larger than the whole.
+            field.bytes = share.of(field.bytes).min(part.other_bytes);
+            field.overhead = share.of(field.overhead).min(field.bytes);
+            part.other_bytes -= field.bytes;
+        }
+        if let Some(scale) = &mut part.scale {
+            scale.bytes = share.of(scale.bytes);
+        }
+        for alternative in &mut part.alternatives {
+            alternative.bytes = share.of(alternative.bytes);
+        }
+        part
+    }
+}
+
 impl Stream<'_> {
     /// Where the bits go. With `measure`, some chunks are decoded and their entropies measured, but not
     /// those of a delta, whose base is not at hand.

@@ -141,6 +141,13 @@ impl SafetensorsFile {
         Ok(file.stored_bytes(index))
     }
 
+    /// The first tensor of the bundle that a tensor is in; `None` if its stream is its own.
+    fn bundle(&self, name: &str) -> PyResult<Option<String>> {
+        let (file, index) = self.tensor(name)?;
+        let owner = file.bundle(index);
+        Ok(owner.map(|owner| file.header().name(owner).to_owned()))
+    }
+
     /// Facts about a tensor's stream; `None` for a plain file.
     fn info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyDict>>> {
         let (file, index) = self.tensor(name)?;
