@@ -147,9 +147,17 @@ test: $(VENV)/.dev ## Run the tests, Rust and Python (PYTEST_ARGS="-k name")
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: test-slow
-test-slow: $(VENV)/.dev ## Run the tests that take minutes: training more than 100 M parameters
+test-slow: $(VENV)/.dev ## Run the tests that take minutes: large trainings, hundreds of kills, threads for minutes
 	$(say) "pytest, slow tests"
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+# Where the files lie that test-second decodes.
+CORPUS ?= .demo/corpus
+
+.PHONY: test-second
+test-second: $(VENV)/.dev ## Decode real files with the reader in pure Python (CORPUS=folder, SECOND_ARGS="--chunks 0")
+	$(say) "second reader on $(CORPUS)"
+	@$(PY) -m tests.python.second_corpus "$(CORPUS)" $(SECOND_ARGS)
 
 .PHONY: test-integrations
 test-integrations: $(INTEGRATIONS_VENV)/.integrations ## Test with the packages that people use it in
@@ -234,6 +242,11 @@ fmt: $(VENV)/.dev $(if $(CUDA_SOURCES),$(VENV)/.cuda-format) ## Format everythin
 bench: $(BENCH_VENV)/.bench ## Measure speeds and sizes next to zipnn, zstd, ... (BENCH_ARGS=--quick)
 	$(say) "bench"
 	@$(BENCH_VENV)/bin/python -m benches $(BENCH_ARGS)
+
+.PHONY: bench-damage
+bench-damage: $(BENCH_VENV)/.bench ## Damage compressed weights in 200,000 ways, ours and those of others (Linux)
+	$(say) "bench-damage"
+	@$(BENCH_VENV)/bin/python -m benches.damage $(BENCH_ARGS)
 
 .PHONY: docs
 docs: ## Build the Rust documentation, warnings are errors

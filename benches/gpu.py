@@ -1,15 +1,21 @@
-"""How fast a GPU decodes and encodes: `python -m benches.gpu` on a machine that has one.
+"""How fast a GPU decodes, encodes, loads and trains: `python -m benches.gpu` where there is one.
 
 Buffers rotate beyond three times the second-level cache, times are CUDA events, figures medians.
 Beside GB/s of BF16 stand the bytes that are read and written. Correctness comes first:
-each tensor is compared before it is timed.
+each tensor is compared before it is timed. nvCOMP's ANS, if its Python package is installed, codes
+the bytes of the same tensors. Training and generation are those of the small Llama of
+`benches.training`, with plain and with compressed weights.
 """
 
 import argparse
 import statistics
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import neuzip_rs as nz
@@ -104,6 +110,96 @@ def loading(torch: Any, count: int) -> list[Figure]:  # noqa: ANN401
     ]
 
 
+def nvcomp(torch: Any, count: int) -> list[Figure]:  # noqa: ANN401
+    """What nvCOMP makes of the same weights, if it is here."""
+    if find_spec("nvidia") is None or find_spec("nvidia.nvcomp") is None:
+        return []
+    library = import_module("nvidia.nvcomp")
+    codec = library.Codec(algorithm="ANS")
+    plain = [weights(torch, count, seed).view(torch.uint8) for seed in range(2)]
+    arrays = [library.as_array(x) for x in plain]
+    coded = [codec.encode(array) for array in arrays]
+    for x, array in zip(plain, coded, strict=True):
+        assert torch.equal(torch.as_tensor(codec.decode(array), device="cuda").view(torch.uint8), x)
+    size = int(coded[0].buffer_size)
+    encoded = timed(torch, [partial(codec.encode, array) for array in arrays])
+    decoded = timed(torch, [partial(codec.decode, array) for array in coded])
+    return [
+        Figure(
+            f"nvCOMP ANS, encode, to {size / 2 / count:.3f}", 2 * count, 2 * count + size, encoded
+        ),
+        Figure("nvCOMP ANS, decode", 2 * count, 2 * count + size, decoded),
+    ]
+
+
+def files(torch: Any, count: int) -> list[Figure]:  # noqa: ANN401
+    """From a file in the page cache to the device, compressed and plain; wall time."""
+    safetensors = import_module("safetensors.torch")
+    tensors = {f"w{i}": weights(torch, count // 16, i).cpu() for i in range(16)}
+    nbytes = sum(x.nbytes for x in tensors.values())
+    with tempfile.TemporaryDirectory() as folder:
+        plain, compressed = Path(folder, "plain"), Path(folder, "compressed")
+        safetensors.save_file(tensors, plain)
+        nz.safetensors.save_file(tensors, compressed)
+        found = nz.safetensors.load_file(compressed, device="cuda")
+        assert all(torch.equal(found[name].cpu(), x) for name, x in tensors.items())
+        del found
+        times: dict[str, list[float]] = {"ours": [], "plain": []}
+        for _ in range(7):
+            for name, load in (
+                ("ours", partial(nz.safetensors.load_file, compressed, device="cuda")),
+                ("plain", partial(safetensors.load_file, plain, device="cuda")),
+            ):
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                load()
+                torch.cuda.synchronize()
+                times[name].append(time.perf_counter() - begin)
+        stored = compressed.stat().st_size
+    return [
+        Figure("load_file, compressed", nbytes, stored, statistics.median(times["ours"])),
+        Figure("safetensors.load_file, plain", nbytes, nbytes, statistics.median(times["plain"])),
+    ]
+
+
+def small_llama(torch: Any) -> None:  # noqa: ANN401
+    """Seconds of a training step and tokens a second, with plain and with compressed weights."""
+    training = import_module("benches.training")
+    layers, rounds, length = 14, 7, 32
+    nets = [training.model(layers).cuda(), nz.nn.compress_(training.model(layers).cuda())]
+    optimizers = [nz.optim.InBackward(net, training.adamw) for net in nets]
+    print("\n| small Llama | ms a step | tokens a second | peak GB, a step |\n|---|--:|--:|--:|")
+    losses = []
+    for name, net, optimizer in zip(("plain", "compressed"), nets, optimizers, strict=True):
+        pick = torch.Generator().manual_seed(1)
+        steps, own = [], []
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(rounds):
+            batch = torch.randint(training.VOCABULARY, (8, training.LENGTH), generator=pick).cuda()
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            logits = net(batch)[:, :-1].flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            torch.cuda.synchronize()
+            steps.append(time.perf_counter() - begin)
+            own.append(float(loss))
+        peak = torch.cuda.max_memory_allocated() / GB
+        losses.append(own)
+        with torch.no_grad():
+            tokens = torch.zeros(1, 1, dtype=torch.long, device="cuda")
+            begin = time.perf_counter()
+            for _ in range(length):
+                tokens = torch.cat((tokens, net(tokens)[:, -1:].argmax(-1)), 1)
+            torch.cuda.synchronize()
+            rate = length / (time.perf_counter() - begin)
+        print(f"| {name} | {statistics.median(steps) * 1e3:.1f} | {rate:.0f} | {peak:.2f} |")
+    nz.cuda.check()
+    assert losses[0] == losses[1], losses
+
+
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -124,8 +220,9 @@ def main() -> None:
     for chunk_bytes in (32 << 10, 64 << 10, 128 << 10):
         print(decoding(torch, 4096 * 4096, "fast", chunk_bytes).line())
     print(encoding(torch, count).line())
-    for figure in loading(torch, count):
+    for figure in (*loading(torch, count), *files(torch, count), *nvcomp(torch, count)):
         print(figure.line())
+    small_llama(torch)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ struct Lines {
                              : nullptr),
           columns(scale.column_words ? plan + static_cast<uint64_t>(scale.column_words) * ALIGNMENT
                                      : nullptr),
-          width(static_cast<uint32_t>(scale.columns)),
+          // A model without scale offsets has no Scale: whatever is read must not be divided by.
+          width(max(static_cast<uint32_t>(scale.columns), 1u)),
           shift(scale.shift) {
         const uint64_t i = first + 8 * lane_id();
         row = static_cast<uint32_t>(i / width);

@@ -1,20 +1,34 @@
 // Decodes tensor streams: many tensors in one launch, one warp per chunk.
 //
-// `chunks` lie at the beginning of `plan`, those of decode_cut first. The grid may have any size:
-// warps take chunks that are a grid apart, first one from each block, so that few chunks spread
-// over all processors.
+// Chunks lie at the beginning of `plan`. Each kernel passes over those of the other one, so that
+// both can be given the same range of a plan that was made on the device. The grid may have any
+// size: warps take chunks that are a grid apart, first one from each block, so that few chunks
+// spread over all processors.
+//
+// `payloads` and `out` are added to the addresses in the plan: 0 where it has whole ones, and else
+// where the payloads of the one tensor and its elements are.
 #include "chunks.cuh"
 #include "cut.cuh"
 
 constexpr uint32_t ANY_WARPS = 4;
 
+__device__ __forceinline__ Chunk place(const uint8_t* plan, uint32_t number, uint64_t payloads,
+                                       uint64_t out) {
+    Chunk chunk = reinterpret_cast<const Chunk*>(plan)[number];
+    chunk.payload += payloads;
+    chunk.out += out;
+    return chunk;
+}
+
 // Chunks of the usual cut of floats.
 extern "C" __global__ void __launch_bounds__(32, 16)
-    decode_cut(const uint8_t* plan, uint32_t first, uint32_t count, Status* status) {
+    decode_cut(const uint8_t* plan, uint32_t first, uint32_t count, uint64_t payloads, uint64_t out,
+               Status* status) {
     __shared__ CutRoom room;
     uint32_t in_room = 0;
     for (uint32_t number = blockIdx.x; number < count; number += gridDim.x) {
-        const Chunk& chunk = reinterpret_cast<const Chunk*>(plan)[first + number];
+        const Chunk chunk = place(plan, first + number, payloads, out);
+        if (!(chunk.flags & CHUNK_CUT)) continue;
         const Model& model =
             *reinterpret_cast<const Model*>(plan + static_cast<uint64_t>(chunk.model) * ALIGNMENT);
         if (chunk.model != in_room) {
@@ -39,12 +53,14 @@ extern "C" __global__ void __launch_bounds__(32, 16)
 
 // Every chunk that the format has.
 extern "C" __global__ void __launch_bounds__(32 * ANY_WARPS, 1)
-    decode_any(const uint8_t* plan, uint32_t first, uint32_t count, Status* status) {
+    decode_any(const uint8_t* plan, uint32_t first, uint32_t count, uint64_t payloads, uint64_t out,
+               Status* status) {
     __shared__ PlanesRoom rooms[ANY_WARPS];
     const uint32_t warp = threadIdx.x / 32;
     for (uint32_t number = blockIdx.x + gridDim.x * warp; number < count;
          number += gridDim.x * ANY_WARPS) {
-        const Chunk& chunk = reinterpret_cast<const Chunk*>(plan)[first + number];
+        const Chunk chunk = place(plan, first + number, payloads, out);
+        if (chunk.flags & CHUNK_CUT) continue;
         report(status, chunk, decode_chunk(plan, chunk, rooms[warp]));
         __syncwarp();
     }

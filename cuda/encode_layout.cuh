@@ -12,9 +12,19 @@ enum EncodeState : uint32_t {
     ENCODE_RAW = 0,
     // One coded plane above one raw plane.
     ENCODE_CUT = 1,
-    // The CPU would choose a form that the device does not make: constant, of one sign, with
-    // trailing zeros.
+    // The CPU would choose a form that the device does not make: one exponent only.
     ENCODE_HOST = 2,
+};
+
+// Where the sign is.
+enum EncodeSign : uint32_t {
+    // Below the mantissa.
+    SIGN_RAW = 0,
+    // The lowest bit of the symbol.
+    SIGN_FIRST = 1,
+    // Nowhere: all elements have the same one.
+    SIGN_POSITIVE = 2,
+    SIGN_NEGATIVE = 3,
 };
 
 // The model of a tensor: a table over `base`, its entries in the order of their slots.
@@ -23,6 +33,12 @@ struct EncodeModel {
     uint32_t base;
     uint32_t escape;
     uint32_t entries;
+    // Mantissa bits in the symbol.
+    uint32_t joint;
+    uint32_t sign;
+    // Whether sub-blocks leave out the zeros that their mantissas end with.
+    uint32_t trailing_zeros;
+    uint32_t reserved;
     uint8_t index[MAX_SYMBOLS];
     uint8_t frequency[MAX_SYMBOLS];
 };
@@ -40,13 +56,19 @@ struct EncodeTensor {
     uint8_t exponent_bits;
     uint8_t mantissa_bits;
     uint8_t reserved;
+    // Room for the plan to decode it: a Chunk for each chunk, two Models, SLOTS words, SLOTS Slots.
+    // 0: the tensor goes to the host, and has the bytes that the CPU gives it.
+    uint64_t plan;
+    // Signs that elements have: 1 for positive, 2 for negative ones.
+    uint32_t signs;
+    uint32_t reserved_too;
     EncodeModel model;
 };
 
 struct EncodeChunk {
     uint64_t data;
-    // Room for the states, the raw plane, and so many bytes as there are elements for each of the
-    // stream and the bytes of escapes; each rounded up to 16.
+    // Room for the counts of trailing zeros, the states, the raw plane, and so many bytes as there
+    // are elements for each of the stream and the bytes of escapes; each rounded up to 16.
     uint64_t scratch;
     uint64_t hash;
     // Of the payload, from the first one of the tensor.
@@ -58,8 +80,9 @@ struct EncodeChunk {
     uint32_t storage;
     uint32_t stream_bytes;
     uint32_t escapes;
-    uint32_t reserved[2];
+    uint32_t raw_bytes;
+    uint32_t reserved;
 };
 
-static_assert(sizeof(EncodeModel) == 144 && sizeof(EncodeTensor) == 192 &&
+static_assert(sizeof(EncodeModel) == 160 && sizeof(EncodeTensor) == 224 &&
               sizeof(EncodeChunk) == 64);

@@ -56,9 +56,12 @@ enum ChunkFlag : uint8_t {
     CHUNK_VERIFY = 1,
     // The stream has several chunks: payloads are padded.
     CHUNK_ALIGNED = 2,
+    // decode_cut takes it, decode_any all others.
+    CHUNK_CUT = 4,
 };
 
-// A chunk to decode. Pointers are addresses in the memory of the device.
+// A chunk to decode. Pointers are addresses in the memory of the device; `payload` and `out` count
+// from what the launch says.
 struct Chunk {
     uint64_t payload;
     uint64_t out;
@@ -188,6 +191,8 @@ enum Error : uint32_t {
     ERROR_PAYLOAD = 1,
     // The decoded bytes are not those that were compressed.
     ERROR_HASH = 2,
+    // The bytes of a whole tensor, such as a base, are others than expected.
+    ERROR_CONTENT = 3,
 };
 
 #define OFFSET(type, field, at) static_assert(OFFSET_OF(type, field) == (at), #field)

@@ -212,13 +212,61 @@ __device__ inline bool fit(const Counts& it, bool exact, FitRoom& room, EncodeMo
             rare += it.counts[i] > 0 && it.counts[i] * MIN_SHARE < total;
         if (rare < 2) return true;
     }
-    EncodeModel other = {};
+    EncodeModel other = model;
     uint64_t other_cost;
     if (fit_window(it, true, room, other, other_cost) && (!without || other_cost < cost)) {
-        other.state = model.state;
         model = other;
         cost = other_cost;
         return true;
     }
     return without;
+}
+
+// About what `fit` would find: the cost of the counted symbols, and how many of them get slots.
+// Slots may be fractions here, but none is below one, and all of them have to fit. False if nothing
+// was counted.
+__device__ inline bool estimate(const Counts& it, bool exact, uint64_t& cost, uint32_t& listed) {
+    const uint64_t total = it.total();
+    if (total == 0) return false;
+    bool complete = it.whole() && it.length <= MAX_SYMBOLS;
+    for (uint32_t i = 0; complete && i < it.length; i++) complete = it.counts[i] > 0;
+    uint64_t mass;
+    uint32_t width = MAX_SYMBOLS, start = best_window(it, width, mass);
+    const bool fits = (exact || complete) && mass == total;
+    if (!fits) {
+        width = ESCAPE;
+        start = best_window(it, width, mass);
+    }
+    const uint64_t log_total = log2_of(total);
+    uint64_t listed_mass = 0, slots = 0;
+    cost = 0;
+    listed = 0;
+    for (uint32_t i = 0; i < width; i++) {
+        uint32_t at = start + i;
+        if (at >= it.length) {
+            at -= it.length;
+            if (!it.whole() || at >= start) break;
+        }
+        const uint64_t n = it.counts[at];
+        if (n == 0 || n * MIN_SHARE < total) continue;
+        listed++;
+        listed_mass += n;
+        slots += max(n * SLOTS, total);
+        cost += n * min(log_total - log2_of(n), 8 * ONE_BIT);
+    }
+    const uint64_t escaped = total - listed_mass;
+    if (exact && listed == 1 && escaped == 0) {
+        cost = 0;
+        return true;
+    }
+    if (escaped || !fits) {
+        listed++;
+        slots += max(escaped * SLOTS, total);
+        cost += escaped * min(log_total - log2_of(escaped), 8 * ONE_BIT);
+        cost += escaped * 8 * ((it.bits + 7) / 8) * ONE_BIT;
+    }
+    // All slots together are more than there are: every symbol gets fewer.
+    const uint64_t more = log2_of(slots) - log_total;
+    cost += more > 8 * ONE_BIT ? total * (more - 8 * ONE_BIT) : 0;
+    return true;
 }

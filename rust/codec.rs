@@ -15,12 +15,15 @@ use crate::container::prelude::{Body, TensorType, write_prelude};
 use crate::container::writer::{Spare, StreamWriter, constant_element};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::headroom::{self, WORKER_BYTES};
 use crate::options::CompressOptions;
 use crate::plan::Plan;
 use crate::simd::Kernels;
 
 /// A tensor of no more bytes is not stored as a copy of its base: the base's hash takes as many.
 const SMALLEST_COPY: usize = 16;
+/// Tensors from this size on have their working memory asked for.
+const HEADROOM_FROM_BYTES: usize = 1 << 20;
 
 /// Compresses one tensor into a self-contained stream.
 ///
@@ -70,6 +73,10 @@ pub(crate) fn compress_with(
     options: &CompressOptions,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Vec<u8>> {
+    // Not for small tensors, which take less than the question.
+    if data.len() >= HEADROOM_FROM_BYTES {
+        headroom::check(WORKER_BYTES)?;
+    }
     let mut out = Memory::new(data.len(), Kernels::select(options.simd)?);
     let tensor = Tensor {
         data,

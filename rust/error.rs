@@ -48,13 +48,21 @@ impl Error {
         Self::Corrupt(what.into())
     }
 
-    /// Says where the damage is, in front of what it is.
+    /// Says where the damage is, in front of what it is, unless that is said already.
     #[must_use]
     pub fn within(self, place: &str) -> Self {
+        let placed = |what: String| {
+            let rest = what.strip_prefix(place);
+            if rest.is_some_and(|rest| rest.starts_with(": ")) {
+                what
+            } else {
+                format!("{place}: {what}")
+            }
+        };
         match self {
-            Self::Corrupt(what) => Self::Corrupt(format!("{place}: {what}")),
-            Self::UnsupportedVersion(what) => Self::UnsupportedVersion(format!("{place}: {what}")),
-            Self::BaseMismatch(what) => Self::BaseMismatch(format!("{place}: {what}")),
+            Self::Corrupt(what) => Self::Corrupt(placed(what)),
+            Self::UnsupportedVersion(what) => Self::UnsupportedVersion(placed(what)),
+            Self::BaseMismatch(what) => Self::BaseMismatch(placed(what)),
             other => other,
         }
     }

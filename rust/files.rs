@@ -108,9 +108,8 @@ pub fn compress_ranges(
     write_atomically(dst, true, |out| {
         let compressed = compress_frames(out, data, &plan, options, &mut |done| {
             progress(done, original)
-        })?;
-        map.unchanged()?;
-        Ok(Some((original, compressed)))
+        });
+        Ok(Some((original, map.settle(compressed, false)?)))
     })
 }
 
@@ -137,7 +136,7 @@ fn compress_inner(
     write_atomically(dst, overwrite, |out| {
         progress(0, original)?;
         let compressed = if kind == ContentKind::Safetensors {
-            compress_map(out, &map, (base, catalog), options, progress)?
+            compress_map(out, &map, (base, catalog), options, progress)
         } else {
             let mut sweep = map.sweep();
             compress_frames(
@@ -149,10 +148,14 @@ fn compress_inner(
                     sweep.passed(done as usize);
                     progress(done, original)
                 },
-            )?
+            )
         };
-        map.unchanged()?;
-        Ok((original, compressed))
+        let compressed = map.settle(compressed, false);
+        let compressed = match base {
+            Some(base) => base.model.settle(compressed, false),
+            None => compressed,
+        };
+        Ok((original, compressed?))
     })
 }
 
@@ -264,7 +267,9 @@ impl CompressedFile {
             }
             ContentKind::NeuzipFile => Ok(Self::Frames(map)),
             ContentKind::NeuzipTensor => Ok(Self::Tensor(map)),
-            ContentKind::Safetensors | ContentKind::Other => Err(named(not_compressed(&map))),
+            ContentKind::Safetensors | ContentKind::Other => {
+                map.settle(Err(named(not_compressed(&map))), true)
+            }
         }
     }
 
@@ -275,8 +280,13 @@ impl CompressedFile {
         }
     }
 
-    fn named(&self, error: Error) -> Error {
-        error.within(&self.map().path().display().to_string())
+    /// What reading the file came to; an error says which file, and whether it changed meanwhile.
+    fn settle<T>(&self, result: Result<T>, verify: bool) -> Result<T> {
+        let settled = match self {
+            Self::Safetensors(file) => file.settle(result, verify),
+            Self::Frames(map) | Self::Tensor(map) => map.settle(result, verify),
+        };
+        settled.map_err(|error| error.within(&self.map().path().display().to_string()))
     }
 
     /// The other files it refers to; with `check` each tensor referred to is looked for.
@@ -289,7 +299,7 @@ impl CompressedFile {
             }
             Self::Tensor(_) => Ok(BTreeSet::new()),
         };
-        files.map_err(|error| self.named(error))
+        self.settle(files, true)
     }
 
     /// Checks the structure and says how long the original is.
@@ -299,7 +309,7 @@ impl CompressedFile {
             Self::Frames(map) => scan_frames(map.bytes()),
             Self::Tensor(map) => Stream::parse(map.bytes()).map(|stream| stream.original_len()),
         };
-        bytes.map_err(|error| self.named(error))
+        self.settle(bytes, true)
     }
 
     fn decode(
@@ -332,7 +342,7 @@ impl CompressedFile {
             }
             Self::Tensor(map) => decode_tensor(map.bytes(), options, &mut sink),
         };
-        decoded.map_err(|error| self.named(error))?;
+        self.settle(decoded, options.verify)?;
         Ok((self.map().bytes().len() as u64, original))
     }
 }

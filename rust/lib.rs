@@ -20,6 +20,7 @@ mod dtype;
 mod entropy;
 mod error;
 pub mod files;
+mod headroom;
 mod huge_pages;
 mod model;
 mod options;
@@ -35,7 +36,8 @@ pub mod zipnn;
 
 pub use codec::{compress, compress_delta, compress_to, content_hash, write_reference};
 pub use container::device::{
-    DevicePlan, EncodedChunk, Placement, Table, assemble as assemble_stream, plan as device_plan,
+    DevicePlan, EncodedChunk, EncodedModel, Placement, assemble as assemble_prelude,
+    plan as device_plan,
 };
 pub use container::explain::{Alternative, Explanation, FieldUse, ScaleUse, estimate};
 pub use container::external::{Derivation, External};

@@ -17,6 +17,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::headroom::{self, WORKER_BYTES};
 use crate::options::Threads;
 
 /// Environment variable with the number of threads for [`Threads::auto`].
@@ -126,6 +127,7 @@ pub(crate) fn try_for_each<T: Send>(
     if threads == 1 || items.len() <= 1 {
         return items.into_iter().try_for_each(work);
     }
+    headroom::check(threads.min(items.len()) * WORKER_BYTES)?;
     let pool = pool(threads - 1)?;
     if rayon::current_thread_index().is_some() {
         return items.into_par_iter().try_for_each(work);
@@ -196,6 +198,7 @@ pub(crate) fn in_order<T: Send, B: Default + Send, R: Send>(
     let several = threads > 1 && items.peek().is_some();
     let items = first.into_iter().chain(items);
     if several {
+        headroom::check(threads * WORKER_BYTES)?;
         let pool = pool(threads - 1)?;
         let limit = threads * ahead.per_thread + ahead.besides;
         if rayon::current_thread_index().is_some() {

@@ -151,11 +151,15 @@ pub fn decode(
         let launch: [c_uint; 8] = [3, 1, 1, block, 1, 1, 0, seed];
         let mut plan_at = plan_memory.as_ptr();
         let (mut first, mut count) = (first as u32, count as u32);
+        // The plan has whole addresses: nothing is added to them.
+        let (mut payloads, mut out) = (0_u64, 0_u64);
         let mut status_at = status.as_mut_ptr();
-        let mut arguments: [*mut c_void; 4] = [
+        let mut arguments: [*mut c_void; 6] = [
             (&raw mut plan_at).cast(),
             (&raw mut first).cast(),
             (&raw mut count).cast(),
+            (&raw mut payloads).cast(),
+            (&raw mut out).cast(),
             (&raw mut status_at).cast(),
         ];
         // SAFETY: the arguments are those of both kernels, the plan is for these addresses, whose memory

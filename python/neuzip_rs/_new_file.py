@@ -19,7 +19,8 @@ def new_file(target: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
     """
     mask = os.umask(0)
     os.umask(mask)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    # Not made of the name of the target, which may be as long as names can be.
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".neuzip-", suffix=".tmp")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:

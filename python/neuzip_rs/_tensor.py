@@ -33,7 +33,8 @@ def compress(
         dtype: What raw bytes hold ("bfloat16", `torch.bfloat16`, `numpy.float32`, ...), which
             compresses them better. An array knows its own type, and only that may be named.
         level: "fast", "default" or "max", which is smaller, slow to make and slower to decode.
-            Floats on a CUDA device are compressed there by "fast", if CuPy is installed.
+            Floats on a CUDA device are compressed there by "fast", if CuPy is installed, and by
+            "default" if they have one dimension.
         base: An array of the same type and shape that `x` is close to, such as the checkpoint
             before, or that array compressed. Where it makes the result smaller, the difference is
             stored, and `decompress` needs the same base; `CompressedTensor.base_hash` tells.
@@ -47,10 +48,11 @@ def compress(
         TypeError: If `x` cannot be compressed (object, sparse, quantized, ...).
         ValueError: If an argument has a value it cannot have.
     """
-    if level == "fast" and base is None and dtype is None and _encodes(x):
-        from neuzip_rs.cuda._encode import compress_many
+    if base is None and dtype is None and level in {"fast", "default"} and _encodes(x):
+        from neuzip_rs.cuda._encode import can_encode, compress_many
 
-        return compress_many([x])[0]
+        if can_encode(x, level):
+            return compress_many([x], level=level)[0]
     source = _arrays.describe(x)
     if dtype is not None:
         source = _with_dtype(source, parse_dtype(dtype))

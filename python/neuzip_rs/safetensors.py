@@ -115,6 +115,9 @@ def load_file(
 ) -> dict[str, Array]:
     """Reads every tensor of a compressed or plain .safetensors file.
 
+    On a CUDA device, tensors are decoded there if CuPy is installed (`neuzip_rs[cuda12]` or
+    `[cuda13]`): what is read from the file is copied and decoded at the same time.
+
     Args:
         filename: The file to read.
         device: Where to put torch tensors.
@@ -189,6 +192,7 @@ class safe_open:
         self._adapter = adapter_for(adapter_name)
         self._device = self._adapter.check_device(device)
         self._framework = adapter_name
+        self._filename = filename
         self._threads = threads
         self._verify = verify
         self._open_file: OpenFile | None = open_tensors(filename, base)
@@ -228,6 +232,8 @@ class safe_open:
             KeyError: If there is none of that name.
         """
         dtype, shape = self._layout(name)
+        if self._decodes_there():
+            return self._read_there([(name, dtype, shape)])[name]
         result, buffer = allocate(self._adapter, dtype, shape)
         self._read(name, buffer, 0)
         return self._adapter.finish(result, self._device)
@@ -235,6 +241,9 @@ class safe_open:
     def get_tensors(self) -> dict[str, Array]:
         """Decodes every tensor, in the order of the data."""
         file, make, finish = self._file, self._room(), self._adapter.finish
+        if self._decodes_there():
+            layouts = file.layouts()
+            return self._read_there([(name, *self._layout_of(*rest)) for name, *rest in layouts])
         if not isinstance(file, _native.SafetensorsFile):
             file.stream()
         tensors: dict[str, Array] = {}
@@ -296,6 +305,34 @@ class safe_open:
             return (F4_PAIR if self._framework == "torch" else "uint8"), pairs
         # Values that straddle bytes: no framework has them.
         return "uint8", (nbytes,)
+
+    def _decodes_there(self) -> bool:
+        """Whether the device decodes by itself."""
+        if getattr(self._device, "type", None) != "cuda":
+            return False
+        from neuzip_rs.cuda import is_available
+
+        return isinstance(self._file, _native.SafetensorsFile) and is_available()
+
+    def _read_there(self, layouts: list[tuple[str, str, tuple[int, ...]]]) -> dict[str, Array]:
+        """Reads tensors, given by name, type and shape, on a device that decodes by itself."""
+        from neuzip_rs.cuda import _files, _torch
+
+        file = self._file
+        assert isinstance(file, _native.SafetensorsFile)
+        number, _ = _torch.place(self._device)
+
+        def make() -> dict[str, Array]:
+            return {name: _torch.empty(dtype, shape, number) for name, dtype, shape in layouts}
+
+        return _files.load_tensors(
+            file,
+            local_path(self._filename),
+            make,
+            self._device,
+            verify=self._verify,
+            threads=self._threads,
+        )
 
     def _room(self) -> Room:
         """How to make room for many tensors, with as little as possible for each."""

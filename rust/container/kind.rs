@@ -74,5 +74,6 @@ impl ContentKind {
 /// # Errors
 /// [`crate::Error::Io`] naming the file.
 pub fn content_kind(path: &Path) -> Result<ContentKind> {
-    Ok(ContentKind::of(Mapped::open(path)?.bytes()))
+    let map = Mapped::open(path)?;
+    map.settle(Ok(ContentKind::of(map.bytes())), true)
 }

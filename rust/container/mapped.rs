@@ -2,7 +2,7 @@
 //!
 //! Invariants: a map is only ever read; nothing parsed from it is believed before it was copied out or
 //! is bounds-checked where it is used, so a file that changes underneath gives an error or other bytes,
-//! never a read outside the map.
+//! never a read outside the map; what was read while the file changed is reported, see [`Mapped::settle`].
 //!
 //! Place in docs/format-files.md: none.
 
@@ -19,6 +19,8 @@ use std::time::SystemTime;
 
 use memmap2::Mmap;
 
+#[cfg(unix)]
+use super::lost_pages::Guard;
 use crate::error::{Error, Result};
 
 /// A file system error and the file it concerns, carried inside an [`io::Error`].
@@ -65,6 +67,9 @@ fn fingerprint(metadata: &fs::Metadata) -> Fingerprint {
 
 /// A whole file, mapped read-only.
 pub(crate) struct Mapped {
+    // Dropped before the map it watches over.
+    #[cfg(unix)]
+    guard: Option<Guard>,
     // An empty file has no map: most systems refuse to map nothing.
     map: Option<Mmap>,
     file: File,
@@ -93,14 +98,14 @@ impl Mapped {
             // SAFETY: the bytes of a map may change or vanish when another process writes to or
             // truncates the file. A change can only make the codec read other bytes: every value is
             // copied or bounds-checked where it is used, and no `str` or enum is ever viewed in
-            // place. A truncation makes touching the lost pages raise SIGBUS, which ends the
-            // process; no reader of maps can prevent that. It is kept rare: the map lives no longer
-            // than one call (or one open reader), we never write to a file in place (outputs are
-            // renamed over their names, which leaves a mapped inode whole), and `unchanged` reports
-            // a source that was written to while it was read.
+            // place. Pages that vanish are replaced by zeros, see `lost_pages`. `settle` reports both;
+            // we never write to a file in place ourselves (outputs are renamed over their names, which
+            // leaves a mapped inode whole).
             Some(unsafe { Mmap::map(&file) }.map_err(at(path))?)
         };
         Ok(Self {
+            #[cfg(unix)]
+            guard: map.as_deref().map(Guard::new),
             map,
             file,
             path: path.to_path_buf(),
@@ -118,15 +123,46 @@ impl Mapped {
         &self.path
     }
 
-    /// Says if the file was written to since it was opened, as far as its length and time tell.
+    /// Says if the file was written to since it was opened, as far as its length and time tell, or if a
+    /// part of it could not be read.
     pub(crate) fn unchanged(&self) -> Result<()> {
         let metadata = self.file.metadata().map_err(at(&self.path))?;
-        if fingerprint(&metadata) == self.opened_as {
+        let what = if metadata.len() < self.opened_as.0 {
+            "the file was cut short while it was read"
+        } else if fingerprint(&metadata) != self.opened_as {
+            "the file changed while it was read"
+        } else if self.has_lost_pages() {
+            "a part of the file could not be read"
+        } else {
             return Ok(());
+        };
+        Err(at(&self.path)(io::Error::other(what)))
+    }
+
+    /// What reading the file came to: if it changed meanwhile, damage that was found is due to that. A
+    /// result that hashes vouch for stands, unless zeros took the place of a part of the file.
+    pub(crate) fn settle<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
+        match &result {
+            Ok(_) if is_vouched_for && !self.has_lost_pages() => {}
+            Ok(_)
+            | Err(Error::Corrupt(_) | Error::BaseMismatch(_) | Error::UnsupportedVersion(_)) => {
+                self.unchanged()?;
+            }
+            Err(_) => {}
         }
-        Err(at(&self.path)(io::Error::other(
-            "the file changed while it was read",
-        )))
+        result
+    }
+
+    #[cfg(unix)]
+    fn has_lost_pages(&self) -> bool {
+        self.guard.as_ref().is_some_and(Guard::has_lost_pages)
+    }
+
+    /// The system does not let go of mapped pages.
+    #[cfg(not(unix))]
+    #[allow(clippy::unused_self, reason = "as the other one")]
+    fn has_lost_pages(&self) -> bool {
+        false
     }
 
     /// Starts reading the file from front to back.
@@ -227,5 +263,64 @@ mod tests {
         let mapped = Mapped::open(&path).unwrap();
         fs::write(&path, b"after it").unwrap();
         assert!(matches!(mapped.unchanged(), Err(Error::Io(_))));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn pages_that_are_lost_read_as_zeros_and_are_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        let bytes = vec![7; 3_000_001];
+        for kept in [0, 1, 4096, 100_000] {
+            fs::write(&path, &bytes).unwrap();
+            let mapped = Mapped::open(&path).unwrap();
+            let other = Mapped::open(&path).unwrap();
+            let writer = File::options().write(true).open(&path).unwrap();
+            writer.set_len(kept).unwrap();
+            assert!(
+                mapped.bytes()[..kept as usize]
+                    .iter()
+                    .all(|&byte| byte == 7)
+            );
+            // The last page that is left is filled up with zeros.
+            assert!(
+                mapped.bytes()[kept as usize..]
+                    .iter()
+                    .all(|&byte| byte == 0)
+            );
+            for vouched in [false, true] {
+                let Err(Error::Io(error)) = mapped.settle(Ok(()), vouched) else {
+                    panic!("not reported")
+                };
+                assert!(error.to_string().ends_with("cut short while it was read"));
+            }
+            // Nothing of it was touched.
+            assert!(other.settle(Ok(()), true).is_ok());
+            assert!(other.settle(Ok(()), false).is_err());
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn threads_that_lose_the_same_pages() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..8 {
+            let path = folder.path().join(round.to_string());
+            fs::write(&path, vec![7; 500_000]).unwrap();
+            let maps = [(); 4].map(|()| Mapped::open(&path).unwrap());
+            std::thread::scope(|scope| {
+                for number in 0..8 {
+                    let map = &maps[number % 4];
+                    scope.spawn(move || {
+                        for _ in 0..3 {
+                            let others = map.bytes().iter().filter(|&&byte| byte != 7);
+                            assert!(others.copied().all(|byte| byte == 0));
+                        }
+                    });
+                }
+                let writer = File::options().write(true).open(&path).unwrap();
+                writer.set_len(60_000 * round).unwrap();
+            });
+        }
     }
 }

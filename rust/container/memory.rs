@@ -45,6 +45,9 @@ impl Write for Memory {
         let inside = (self.bytes.len() - self.position).min(bytes.len());
         let (over, new) = bytes.split_at(inside);
         self.bytes[self.position..self.position + inside].copy_from_slice(over);
+        self.bytes
+            .try_reserve(new.len())
+            .map_err(|_| io::ErrorKind::OutOfMemory)?;
         if self.past_cache {
             self.kernels.append_past_cache(new, &mut self.bytes);
         } else {
@@ -69,7 +72,10 @@ impl Seek for Memory {
         let target = target
             .and_then(|target| usize::try_from(target).ok())
             .ok_or(io::ErrorKind::InvalidInput)?;
-        if target > self.bytes.len() {
+        if let Some(growth) = target.checked_sub(self.bytes.len()) {
+            self.bytes
+                .try_reserve(growth)
+                .map_err(|_| io::ErrorKind::OutOfMemory)?;
             self.bytes.resize(target, 0);
         }
         self.position = target;

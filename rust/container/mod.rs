@@ -8,6 +8,8 @@ pub(crate) mod file;
 pub(crate) mod index;
 pub(crate) mod info;
 pub(crate) mod kind;
+#[cfg(unix)]
+mod lost_pages;
 pub(crate) mod mapped;
 pub(crate) mod memory;
 pub(crate) mod output;

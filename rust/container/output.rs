@@ -55,6 +55,9 @@ impl Write for Output<'_> {
         let block_end = (self.position / BLOCK_BYTES + 1) * BLOCK_BYTES;
         let room = (block_end - self.position) as usize - self.waiting.len();
         let now = bytes.len().min(room);
+        self.waiting
+            .try_reserve(now)
+            .map_err(|_| io::ErrorKind::OutOfMemory)?;
         self.waiting.extend_from_slice(&bytes[..now]);
         if now == room {
             self.write_waiting()?;

@@ -1,11 +1,13 @@
-//! What a GPU needs of the host: `device_plan` to decode, `assemble_stream` after it has encoded.
+//! What a GPU needs of the host: `device_plan` to decode, `assemble_prelude` after it has encoded.
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::buffers::Bytes;
 use super::errors::to_py;
-use crate::container::device::{EncodedChunk, Placement, Table, assemble, plan as device_plan_of};
+use crate::container::device::{
+    EncodedChunk, EncodedModel, Placement, assemble, plan as device_plan_of,
+};
 use crate::container::stream::Stream;
 use crate::dtype::Dtype;
 use crate::options::CompressOptions;
@@ -43,28 +45,26 @@ fn device_plan<'py>(
     Ok((bytes, made.cut_chunks, made.any_chunks))
 }
 
-/// The stream around payloads that the device has encoded, and log2 of its chunks' length.
+/// What goes in front of payloads that the device has encoded.
 #[pyfunction]
-fn assemble_stream<'py>(
+fn assemble_prelude<'py>(
     py: Python<'py>,
     dtype: &str,
     shape: Vec<u64>,
     chunk_log2: u32,
-    table: Option<Table>,
+    model: Option<EncodedModel>,
     chunks: Vec<EncodedChunk>,
-    payloads: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let dtype = Dtype::from_name(dtype).map_err(to_py)?;
-    let payloads = Bytes::new(payloads)?;
-    let made = assemble(
-        dtype,
-        &shape,
-        chunk_log2,
-        table,
-        &chunks,
-        payloads.as_slice(),
-    );
+    let made = assemble(dtype, &shape, chunk_log2, model, &chunks);
     Ok(PyBytes::new(py, &made.map_err(to_py)?))
+}
+
+/// The hash that names the bytes of a whole tensor: 16 bytes, the lowest first.
+#[pyfunction]
+fn content_hash<'py>(data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    let hash = crate::content_hash(Bytes::new(data)?.as_slice());
+    Ok(PyBytes::new(data.py(), &hash.to_le_bytes()))
 }
 
 /// log2 of the length of the chunks that `compress` makes of a tensor.
@@ -80,7 +80,8 @@ fn chunk_log2(dtype: &str, nbytes: usize, level: &str) -> PyResult<u32> {
 }
 
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add_function(wrap_pyfunction!(assemble_stream, m)?)?;
+    m.add_function(wrap_pyfunction!(assemble_prelude, m)?)?;
     m.add_function(wrap_pyfunction!(chunk_log2, m)?)?;
+    m.add_function(wrap_pyfunction!(content_hash, m)?)?;
     m.add_function(wrap_pyfunction!(device_plan, m)?)
 }

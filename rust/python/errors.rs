@@ -2,6 +2,8 @@
 //!
 //! The classes live in `neuzip_rs._errors`, so that some of them can have two bases.
 
+use std::io::ErrorKind;
+
 use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -34,6 +36,9 @@ pub(super) fn to_py(error: Error) -> PyErr {
         Error::OutputTooLarge { .. } => package_error("OutputTooLargeError", &TOO_LARGE, message),
         Error::BaseMismatch(_) => package_error("BaseMismatchError", &BASE, message),
         Error::InvalidArgument(_) => PyValueError::new_err(message),
+        Error::Io(error) if error.kind() == ErrorKind::OutOfMemory => {
+            PyMemoryError::new_err(message)
+        }
         Error::Io(error) => match error.raw_os_error() {
             // With errno and text Python picks the subclass: FileNotFoundError and so on.
             Some(code) => PyOSError::new_err((code, message)),

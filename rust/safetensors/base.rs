@@ -137,6 +137,13 @@ impl BaseModel {
         Ok(Cow::Owned(bytes))
     }
 
+    /// See [`SafetensorsFile::settle`].
+    pub(crate) fn settle<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
+        self.files.iter().fold(result, |result, file| {
+            file.settle_with(result, is_vouched_for)
+        })
+    }
+
     /// A hash of all names and decoded tensors: the same for a plain and a compressed model, for one
     /// file and for many. `progress` is called after each tensor and may stop the work by an error.
     ///
@@ -260,7 +267,7 @@ impl FileBase {
         }
         let here = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if descendants.contains(&here) || descendants.len() >= MAX_CHAIN {
-            let message = "its base leads back to it, or through too many files".to_owned();
+            let message = "leads back to it, or through too many files".to_owned();
             return Ok(Self::Missing(message));
         }
         let descendants: Vec<PathBuf> = [descendants, &[here]].concat();
@@ -285,6 +292,14 @@ impl FileBase {
         match self {
             Self::Found(found) => found.model.files(),
             _ => Vec::new(),
+        }
+    }
+
+    /// See [`SafetensorsFile::settle`].
+    pub(super) fn settle<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
+        match self {
+            Self::Found(base) => base.model.settle(result, is_vouched_for),
+            Self::None | Self::Missing(_) => result,
         }
     }
 

@@ -47,6 +47,15 @@ impl SafetensorsFile {
                 "it is compressed already".to_owned(),
             ));
         }
+        self.settle(self.estimate_all(catalog, options, progress), false)
+    }
+
+    fn estimate_all(
+        &self,
+        catalog: Option<(&Catalog, &str)>,
+        options: &CompressOptions,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<Explanation>> {
         let header = self.header();
         let sources: Vec<Source<'_>> = (0..header.len())
             .map(|index| Ok(Source::of_header(header, index, self.plain(index)?)))

@@ -37,7 +37,7 @@ pub use catalog::Catalog;
 pub use dtype::ElementType;
 pub use header::Header;
 pub use plain::MemoryTensor;
-pub use reader::SafetensorsFile;
+pub use reader::{SafetensorsFile, StoredForm};
 
 use crate::CompressOptions;
 use crate::container::atomic::write_atomically;
@@ -161,5 +161,9 @@ fn write_plain<W: Write + Seek>(
         base,
         externals: Vec::new(),
     };
-    write_compressed(out, &plain, options, &mut |done| progress(done, total))
+    let written = write_compressed(out, &plain, options, &mut |done| progress(done, total));
+    match base {
+        Some(base) => base.model.settle(written, false),
+        None => written,
+    }
 }

@@ -315,7 +315,7 @@ impl SafetensorsFile {
         let alone = on_this_thread(options);
         let mut check = RepeatCheck::default();
         let mut done = 0;
-        in_order(
+        let read = in_order(
             options.threads,
             AHEAD,
             &mut Vec::new(),
@@ -335,6 +335,7 @@ impl SafetensorsFile {
                 }
                 progress(done)
             },
-        )
+        );
+        self.settle(read, options.verify)
     }
 }

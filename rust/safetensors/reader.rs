@@ -9,6 +9,7 @@
 //! Place in docs/format-files.md: "Compressed .safetensors" and "Repeated tensors".
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::base::{BASE_KEY, FileBase};
@@ -25,6 +26,24 @@ use crate::container::mapped::Mapped;
 use crate::container::pieces::on_this_thread;
 use crate::error::{Error, Result, try_zeroed};
 use crate::{DecompressOptions, Dtype, Explanation, Stream, StreamInfo, content_hash};
+
+/// What stands in a file for a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredForm {
+    /// Its bytes.
+    Plain,
+    /// A stream that holds all that it takes to decode it.
+    Stream,
+    /// A reference to the stream of tensor `first`, whose decoded bytes have this hash.
+    Repeat {
+        /// Number of the other tensor.
+        first: usize,
+        /// [`crate::content_hash`] of the bytes.
+        content_hash: u128,
+    },
+    /// A stream that needs another file, or a part of one that several tensors share.
+    Elsewhere,
+}
 
 /// Bytes decoded between two reports: a multiple of every chunk length, and a moment's work.
 const STEP_BYTES: u64 = 1 << 27;
@@ -78,38 +97,32 @@ impl SafetensorsFile {
         base: Option<&Path>,
         descendants: &[PathBuf],
     ) -> Result<Self> {
-        let (outer, data_at) = Header::of_file(map.bytes())?;
-        let siblings = Siblings::of(map.path());
-        if !is_compressed(&outer) {
-            return Ok(Self {
-                map,
-                data_at,
-                header: outer,
-                compressed: None,
-                siblings,
-            });
-        }
-        let embedded = outer
-            .metadata_value(HEADER_KEY)
-            .ok_or_else(|| Error::corrupt(format!("the metadata key {HEADER_KEY:?} is damaged")))?;
-        let json = read_embedded(embedded)?;
-        let header = Header::parse(&json).map_err(|error| error.within("embedded header"))?;
-        check_agreement(&outer, &header)?;
-        let bundles = Bundles::of_headers(&outer, &header)?;
-        let entry = base_entry(&outer, &header);
-        let base = FileBase::find(entry, base, map.path(), descendants)?;
+        let read = read_headers(&map, base, descendants);
+        let (data_at, header, compressed) = map.settle(read, true)?;
         Ok(Self {
+            siblings: Siblings::of(map.path()),
             map,
             data_at,
             header,
-            compressed: Some(Compressed {
-                outer,
-                bundles,
-                json,
-                base,
-            }),
-            siblings,
+            compressed,
         })
+    }
+
+    /// What a call that read the file came to, see [`Mapped::settle`]; the other files that it has read
+    /// count too.
+    pub(crate) fn settle<T>(&self, result: Result<T>, verify: bool) -> Result<T> {
+        self.settle_with(result, verify && self.is_compressed())
+    }
+
+    pub(super) fn settle_with<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
+        let result = self.map.settle(result, is_vouched_for);
+        match &self.compressed {
+            None => result,
+            Some(file) => {
+                let result = file.base.settle(result, is_vouched_for);
+                self.siblings.settle(result, is_vouched_for)
+            }
+        }
     }
 
     /// Whether the tensors are stored as streams.
@@ -161,6 +174,48 @@ impl SafetensorsFile {
     #[must_use]
     pub fn bundle(&self, index: usize) -> Option<usize> {
         self.member(index).map(|member| member.owner)
+    }
+
+    /// Where in the file tensor `index` is stored: the first byte, and behind the last one.
+    #[must_use]
+    pub fn stored_range(&self, index: usize) -> std::ops::Range<u64> {
+        let offsets = self.stored_header().offsets(index);
+        let start = self.data_at as u64;
+        start + offsets.start..start + offsets.end
+    }
+
+    /// How tensor `index` is stored, for readers that decode without this one.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the stream is damaged.
+    pub fn stored_form(&self, index: usize) -> Result<StoredForm> {
+        if !self.is_compressed() {
+            return Ok(StoredForm::Plain);
+        }
+        if self.member(index).is_some() {
+            return Ok(StoredForm::Elsewhere);
+        }
+        let stream = self.stream(index)?;
+        let Some(reference) = stream.reference() else {
+            return Ok(if is_alone(&stream) {
+                StoredForm::Stream
+            } else {
+                StoredForm::Elsewhere
+            });
+        };
+        let first = self.header.find(reference.name);
+        let fits = |&first: &usize| {
+            let target = self.stream(first)?;
+            let same = target.dtype() == stream.dtype() && target.shape() == stream.shape();
+            Ok::<_, Error>(same && self.member(first).is_none() && is_alone(&target))
+        };
+        match first {
+            Some(first) if fits(&first)? => Ok(StoredForm::Repeat {
+                first,
+                content_hash: reference.content_hash,
+            }),
+            _ => Ok(StoredForm::Elsewhere),
+        }
     }
 
     pub(crate) fn map(&self) -> &Mapped {
@@ -384,7 +439,8 @@ impl SafetensorsFile {
         if !self.is_compressed() {
             return Ok(None);
         }
-        self.stream(index).map(|stream| Some(stream.info()))
+        let info = self.stream(index).map(|stream| Some(stream.info()));
+        self.settle(info, true)
     }
 
     /// Where the bits of tensor `index` of a compressed file go.
@@ -399,8 +455,11 @@ impl SafetensorsFile {
         if !self.is_compressed() {
             return Err(Error::InvalidArgument("it is not compressed".to_owned()));
         }
-        let explained = self.stream(index)?.explain(measure);
-        let explained = explained.map_err(|error| self.named(index, error))?;
+        let explained = self.stream(index).and_then(|stream| {
+            let explained = stream.explain(measure);
+            explained.map_err(|error| self.named(index, error))
+        });
+        let explained = self.settle(explained, true)?;
         Ok(match self.member(index) {
             None => explained,
             Some(member) => explained.shared(self.share(index, member)),
@@ -447,6 +506,19 @@ impl SafetensorsFile {
                 self.header.name(index)
             )));
         };
+        let read = self.read_range(index, start..end, out, options, progress);
+        self.settle(read, options.verify)
+    }
+
+    fn read_range(
+        &self,
+        index: usize,
+        range: Range<u64>,
+        out: &mut [u8],
+        options: &DecompressOptions,
+        progress: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
+        let Range { start, end } = range;
         let content = self.content(index, options)?;
         let mut position = start;
         while position < end {
@@ -461,7 +533,9 @@ impl SafetensorsFile {
         // A part has no hash of its own: its chunks' hashes vouch for it.
         match content.repeated_hash() {
             Some(hash)
-                if options.verify && out.len() as u64 == bytes && content_hash(out) != hash =>
+                if options.verify
+                    && out.len() as u64 == self.header.tensor_bytes(index)
+                    && content_hash(out) != hash =>
             {
                 Err(self.named(index, other_content()))
             }
@@ -492,17 +566,20 @@ impl SafetensorsFile {
         options: &DecompressOptions,
         progress: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        for index in 0..self.header.len() {
-            if self.is_compressed() {
-                match self.bundle(index) {
-                    None => drop(self.content(index, options)?),
-                    Some(owner) if owner == index => drop(self.stream(index)?),
-                    Some(_) => {}
-                }
-                progress()?;
+        let mut indices = 0..if self.is_compressed() {
+            self.header.len()
+        } else {
+            0
+        };
+        let checked = indices.try_for_each(|index| {
+            match self.bundle(index) {
+                None => drop(self.content(index, options)?),
+                Some(owner) if owner == index => drop(self.stream(index)?),
+                Some(_) => {}
             }
-        }
-        Ok(())
+            progress()
+        });
+        self.settle(checked, true)
     }
 
     /// Gives the original file to `sink`, piece by piece.
@@ -524,6 +601,40 @@ impl SafetensorsFile {
             Ok(())
         })
     }
+}
+
+/// Where the data of a file begins, its original header, and what a compressed one has besides.
+fn read_headers(
+    map: &Mapped,
+    base: Option<&Path>,
+    descendants: &[PathBuf],
+) -> Result<(usize, Header, Option<Compressed>)> {
+    let (outer, data_at) = Header::of_file(map.bytes())?;
+    if !is_compressed(&outer) {
+        return Ok((data_at, outer, None));
+    }
+    let embedded = outer
+        .metadata_value(HEADER_KEY)
+        .ok_or_else(|| Error::corrupt(format!("the metadata key {HEADER_KEY:?} is damaged")))?;
+    let json = read_embedded(embedded)?;
+    let header = Header::parse(&json).map_err(|error| error.within("embedded header"))?;
+    check_agreement(&outer, &header)?;
+    let bundles = Bundles::of_headers(&outer, &header)?;
+    let entry = base_entry(&outer, &header);
+    let base = FileBase::find(entry, base, map.path(), descendants)?;
+    let compressed = Compressed {
+        outer,
+        bundles,
+        json,
+        base,
+    };
+    Ok((data_at, header, Some(compressed)))
+}
+
+/// Whether a stream holds all that it takes to decode it.
+fn is_alone(stream: &Stream<'_>) -> bool {
+    let elsewhere = stream.reference().is_some() || stream.external().is_some();
+    !elsewhere && stream.base_hash().is_none()
 }
 
 /// The metadata entry of the base, unless the original had it.

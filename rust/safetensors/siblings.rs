@@ -98,14 +98,25 @@ impl Siblings {
         let Some(external) = stream.external() else {
             return stream.decode_into(0, out, options);
         };
-        self.find(stream, external)?.read(0, out, options)?;
-        if options.verify && content_hash(out) != external.content_hash {
-            return Err(Error::BaseMismatch(format!(
-                "{:?} of {:?} is not what it was",
-                external.name, external.file
-            )));
-        }
-        Ok(())
+        let decoded = self.find(stream, external).and_then(|found| {
+            found.read(0, out, options)?;
+            if options.verify && content_hash(out) != external.content_hash {
+                return Err(Error::BaseMismatch(format!(
+                    "{:?} of {:?} is not what it was",
+                    external.name, external.file
+                )));
+            }
+            Ok(())
+        });
+        self.settle(decoded, options.verify)
+    }
+
+    /// See [`SafetensorsFile::settle`].
+    pub(super) fn settle<T>(&self, result: Result<T>, is_vouched_for: bool) -> Result<T> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.values().fold(result, |result, file| {
+            file.settle_with(result, is_vouched_for)
+        })
     }
 
     fn file(&self, name: &str) -> Result<Arc<SafetensorsFile>> {

@@ -29,6 +29,7 @@ use crate::container::external::External;
 use crate::container::pieces::{AHEAD, PIECE_BYTES};
 use crate::container::writer::Spare;
 use crate::error::{Error, Result};
+use crate::headroom::{self, WORKER_BYTES};
 use crate::parallel::in_order;
 use crate::{CompressOptions, DecompressOptions, Dtype, Threads, write_reference};
 
@@ -124,6 +125,7 @@ pub(crate) fn write_compressed<W: Write + Seek>(
             None => None,
         },
     };
+    headroom::check(WORKER_BYTES)?;
     let mut repeats = find_repeats(sources, options.threads, &mut || progress(0))?;
     let externals = (0..sources.len()).map(|index| plain.externals.get(index).cloned().flatten());
     let externals: Vec<Option<External>> = externals.collect();

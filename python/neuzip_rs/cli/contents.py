@@ -1,6 +1,6 @@
 """What `neuzip info` knows about a file or directory, as JSON objects."""
 
-import mmap
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +17,7 @@ from neuzip_rs.directory.tree import scan
 # The .nz file around the frames (docs/format.md): magic; after them a zero, size and checksum.
 _MAGIC_BYTES: Final = 8
 _END_BYTES: Final = 17
+_MAX_STREAM_BYTES: Final = 1 << 25
 
 
 def describe_directory(directory: Path, *, measure: bool = False) -> dict[str, Any]:
@@ -150,30 +151,31 @@ def tensor_facts(
 
 def _frames(path: Path, *, measure: bool) -> Iterator[dict[str, Any]]:
     """The frames of a .nz file, whose checksums `neuzip verify` checks."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        data = memoryview(mapped)
-        try:
-            position = _MAGIC_BYTES
-            total = 0
-            while True:
-                length, start = read_varint(data, position)
-                if length == 0:
-                    break
-                if start + length > len(data):
-                    message = f"{path}: the frame at byte {position} does not end"
-                    raise CorruptDataError(message)
-                frame = data[start : start + length].tobytes()
-                tensor = _native.CompressedTensor.from_bytes(frame)
-                facts = _tensor("", tensor, measure=measure)
-                total += facts["original_bytes"]
-                position = start + length
-                yield facts
-            stated = int.from_bytes(data[start : start + 8], "little")
-            if position + _END_BYTES != len(data) or stated != total:
-                message = f"{path}: damaged at its end, byte {position}"
+    # Not mapped: a map that another process cuts short would end this one.
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        position = _MAGIC_BYTES
+        total = 0
+        while True:
+            file.seek(position)
+            head = file.read(_END_BYTES + 1)
+            length, used = read_varint(head, 0)
+            if length == 0:
+                break
+            file.seek(position + used)
+            frame = file.read(length) if length <= _MAX_STREAM_BYTES else b""
+            if len(frame) != length:
+                message = f"{path}: the frame at byte {position} does not end"
                 raise CorruptDataError(message)
-        finally:
-            data.release()
+            tensor = _native.CompressedTensor.from_bytes(frame)
+            facts = _tensor("", tensor, measure=measure)
+            total += facts["original_bytes"]
+            position += used + length
+            yield facts
+        stated = int.from_bytes(head[used : used + 8], "little")
+        if position + _END_BYTES != size or stated != total:
+            message = f"{path}: damaged at its end, byte {position}"
+            raise CorruptDataError(message)
 
 
 def merged(

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import mmap
 import zlib
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from neuzip_rs._spelling import NAMES
 from neuzip_rs.cli.contents import directory_facts, merged, tensor_facts
 from neuzip_rs.cli.report import ratio
 from neuzip_rs.directory.content import COMPRESSED_KINDS, Progress
-from neuzip_rs.directory.doubles import catalog_of, in_order
+from neuzip_rs.directory.doubles import can_be_named, catalog_of, in_order
 from neuzip_rs.directory.transfer import Meter
 from neuzip_rs.directory.tree import scan
 
@@ -54,7 +53,9 @@ class Forecast:
             with meter.part(file.size) as progress:
                 if kind == "safetensors":
                     inner = Forecast(self._level, self._threads, progress)
-                    known = None if catalog is None else (catalog, file.name)
+                    known = None
+                    if catalog is not None and can_be_named(file.name):
+                        known = (catalog, file.name)
                     facts = inner.file(file.path, kind, known)
                 else:
                     facts = {
@@ -113,25 +114,20 @@ class Forecast:
 
     def _frames(self, path: Path, original: int) -> tuple[int, list[dict[str, Any]]]:
         frames: list[dict[str, Any]] = []
-        if original:
-            with (
-                path.open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-                memoryview(mapped) as data,
-            ):
-                for start in range(0, original, _FRAME_BYTES):
-                    frames.append(self._frame(data[start : start + _FRAME_BYTES]))
-                    self._progress(min(original, start + _FRAME_BYTES), original)
+        # Not mapped: a map that another process cuts short would end this one.
+        with path.open("rb") as file:
+            for start in range(0, original, _FRAME_BYTES):
+                frames.append(self._frame(file.read(min(_FRAME_BYTES, original - start))))
+                self._progress(min(original, start + _FRAME_BYTES), original)
         compressed = _AROUND_FRAMES + sum(
             _FRAME_LENGTH + frame["compressed_bytes"] for frame in frames
         )
         return compressed, [merged(path.name, frames, original, compressed)]
 
-    def _frame(self, data: memoryview) -> dict[str, Any]:
-        with data:
-            facts = _native.estimate(
-                data, "uint8", (len(data),), level=self._level, threads=self._threads
-            )
+    def _frame(self, data: bytes) -> dict[str, Any]:
+        facts = _native.estimate(
+            data, "uint8", (len(data),), level=self._level, threads=self._threads
+        )
         explanation = Explanation.from_native(facts)
         return _tensor("", "uint8", (explanation.original_bytes,), explanation)
 

@@ -36,6 +36,13 @@ def empty(dtype: str, shape: tuple[int, ...], device: int) -> Array:
     )[0]
 
 
+def memory(nbytes: int, device: int) -> tuple[int, Array]:
+    """Memory of CuPy's allocator: its address, and what keeps it."""
+    del device
+    owner = _cupy.empty(nbytes, "uint8")
+    return int(owner.data.ptr), owner
+
+
 def check(array: Array, dtype: str, shape: tuple[int, ...]) -> None:
     """ValueError unless an array can hold a tensor as it lies there."""
     if array.dtype != _dtype(dtype) or array.shape != shape:

@@ -1,6 +1,7 @@
 """CuPy, streams, memory and kernels: what the rest of the package needs of a device."""
 
 import re
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,12 +109,14 @@ class _Address:
 
 # Pinned memory that a copy may still be reading, and the event behind the copy.
 _in_flight: Final[deque[tuple[Cupy, Cupy]]] = deque()
+_in_flight_lock: Final = threading.Lock()
 
 
 def staging(nbytes: int) -> Cupy:
     """Pinned host memory, as a numpy array of bytes; `hold` it until it has been copied."""
-    while _in_flight and _in_flight[0][0].done:
-        _in_flight.popleft()
+    with _in_flight_lock:
+        while _in_flight and _in_flight[0][0].done:
+            _in_flight.popleft()
     numpy = import_module("numpy")
     memory = cupy().cuda.alloc_pinned_memory(max(nbytes, 1))
     return numpy.frombuffer(memory, numpy.uint8, nbytes)

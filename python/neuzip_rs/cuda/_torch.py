@@ -45,6 +45,12 @@ def empty(dtype: str, shape: tuple[int, ...], device: int) -> Array:
     )[0]
 
 
+def memory(nbytes: int, device: int) -> tuple[int, Array]:
+    """Memory of torch's allocator: its address, and what keeps it."""
+    owner = _torch.empty(nbytes, dtype=_torch.uint8, device=_torch.device("cuda", device))
+    return int(owner.data_ptr()), owner
+
+
 def check(array: Array, dtype: str, shape: tuple[int, ...]) -> None:
     """ValueError unless an array can hold a tensor as it lies there."""
     if array.dtype != _dtype(dtype) or tuple(array.shape) != shape:

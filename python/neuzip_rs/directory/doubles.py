@@ -36,6 +36,15 @@ def in_order(files: Sequence[TreeFile], shards: Sequence[TreeFile]) -> list[Tree
     return [*first, *(file for file in files if file.name not in names)]
 
 
+def can_be_named(name: str) -> bool:
+    """Whether references can name a file: they are UTF-8, names of files are any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def catalog_of(
     root: Path,
     shards: Sequence[TreeFile],
@@ -54,7 +63,7 @@ def catalog_of(
     """
     if len(shards) + sum(is_zip(file.path) for file in others) < 2:
         return None
-    names = [file.name for file in shards]
+    names = [file.name for file in shards if can_be_named(file.name)]
     # How much there is to look at nobody knows beforehand.
     report = None if progress is None else lambda _done, _total: progress(0, 0)
     return _native.Catalog(str(root), names, threads=threads, progress=report)

@@ -6,6 +6,8 @@ sees codes only through the `Codec` of their device, so that a device is support
 
 import ctypes
 import os
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -48,16 +50,30 @@ class Codec(Protocol):
     """Compression on a kind of device.
 
     A codec keeps no tensors: where decoded elements live, and for how long, is up to its caller.
+
+    Attributes:
+        works_by_itself: Whether the device goes on while the host does, so that reading its memory
+            would wait for it.
     """
 
+    works_by_itself: bool
+
     def encode(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Returns the code of a contiguous tensor of one of `DTYPES`, in memory of its own."""
+        """Returns the code of a contiguous tensor of one of `DTYPES`, in memory of its own.
+
+        A device that works by itself may know later how long it is: only `decode`, `header` and
+        `settle` take such a code.
+        """
+
+    def settle(self, code: torch.Tensor) -> None:
+        """Makes a code one that may be copied, measured and stored; it stays the same tensor."""
 
     def decode(self, code: torch.Tensor, out: torch.Tensor, start_bytes: int) -> None:
         """Fills `out`, contiguous uint8, with the decoded bytes from `start_bytes` on.
 
         Raises:
-            CorruptDataError: If the code is damaged.
+            CorruptDataError: If the code is damaged, as far as that is known without waiting for
+                a device that works by itself.
         """
 
     def header(self, code: torch.Tensor) -> Header:
@@ -68,24 +84,41 @@ class Codec(Protocol):
         """
 
 
+def named_dtype(name: str) -> torch.dtype:
+    """The type of parameters that has this name in a code.
+
+    Raises:
+        TypeError: If parameters do not have it.
+    """
+    dtype = _BY_NAME.get(name)
+    if dtype is None:
+        message = f"the code holds elements of type {name}, which parameters do not have"
+        raise TypeError(message)
+    return dtype
+
+
 def codec_for(device: torch.device) -> Codec:
     """The codec of a device.
 
     Raises:
         NotImplementedError: If there is none.
+        ImportError: If it needs a package that is not installed; the message names the extra.
     """
-    if device.type == "cpu":
-        return _CPU
+    make = CODECS.get(device.type)
+    if make is not None:
+        return make()
     message = (
-        f"parameters on {str(device)!r} cannot be compressed: neuzip_rs.nn has a codec for the CPU "
-        "only, one for this device's memory is missing; keep compressed modules on the CPU, or "
-        "nz.nn.decompress_ them before moving them"
+        f"parameters on {str(device)!r} cannot be compressed: neuzip_rs.nn has codecs for the CPU "
+        "and for CUDA devices, one for this device's memory is missing; keep compressed modules "
+        "there, or nz.nn.decompress_ them before moving them"
     )
     raise NotImplementedError(message)
 
 
 class _CpuCodec:
     """The Rust codec, reading and writing the memory of torch's CPU tensors."""
+
+    works_by_itself = False
 
     def encode(self, tensor: torch.Tensor) -> torch.Tensor:
         compressed = _native.compress(
@@ -108,14 +141,27 @@ class _CpuCodec:
 
     def header(self, code: torch.Tensor) -> Header:
         name, shape, _ = _native.stream_header(_bytes_of(code))
-        dtype = _BY_NAME.get(name)
-        if dtype is None:
-            message = f"the code holds elements of type {name}, which parameters do not have"
-            raise TypeError(message)
-        return Header(dtype, tuple(shape))
+        return Header(named_dtype(name), tuple(shape))
+
+    def settle(self, code: torch.Tensor) -> None:
+        """Codes are as long as they are."""
 
 
-_CPU: Final = _CpuCodec()
+@cache
+def _cpu() -> Codec:
+    return _CpuCodec()
+
+
+@cache
+def _cuda() -> Codec:
+    # Imported when a parameter is there: CuPy is not needed before.
+    from neuzip_rs.cuda._codec import cuda_codec
+
+    return cuda_codec()
+
+
+CODECS: Final[dict[str, Callable[[], Codec]]] = {"cpu": _cpu, "cuda": _cuda}
+"""What makes the codec of a type of devices."""
 
 
 def _bytes_of(tensor: torch.Tensor) -> "Buffer":

@@ -19,9 +19,10 @@ Decoding multiplies each quotient by the scale of its block and rounds to the ty
 
 import struct
 import zlib
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from neuzip_rs._errors import CorruptDataError, UnsupportedVersionError
 from neuzip_rs.nn import rounding as blocks
@@ -58,6 +59,8 @@ def encode(tensor: torch.Tensor, rounding: Rounding | None) -> torch.Tensor:
         return codec.encode(tensor)
     quotients, scales = blocks.split(tensor.view(-1), rounding)
     streams = codec.encode(quotients.view(tensor.shape)), codec.encode(scales)
+    for stream in streams:
+        codec.settle(stream)
     head = _HEAD.pack(
         _MAGIC, _VERSION, rounding.block_size, rounding.precision, streams[0].numel(), 0
     )
@@ -97,8 +100,27 @@ def header(code: torch.Tensor) -> Header:
     return Header(*codec.header(parts.quotients), parts.rounding)
 
 
+def settle(code: torch.Tensor) -> None:
+    """Makes a code one that may be copied, measured and stored; it stays the same tensor."""
+    codec_for(code.device).settle(code)
+
+
+_PLAIN: Final = object()
+_taken: Final = WeakTensorKeyDictionary()
+"""The parts of codes on devices, whose first bytes are read once; `_PLAIN` for plain streams."""
+
+
 def _take_apart(code: torch.Tensor) -> _Parts | None:
     """The parts of a rounded code; None if it is a plain stream."""
+    if not codec_for(code.device).works_by_itself:
+        return _parts_of(code)
+    known = _taken.get(code)
+    if known is None:
+        known = _taken[code] = _parts_of(code) or _PLAIN
+    return None if known is _PLAIN else cast("_Parts", known)
+
+
+def _parts_of(code: torch.Tensor) -> _Parts | None:
     head = code[:_HEAD_BYTES].cpu().numpy().tobytes()
     if not head.startswith(_MAGIC):
         return None
@@ -113,11 +135,22 @@ def _take_apart(code: torch.Tensor) -> _Parts | None:
     if checksum != zlib.crc32(head[: _HEAD.size]):
         message = "the head of a rounded code does not have its checksum"
         raise CorruptDataError(message)
-    rest = code[_HEAD_BYTES:]
-    if not block_size or precision > max(MANTISSA_BITS.values()) or length > rest.numel():
+    rest = code.numel() - _HEAD_BYTES
+    if not block_size or precision > max(MANTISSA_BITS.values()) or length > rest:
         message = "the head of a rounded code has values that it cannot have"
         raise CorruptDataError(message)
-    return _Parts(Rounding(precision, block_size), rest[:length], rest[length:])
+    return _Parts(
+        Rounding(precision, block_size),
+        _part(code, _HEAD_BYTES, length),
+        _part(code, _HEAD_BYTES + length, rest - length),
+    )
+
+
+def _part(code: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    """A part of a code that does not know, and so not keep alive, the code."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        part = torch.empty(0, dtype=torch.uint8, device=code.device)
+        return part.set_(code.untyped_storage(), code.storage_offset() + start, (count,), (1,))
 
 
 def _scales(

@@ -53,7 +53,7 @@ def _view(func: Operator, weight: CompressedWeight, others: _Others, keywords: _
         # The bits of a cast are nowhere but in its decoded elements.
         return weight.decoded().view(others[0])
     key = None
-    if not keywords and type(weight.record.code) is torch.Tensor:
+    if not keywords and type(weight.record.stored) is torch.Tensor:
         key = (func, old, tuple(tuple(a) if isinstance(a, list) else a for a in others))
         known = _views.get(key)
         if known is not None:
@@ -141,7 +141,7 @@ def _embedding(
     func: Operator, weight: CompressedWeight, others: _Others, keywords: _Keywords
 ) -> Result:
     """Looks rows up without decoding the others, where few are asked for."""
-    if not weight.is_whole or type(weight.record.code) is not torch.Tensor:
+    if not weight.is_whole or type(weight.record.stored) is not torch.Tensor:
         return NotImplemented
     found = rows.decode_rows(weight.record, others[0])
     if found is None:

@@ -72,11 +72,17 @@ class Layout(NamedTuple):
 
 
 class Record:
-    """A code on some device, and the layout of what is in it."""
+    """A code on some device, and the layout of what is in it.
 
-    __slots__ = ("code", "layout", "rounding")
+    Attributes:
+        stored: The code, to be decoded; `code` is for everything else.
+        layout: How the elements lie in memory.
+        rounding: How they are rounded, if they are.
+    """
 
-    code: torch.Tensor
+    __slots__ = ("layout", "rounding", "stored")
+
+    stored: torch.Tensor
     layout: Layout
     rounding: Rounding | None
 
@@ -84,9 +90,24 @@ class Record:
         self, code: torch.Tensor, layout: Layout, rounding: Rounding | None = None
     ) -> None:
         """Takes a code of a tensor of this layout, as it is."""
-        self.code = code
+        self.stored = code
         self.layout = layout
         self.rounding = rounding
+
+    @property
+    def code(self) -> torch.Tensor:
+        """The code, in full: a device that has just made it is waited for."""
+        codes.settle(self.stored)
+        return self.stored
+
+    @code.setter
+    def code(self, code: torch.Tensor) -> None:
+        self.stored = code
+
+    @property
+    def device(self) -> torch.device:
+        """Where the code is."""
+        return self.stored.device
 
     @classmethod
     def encode(cls, tensor: torch.Tensor, rounding: Rounding | None = None) -> Self:
@@ -124,12 +145,12 @@ class Record:
     def decode_elements(self, start: int, count: int) -> torch.Tensor:
         """Elements in the order of memory, as `decode` gives them."""
         itemsize = self.layout.dtype.itemsize
-        flat = scratch.decode(self.code, start * itemsize, count * itemsize)
+        flat = scratch.decode(self.stored, start * itemsize, count * itemsize)
         return flat.view(self.layout.dtype)
 
     def decode_to_change(self) -> torch.Tensor:
         """The tensor, for the caller to change; `encode_from` stores what has become of it."""
-        flat = scratch.take(self.code, self.layout.nbytes).view(self.layout.dtype)
+        flat = scratch.take(self.stored, self.layout.nbytes).view(self.layout.dtype)
         return flat.as_strided(self.layout.shape, self.layout.stride)
 
     def encode_from(self, tensor: torch.Tensor) -> None:
@@ -140,15 +161,15 @@ class Record:
                 f"not {tuple(tensor.shape)} and {tensor.dtype}"
             )
             raise ValueError(message)
-        if tuple(tensor.stride()) != self.layout.stride or tensor.device != self.code.device:
+        if tuple(tensor.stride()) != self.layout.stride or tensor.device != self.device:
             room = torch.empty_strided(
                 self.layout.shape,
                 self.layout.stride,
                 dtype=self.layout.dtype,
-                device=self.code.device,
+                device=self.device,
             )
             tensor = room.copy_(tensor)
-        self.code = _encode(tensor, self.layout, self.rounding)
+        self.stored = _encode(tensor, self.layout, self.rounding)
 
     def row_major_code(self) -> torch.Tensor:
         """The code as `state_dict` has it: of the elements in the order of the indices."""
@@ -161,7 +182,7 @@ class Record:
 
         It costs no memory until then.
         """
-        return Record(self.code, self.layout, self.rounding)
+        return Record(self.stored, self.layout, self.rounding)
 
     def to(self, device: torch.device) -> "Record":
         """The same contents on another device, whose codec must be there."""
@@ -174,7 +195,7 @@ class Record:
 
     def __setstate__(self, state: tuple[torch.Tensor, Layout, Rounding | None]) -> None:
         """Restores what `__getstate__` gave."""
-        self.code, self.layout, self.rounding = state
+        self.stored, self.layout, self.rounding = state
 
 
 def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from typing import Final
 import torch
 
 from neuzip_rs.nn import codes
+from neuzip_rs.nn.codec import codec_for
 from neuzip_rs.nn.record import Record
 
 # What one more piece costs, in bytes that could be decoded meanwhile: a call, and the parts of
@@ -21,10 +22,13 @@ def decode_rows(record: Record, indices: torch.Tensor) -> tuple[torch.Tensor, to
 
     Returns:
         A smaller matrix, and the indices into it that mean the same; None where it is quicker to
-        decode all rows, or where an index is out of range.
+        decode all rows, as on a device, or where an index is out of range.
     """
     layout = record.layout
-    if len(layout.shape) != 2 or not layout.is_row_major() or indices.device != record.code.device:
+    if len(layout.shape) != 2 or not layout.is_row_major() or indices.device != record.device:
+        return None
+    if codec_for(record.device).works_by_itself:
+        # Which rows are wanted is not known here without waiting for the device.
         return None
     height, width = layout.shape
     row_bytes = width * layout.dtype.itemsize
@@ -40,13 +44,13 @@ def decode_rows(record: Record, indices: torch.Tensor) -> tuple[torch.Tensor, to
     decoded_rows = sum(stop - start for start, stop, _ in pieces)
     if 2 * (decoded_rows * row_bytes + len(pieces) * _PIECE_BYTES) > layout.nbytes:
         return None
-    room = torch.empty(decoded_rows * row_bytes, dtype=torch.uint8, device=record.code.device)
+    room = torch.empty(decoded_rows * row_bytes, dtype=torch.uint8, device=record.device)
     shift = torch.empty_like(wanted)
     done = 0
     found = 0
     for start, stop, count in pieces:
         part = room.narrow(0, done * row_bytes, (stop - start) * row_bytes)
-        codes.decode(record.code, part, start * row_bytes)
+        codes.decode(record.stored, part, start * row_bytes)
         shift[found : found + count] = done - start
         done += stop - start
         found += count

@@ -85,7 +85,7 @@ class CompressedWeight(torch.Tensor):
             strides=geometry.stride,
             storage_offset=geometry.offset,
             dtype=geometry.dtype,
-            device=record.code.device,
+            device=record.device,
             requires_grad=requires_grad,
             storage_size=0,
         )
@@ -165,7 +165,7 @@ class CompressedWeight(torch.Tensor):
 
     def _elements(self, start: int, count: int) -> torch.Tensor:
         record = self.record
-        if type(record.code) is not torch.Tensor or torch.compiler.is_compiling():
+        if type(record.stored) is not torch.Tensor or torch.compiler.is_compiling():
             return cast(
                 "torch.Tensor", operators.decode(record.code, start, count, record.layout.dtype)
             )

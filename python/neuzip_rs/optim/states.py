@@ -28,7 +28,7 @@ def compress(state: dict[str, Any]) -> None:
                 # Gaps or overlaps: not a tensor of the parameter's shape, and rare.
                 continue
             with torch.inference_mode(mode=False), torch.no_grad():
-                state[key] = CompressedWeight(Record(Record.encode(value).code, layout))
+                state[key] = CompressedWeight(Record(Record.encode(value).stored, layout))
 
 
 def decompress(state: dict[str, Any]) -> None:
@@ -50,6 +50,6 @@ def decoded(value: CompressedWeight) -> torch.Tensor:
     """
     record = value.record
     layout = record.layout
-    out = torch.empty(layout.nbytes, dtype=torch.uint8, device=record.code.device)
-    codec_for(out.device).decode(record.code, out, 0)
+    out = torch.empty(layout.nbytes, dtype=torch.uint8, device=record.device)
+    codec_for(out.device).decode(record.stored, out, 0)
     return out.view(layout.dtype).as_strided(layout.shape, layout.stride)

@@ -16,7 +16,7 @@ use super::stream::{Stream, external_alone, reference_alone};
 use crate::chunk::fill_pattern;
 use crate::constants::{ALIGNMENT, SUB_BLOCK};
 use crate::error::{Error, Result};
-pub use parts::{EncodedChunk, Table, assemble};
+pub use parts::{EncodedChunk, EncodedModel, assemble};
 use tables::Sections;
 use wire::{CHUNK_BYTES, Chunk, flag, kind};
 
@@ -25,7 +25,8 @@ const PIECE_BYTES: u64 = 1 << 17;
 /// The fast kernel reads and writes so many bytes at a time.
 const WIDE: u64 = 16;
 
-/// Where the device has a stream and wants its bytes.
+/// Where the device has a stream and wants its bytes. Addresses may count from a place that only the launch knows,
+/// if that is a multiple of 16.
 #[derive(Clone, Copy, Debug)]
 pub struct Placement {
     /// Address of the first byte of the stream.
@@ -194,6 +195,7 @@ impl Planner<'_> {
                         }
                     });
                     offsets[model][usize::from(fast)] = Some(chunk.model);
+                    chunk.flags |= if fast { flag::CUT } else { 0 };
                     chunk.kind = if chunked.delta.is_some() {
                         chunk.base = base + start;
                         kind::DELTA

@@ -1,23 +1,30 @@
-//! A stream around payloads that the device has encoded.
+//! What goes in front of payloads that the device has encoded.
 //!
-//! The device makes one kind of model: a coded plane of exponents above a raw plane of mantissa and sign.
+//! The device makes one kind of model: a coded plane of exponents above a raw plane of mantissa and, mostly, sign.
 //! Place in docs/format.md: "Tensor stream".
 
 use super::super::index::{ChunkEntry, Storage, is_packed};
 use super::super::prelude::{Body, Chunked, TensorType, write_prelude};
 use crate::constants::{ALIGNMENT, CHUNK_LOG2};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, FloatFields};
 use crate::error::{Error, Result};
 use crate::model::frequency_table::{Entry, FrequencyTable};
 use crate::model::{Model, Plane};
 
-/// The table of the exponents: base, whether it has an escape, and index and frequency in slot order.
-pub type Table = (u64, bool, Vec<(u8, u8)>);
+/// The model: mantissa bits in the symbol, where the sign is, whether trailing zeros are left out; then the table of
+/// the symbols: base, whether it has an escape, and index and frequency in slot order.
+pub type EncodedModel = (u32, u32, bool, u64, bool, Vec<(u8, u8)>);
+
+/// `EncodeSign` of `cuda/encode_layout.cuh`.
+const SIGN_RAW: u32 = 0;
+const SIGN_FIRST: u32 = 1;
+const SIGN_POSITIVE: u32 = 2;
+const SIGN_NEGATIVE: u32 = 3;
 
 /// What the device says of a chunk: payload length, storage (0 raw, 1 constant, 2 the model), hash.
 pub type EncodedChunk = (u32, u8, u64);
 
-/// Puts a stream together: what [`crate::compress`] makes at the level `fast`.
+/// The beginning of a stream, up to its payloads: what [`crate::compress`] makes at the level `fast`.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for parts that make no stream.
@@ -25,17 +32,14 @@ pub fn assemble(
     dtype: Dtype,
     shape: &[u64],
     chunk_log2: u32,
-    table: Option<Table>,
+    made: Option<EncodedModel>,
     chunks: &[EncodedChunk],
-    payloads: &[u8],
 ) -> Result<Vec<u8>> {
     let fail = |what: &str| Err(Error::InvalidArgument(format!("encoded parts: {what}")));
     let tensor = TensorType::new(dtype, shape)?;
-    let models: Vec<Model> = match (table, dtype.float_fields()) {
+    let models: Vec<Model> = match (made, dtype.float_fields()) {
         (None, _) => Vec::new(),
-        (Some(table), Some(fields)) => {
-            vec![model(fields.exponent_bits, fields.element_bits, table)?]
-        }
+        (Some(made), Some(fields)) => vec![model(fields, made)?],
         (Some(_), None) => return fail("a table without floats"),
     };
     let mut entries = Vec::with_capacity(chunks.len());
@@ -52,9 +56,8 @@ pub fn assemble(
             hash,
         });
     }
-    let length: u64 = chunks.iter().map(|&(len, ..)| u64::from(len)).sum();
-    if !CHUNK_LOG2.contains(&chunk_log2) || length != payloads.len() as u64 {
-        return fail("lengths that do not fit together");
+    if !CHUNK_LOG2.contains(&chunk_log2) {
+        return fail("a length that chunks do not have");
     }
     let single = entries.first().filter(|_| entries.len() == 1);
     let packed = entries.is_empty() || single.is_some_and(|entry| is_packed(1, entry.storage));
@@ -72,24 +75,39 @@ pub fn assemble(
     if !packed {
         stream.resize(stream.len().next_multiple_of(ALIGNMENT), 0);
     }
-    stream.extend_from_slice(payloads);
     Ok(stream)
 }
 
-fn model(exponent_bits: u32, element_bits: u32, (base, escape, listed): Table) -> Result<Model> {
+fn model(fields: FloatFields, made: EncodedModel) -> Result<Model> {
+    let (joint, sign, trailing_zeros, base, escape, listed) = made;
+    let fail = || Error::InvalidArgument("encoded parts: no model".to_owned());
+    let left = fields.mantissa_bits.checked_sub(joint).ok_or_else(fail)?;
+    let symbol_bits = fields.exponent_bits + joint + u32::from(sign == SIGN_FIRST);
+    let raw_bits = left + u32::from(sign == SIGN_RAW);
     let entries = listed.into_iter();
     let entries = entries.map(|(index, frequency)| Entry { index, frequency });
-    let table = FrequencyTable::new(exponent_bits, base, escape, entries.collect())?;
+    let table = FrequencyTable::new(symbol_bits, base, escape, entries.collect())?;
+    let mut planes = Vec::new();
+    let sign_position = match sign {
+        SIGN_RAW => 0,
+        SIGN_FIRST => left,
+        SIGN_POSITIVE | SIGN_NEGATIVE => {
+            planes.push(Plane::constant(1, u64::from(sign == SIGN_NEGATIVE)));
+            fields.element_bits - 1
+        }
+        _ => return Err(fail()),
+    };
+    planes.push(Plane::coded(table));
+    if raw_bits > 0 {
+        planes.push(Plane::raw(raw_bits));
+    }
     Model {
-        element_bytes: element_bits as usize / 8,
+        element_bytes: fields.element_bits as usize / 8,
         phase: 0,
-        sign_position: 0,
-        trailing_zeros: false,
+        sign_position,
+        trailing_zeros,
         scaled: false,
-        planes: vec![
-            Plane::coded(table),
-            Plane::raw(element_bits - exponent_bits),
-        ],
+        planes,
     }
     .validated()
 }

@@ -15,6 +15,7 @@ pub(super) mod kind {
 pub(super) mod flag {
     pub(in super::super) const VERIFY: u8 = 1;
     pub(in super::super) const ALIGNED: u8 = 2;
+    pub(in super::super) const CUT: u8 = 4;
 }
 
 /// Bytes of a [`Chunk`].

@@ -12,6 +12,7 @@ use super::{FILE_MAGIC, FRAME_BYTES, MAX_VARINT_BYTES, Totals, append};
 use crate::codec::write_external;
 use crate::container::external::{Derivation, External};
 use crate::error::{Error, Result};
+use crate::headroom::{self, WORKER_BYTES};
 use crate::parallel::{Ahead, in_order};
 use crate::safetensors::catalog::RangePlan;
 use crate::varint::write_varint;
@@ -113,6 +114,9 @@ pub(crate) fn compress_frames<W: Write>(
         Ok(())
     };
     write(&FILE_MAGIC)?;
+    // A frame is read where it lies; its stream grows by doubling.
+    let frame = 3 * data.len().min(FRAME_BYTES);
+    headroom::check(FRAMES_AHEAD.besides * frame + WORKER_BYTES)?;
     in_order(
         options.threads,
         FRAMES_AHEAD,

@@ -16,7 +16,7 @@ use crate::python::explain::explanation_dict;
 use crate::python::fits_python;
 use crate::python::report::{raise, run};
 use crate::python::tensor::info_dict;
-use crate::safetensors::{self, ElementType, MemoryTensor};
+use crate::safetensors::{self, ElementType, MemoryTensor, StoredForm};
 use crate::{Dtype, Error, huge_pages};
 
 /// A memory-mapped `.safetensors` file, plain or compressed.
@@ -46,6 +46,9 @@ impl SafetensorsFile {
 
 /// Name, element type, shape and bytes.
 type Layout<'py> = (String, Bound<'py, PyString>, Bound<'py, PyTuple>, u64);
+
+/// Name, first byte in the file, bytes, form, number of the tensor that it repeats, hash of the bytes.
+type Place<'py> = (String, u64, u64, &'static str, usize, Bound<'py, PyBytes>);
 
 /// Says which file an error is about.
 fn raise_in(path: &Path) -> impl FnOnce(Error) -> PyErr {
@@ -146,6 +149,34 @@ impl SafetensorsFile {
         let (file, index) = self.tensor(name)?;
         let owner = file.bundle(index);
         Ok(owner.map(|owner| file.header().name(owner).to_owned()))
+    }
+
+    /// Where every tensor is stored, in the order of the data: name, first byte in the file, bytes, form,
+    /// and for the form "repeat" the number of the tensor it repeats and the hash of the decoded bytes.
+    fn places<'py>(&self, py: Python<'py>) -> PyResult<Vec<Place<'py>>> {
+        let file = self.file()?;
+        let place = |index| {
+            let range = file.stored_range(index);
+            let form = file.stored_form(index).map_err(raise_in(&self.path))?;
+            let (form, first, hash) = match form {
+                StoredForm::Plain => ("plain", index, 0),
+                StoredForm::Stream => ("stream", index, 0),
+                StoredForm::Elsewhere => ("elsewhere", index, 0),
+                StoredForm::Repeat {
+                    first,
+                    content_hash,
+                } => ("repeat", first, content_hash),
+            };
+            Ok((
+                file.header().name(index).to_owned(),
+                range.start,
+                range.end - range.start,
+                form,
+                first,
+                PyBytes::new(py, &hash.to_le_bytes()),
+            ))
+        };
+        (0..file.header().len()).map(place).collect()
     }
 
     /// Facts about a tensor's stream; `None` for a plain file.

@@ -66,12 +66,14 @@ def decode_many(
             plan,
             np.uint32(0),
             np.uint32(cut_chunks),
+            *(np.uint64(0), np.uint64(0)),
             status,
             seed=seed,
         )
     if any_chunks:
         sizes32 = np.uint32(cut_chunks), np.uint32(any_chunks)
-        kernels.launch("decode_any", grid, ANY_BLOCK, plan, *sizes32, status, seed=seed)
+        nowhere = np.uint64(0), np.uint64(0)
+        kernels.launch("decode_any", grid, ANY_BLOCK, plan, *sizes32, *nowhere, status, seed=seed)
     if status[0]:
         message = f"error {status[0]} in chunk {status[2]} of tensor {status[1]}"
         raise DeviceError(message)

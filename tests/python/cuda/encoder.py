@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neuzip_rs.cuda._encode import Input, describe, sizes
+from neuzip_rs.cuda._encode import Input, describe
 from tests.python.cuda.emulation import Emulated, guarded
 
 Array = np.ndarray[Any, Any]
@@ -26,25 +26,36 @@ def encoder() -> Emulated:
 
 
 def encode_many(
-    tensors: Sequence[tuple[bytes, str]], chunk_log2: int, *, grid: int = 3, seed: int = 1
+    tensors: Sequence[tuple[bytes, str]],
+    chunk_log2: int,
+    *,
+    grid: int = 3,
+    seed: int = 1,
+    wave_bytes: int = 1 << 16,
+    level: str = "fast",
 ) -> list[Encoded]:
     """Encodes tensors, bytes and dtype, in one launch of each kernel."""
     memory = [guarded(data) for data, _ in tensors]
-    described, chunks = describe(
+    described, chunks, waves, scratch_bytes, out_bytes = describe(
         [
             Input(at.ctypes.data, len(data), dtype, chunk_log2)
             for at, (data, dtype) in zip(memory, tensors, strict=True)
-        ]
+        ],
+        wave_bytes,
     )
-    scratch, out = (guarded(bytes(size)) for size in sizes(described, chunks))
+    scratch, out = guarded(bytes(scratch_bytes)), guarded(bytes(out_bytes))
     chunks["scratch"] += np.uint64(scratch.ctypes.data)
     starts = described["out"].tolist()
     described["out"] += np.uint64(out.ctypes.data)
-    kernels, count = encoder(), np.uint32(len(chunks))
-    kernels.launch("encode_plan", len(tensors), 256, described, seed=seed)
-    kernels.launch("encode_chunks", grid, 128, described, chunks, count, seed=seed)
-    kernels.launch("encode_offsets", len(tensors), 32, described, chunks, seed=seed)
-    kernels.launch("encode_gather", grid, 128, described, chunks, count, seed=seed)
+    kernels = encoder()
+    kernels.launch("encode_signs", grid, 128, described, chunks, np.uint32(len(chunks)), seed=seed)
+    planner = {"fast": "encode_plan", "default": "encode_choose"}[level]
+    kernels.launch(planner, len(tensors), 256, described, seed=seed)
+    for start, count in waves:
+        part = np.uint32(start), np.uint32(count)
+        kernels.launch("encode_chunks", grid, 128, described, chunks, *part, seed=seed)
+        kernels.launch("encode_offsets", len(tensors), 32, described, chunks, *part, seed=seed)
+        kernels.launch("encode_gather", grid, 128, described, chunks, *part, seed=seed)
     return [
         Encoded(
             tensor,

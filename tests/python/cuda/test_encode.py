@@ -1,5 +1,7 @@
 """cuda/encode.cu against the Rust encoder, in the emulation: the same tables, the same bytes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from neuzip_rs import _native
 from neuzip_rs._dtypes import ITEMSIZE
-from neuzip_rs.cuda._encode import EXPONENT_BITS, HOST, assemble
+from neuzip_rs.cuda._encode import CHOSEN, EXPONENT_BITS, left_to_cpu, prelude
 from tests.python import second_decoder as page
 from tests.python.cuda.emulation import needs_compiler
 from tests.python.cuda.encoder import Encoded, encode_many
@@ -17,32 +19,34 @@ pytestmark = needs_compiler
 EXAMPLES = settings().max_examples
 
 
-def compressed(data: bytes, dtype: str, chunk_log2: int) -> bytes:
+def compressed(data: bytes, dtype: str, chunk_log2: int, level: str = "fast") -> bytes:
     count = len(data) // ITEMSIZE[dtype]
-    stream = _native.compress(data, dtype, (count,), level="fast", chunk_bytes=1 << chunk_log2)
+    stream = _native.compress(data, dtype, (count,), level=level, chunk_bytes=1 << chunk_log2)
     return bytes(stream)
 
 
-def agree(found: Encoded, data: bytes, dtype: str, chunk_log2: int) -> bool:
+def agree(found: Encoded, data: bytes, dtype: str, chunk_log2: int, level: str = "fast") -> bool:
     """Whether the device made it, and then the same as the CPU."""
-    if int(found.tensor["model"]["state"]) == HOST:
+    if left_to_cpu(found.tensor, found.chunks):
         return False
-    stream = compressed(data, dtype, chunk_log2)
+    stream = compressed(data, dtype, chunk_log2, level)
     shape = (len(data) // ITEMSIZE[dtype],)
-    assert assemble(found.tensor, found.chunks, found.payloads, dtype, shape) == stream
+    assert prelude(found.tensor, found.chunks, dtype, shape) + found.payloads == stream
     return True
 
 
-def one(data: bytes, dtype: str, chunk_log2: int, seed: int = 1) -> bool:
-    (found,) = encode_many([(data, dtype)], chunk_log2, seed=seed)
-    return agree(found, data, dtype, chunk_log2)
+def one(data: bytes, dtype: str, chunk_log2: int, seed: int = 1, level: str = "fast") -> bool:
+    (found,) = encode_many([(data, dtype)], chunk_log2, seed=seed, level=level)
+    return agree(found, data, dtype, chunk_log2, level)
 
 
 @pytest.mark.parametrize("dtype", EXPONENT_BITS)
-def test_weights(dtype: str) -> None:
+@pytest.mark.parametrize("level", ["fast", "default"])
+def test_weights(dtype: str, level: str) -> None:
     """Ordinary weights are encoded on the device."""
-    for count in (5000, 8192, 70_003):
-        assert one(contents("weights", dtype, count, count), dtype, 13)
+    for count in (5000, 8192, 20_000, 70_003, 200_000):
+        if level == "fast" or dtype in CHOSEN:
+            assert one(contents("weights", dtype, count, count), dtype, 13, level=level)
 
 
 def test_sampled_tables() -> None:
@@ -77,21 +81,49 @@ def test_a_launch_takes_many_tensors() -> None:
     st.integers(12, 15),
     st.integers(0, 99),
     st.integers(0, 3),
+    st.sampled_from(["fast", "default"]),
 )
-def test_any_floats(dtype: str, kind: str, count: int, chunk: int, seed: int, order: int) -> None:
+def test_any_floats(
+    dtype: str, kind: str, count: int, chunk: int, seed: int, order: int, level: str
+) -> None:
     data = contents(kind, dtype, count, seed)
-    if one(data, dtype, chunk, order):
+    if (level == "default" and dtype not in CHOSEN) or one(data, dtype, chunk, order, level):
         return
-    # What is left to the CPU is what it stores in another form.
-    parsed = page.parse(compressed(data, dtype, chunk))
-    assert (
-        parsed.body != page.CHUNKED_BODY
-        or any(
-            [plane.mode for plane in model.planes] != [page.CODED, page.RAW] or model.trailing_zeros
-            for model in parsed.models
-        )
-        or not parsed.models
+    # What is left to the CPU is constant, or has one exponent.
+    parsed = page.parse(compressed(data, dtype, chunk, level))
+    assert parsed.body != page.CHUNKED_BODY or not any(
+        plane.mode == page.CODED for model in parsed.models for plane in model.planes
     )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("level", ["fast", "default"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_one_sign(dtype: str, sign: int, level: str) -> None:
+    if level == "default" and dtype not in CHOSEN:
+        return
+    x = np.abs(np.random.default_rng(1).standard_normal(200_000)) * sign
+    data = as_bytes(x, dtype)
+    assert one(data, dtype, 14, level=level)
+    # One element of the other sign, outside of the sample.
+    x[123_457] = -x[123_457]
+    assert one(as_bytes(x, dtype), dtype, 14, level=level)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("negative", [True, False])
+def test_trailing_zeros(dtype: str, negative: bool) -> None:
+    """Rounded weights, each sub-block to another width."""
+    x = np.random.default_rng(2).standard_normal(50_003)
+    steps = 2.0 ** -(np.arange(x.size) // 4096 % 7)
+    rounded = np.round(x / steps) * steps
+    assert one(as_bytes(rounded if negative else np.abs(rounded) + 1e-3 * steps, dtype), dtype, 14)
+
+
+def as_bytes(x: np.ndarray[Any, np.dtype[np.float64]], dtype: str) -> bytes:
+    if dtype == "bfloat16":
+        return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    return x.astype(dtype).tobytes()
 
 
 @settings(max_examples=EXAMPLES // 2)

@@ -1,7 +1,10 @@
 """On a GPU: the kernels as they are launched, on real devices, streams and graphs."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
 import neuzip_rs as nz
 from tests.python.samples import KINDS, TORCH_DTYPES, assert_same, bits, contents, torch_tensor
@@ -85,6 +88,84 @@ def test_deltas_next_to_a_base_on_the_device() -> None:
         assert_same(nz.decompress(c, device="cuda", base=old.cuda()).cpu(), new)
         with pytest.raises(nz.NeuzipError):
             nz.decompress(c, device="cuda", base=(old + 1).cuda())
+
+
+def test_files_are_decoded_on_the_device(tmp_path: Path) -> None:
+    tensors = {f"w{i}": weights((1 << 20) + 999 * i) for i in range(40)}
+    tensors["tied"] = tensors["w3"].clone()
+    tensors["scalar"] = torch.tensor(2.5)
+    nz.safetensors.save_file(tensors, tmp_path / "a")
+    nz.safetensors.decompress_file(tmp_path / "a", tmp_path / "plain")
+    for name in ("a", "plain"):
+        found = nz.safetensors.load_file(tmp_path / name, device="cuda")
+        for key, x in tensors.items():
+            assert found[key].is_cuda
+            assert_same(found[key].cpu(), x)
+    with nz.safetensors.safe_open(tmp_path / "a", "pt", device="cuda") as file:
+        assert_same(file.get_tensor("tied").cpu(), tensors["tied"])
+
+
+def test_training_is_exact(tmp_path: Path) -> None:
+    def train(compressed: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)).bfloat16().cuda()
+        generator = torch.Generator("cuda").manual_seed(1)
+        if compressed:
+            nz.nn.compress_(model)
+            optimizer: torch.optim.Optimizer = nz.optim.InBackward(
+                model, lambda p: torch.optim.AdamW(p, lr=1e-3), compress_states=True
+            )
+        else:
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
+        losses = []
+        for _ in range(5):
+            x = torch.randn(64, 256, generator=generator, device="cuda", dtype=torch.bfloat16)
+            loss = (model(x) - x).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        if compressed:
+            state = model.state_dict()
+            torch.save(state, tmp_path / "state.pt")
+            model.load_state_dict(torch.load(tmp_path / "state.pt"))
+            nz.nn.decompress_(model)
+        return [float(loss) for loss in losses], {
+            k: p.detach() for k, p in model.named_parameters()
+        }
+
+    (losses, weights_before), (found, weights_after) = train(False), train(True)
+    nz.cuda.check()
+    assert found == losses
+    for name, x in weights_before.items():
+        assert_same(weights_after[name].cpu(), x.cpu())
+
+
+def test_compressed_modules_move_between_devices() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(300, 200).bfloat16()
+    before = model.weight.detach().clone()
+    nz.nn.compress_(model)
+    for device in ("cuda", "cpu", "cuda"):
+        model.to(device)
+        assert model.weight.device.type == device
+        assert_same(model.weight.detach().clone().cpu(), before)
+    nz.nn.compress_(model, precision=3)
+    x = torch.randn(4, 300, dtype=torch.bfloat16)
+    on_device = model(x.cuda()).cpu()
+    assert torch.allclose(on_device, model.cpu()(x), rtol=0.02, atol=0.02)
+    nz.cuda.check()
+
+
+def test_bases_are_compared_on_the_device() -> None:
+    for count in (5, 100, 1 << 20):
+        old = weights(count)
+        c = nz.compress(old.clone(), base=old)
+        if c.base_hash:
+            found = nz.decompress(c, device="cuda", base=old.cuda())
+            assert_same(found.cpu(), old)
+            with pytest.raises(nz.BaseMismatchError):
+                nz.decompress(c, device="cuda", base=(old + 1).cuda())
 
 
 def test_damage_is_noticed_when_asked() -> None:

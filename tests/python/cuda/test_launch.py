@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import neuzip_rs
 from neuzip_rs.cuda import _runtime
-from neuzip_rs.cuda._decode import _CHUNK, split
+from neuzip_rs.cuda._launch import CHUNK
+from neuzip_rs.cuda._pipeline import split
 from tests.python.conftest import RunPython
 from tests.python.cuda.emulation import CUDA, kernels
 from tests.python.cuda.nvrtc import compiled, needs_nvrtc
@@ -60,7 +61,7 @@ except ImportError as error:
 
 @given(st.lists(st.integers(0, 100), max_size=50), st.lists(st.integers(0, 3000), min_size=1))
 def test_pieces_hold_the_chunks_that_have_arrived(lengths: list[int], ends: list[int]) -> None:
-    chunks = np.zeros(len(lengths), _CHUNK)
+    chunks = np.zeros(len(lengths), CHUNK)
     chunks["payload_bytes"] = lengths
     chunks["payload"] = np.cumsum([0, *lengths])[:-1]
     for end, count in zip(ends, split(chunks, ends), strict=True):

@@ -1,0 +1,1 @@
+../../../../cuda/content_hash.cu

@@ -1,0 +1,160 @@
+"""Whole files on their way to a device, on the emulated device: what `load_file` runs on a GPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import neuzip_rs as nz
+from neuzip_rs import _native
+from neuzip_rs.cuda import _files, _pipeline
+from neuzip_rs.cuda._files import Wanted
+from tests.python.cuda.emulated import EmulatedDevice
+from tests.python.cuda.emulation import needs_compiler
+from tests.python.samples import contents, torch_tensor
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pipeline, "PIECE_BYTES", 7000)
+    monkeypatch.setattr(_pipeline, "BATCH_BYTES", 50_000)
+    monkeypatch.setattr(_pipeline, "_PART_BYTES", 900)
+
+
+def weights(dtype: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    count = int(torch.Size(shape).numel())
+    return torch_tensor(dtype, shape, contents("weights", dtype, count, seed))
+
+
+def model() -> dict[str, torch.Tensor]:
+    """Matrices with streams of their own, and small tensors that may share one."""
+    tensors = {f"layers.{i}.weight": weights("bfloat16", (300, 120 + 30 * i), i) for i in range(6)}
+    tensors["norm"] = weights("float32", (99,), 7)
+    tensors["scalar"] = torch.tensor(3.5)
+    tensors["nothing"] = torch.zeros(0, 4)
+    tensors["ids"] = torch.arange(3000)
+    tensors["mask"] = torch.zeros(5000, dtype=torch.bool)
+    tensors["tied"] = tensors["layers.3.weight"].clone()
+    tensors["short"] = tensors["norm"][:70].clone()
+    tensors["short too"] = tensors["short"].clone()
+    return tensors
+
+
+def read(
+    path: Path, names: list[str] | None = None, base: Path | None = None, threads: int = 2
+) -> tuple[dict[str, torch.Tensor], EmulatedDevice]:
+    """What the device has in the end."""
+    device = EmulatedDevice(lazy=True)
+    file = _native.SafetensorsFile(str(path), base=None if base is None else str(base))
+    with nz.safetensors.safe_open(path, "pt", base=base) as opened:
+        expected = {name: opened.get_slice(name) for name in names or opened.offset_keys()}
+        outs = {
+            name: torch.zeros(part.get_shape(), dtype=opened.get_tensor(name).dtype)
+            for name, part in expected.items()
+        }
+    wanted = [Wanted(name, x.data_ptr(), x.nbytes) for name, x in outs.items()]
+    _files.load(device, file, str(path), wanted, verify=True, threads=threads)
+    return outs, device
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, x in found.items():
+        assert torch.equal(x.view(-1).view(torch.uint8), expected[name].view(-1).view(torch.uint8))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_compressed_files(tmp_path: Path, threads: int) -> None:
+    path = tmp_path / "model.safetensors"
+    nz.safetensors.save_file(model(), path)
+    forms = {name: form for name, _, _, form, _, _ in _native.SafetensorsFile(str(path)).places()}
+    assert "repeat" in {forms["tied"], forms["layers.3.weight"]}
+    found, device = read(path, threads=threads)
+    assert_same(found, model())
+    # Compressed bytes, and plans.
+    assert device.uploaded < sum(x.nbytes for x in model().values())
+
+
+def test_plain_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    nz.safetensors.save_file(model(), tmp_path / "compressed")
+    nz.safetensors.decompress_file(tmp_path / "compressed", path)
+    found, device = read(path)
+    assert_same(found, model())
+    assert device.launches == 0
+
+
+def test_some_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    nz.safetensors.save_file(model(), path)
+    for names in (["tied"], ["layers.3.weight"], ["short too", "norm"], ["scalar"], ["nothing"]):
+        found, _ = read(path, names)
+        assert_same(found, {name: model()[name] for name in names})
+
+
+def test_files_next_to_a_base(tmp_path: Path) -> None:
+    path, base = tmp_path / "model.safetensors", tmp_path / "base.safetensors"
+    nz.safetensors.save_file(model(), base)
+    new = {
+        name: (x.float() * 1.001).to(x.dtype) if x.is_floating_point() else x
+        for name, x in model().items()
+    }
+    nz.safetensors.save_file(new, path, base=base)
+    forms = {form for _, _, _, form, _, _ in _native.SafetensorsFile(str(path)).places()}
+    assert "elsewhere" in forms
+    found, _ = read(path, threads=4)
+    assert_same(found, new)
+
+
+def test_damage(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    nz.safetensors.save_file(model(), path)
+    places = {name: rest for name, *rest in _native.SafetensorsFile(str(path)).places()}
+    name = "layers.2.weight"
+    start, nbytes, form, *_ = places[name]
+    assert form == "stream"
+    content = bytearray(path.read_bytes())
+    content[start + nbytes - 40] ^= 1
+    path.write_bytes(content)
+    device = EmulatedDevice()
+    out = torch.zeros(200_000, dtype=torch.uint8)
+    file = _native.SafetensorsFile(str(path))
+    nbytes = file.nbytes(name)
+    with pytest.raises(nz.CorruptDataError, match=name):
+        _files.load(
+            device,
+            file,
+            str(path),
+            [Wanted(name, out.data_ptr(), nbytes)],
+            verify=True,
+            threads=None,
+        )
+
+
+def test_a_repeat_of_another_tensor(tmp_path: Path) -> None:
+    """The hash in a repeat is compared on the device."""
+    path, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"
+    tensors = {name: model()[name] for name in ("layers.3.weight", "tied")}
+    nz.safetensors.save_file(tensors, path)
+    nz.safetensors.save_file({name: x.flip(0) for name, x in tensors.items()}, other)
+    places = [_native.SafetensorsFile(str(p)).places() for p in (path, other)]
+    kept = {name: form for name, _, _, form, _, _ in places[0]}
+    (repeat,) = [name for name, form in kept.items() if form == "repeat"]
+    content = bytearray(path.read_bytes())
+    streams = [{name: (start, size) for name, start, size, *_ in place} for place in places]
+    (start, size), (start_other, size_other) = (of[repeat] for of in streams)
+    assert size == size_other
+    content[start : start + size] = other.read_bytes()[start_other : start_other + size]
+    path.write_bytes(content)
+    out = torch.zeros(tensors[repeat].shape, dtype=torch.bfloat16)
+    with pytest.raises(nz.BaseMismatchError, match=repeat):
+        _files.load(
+            EmulatedDevice(),
+            _native.SafetensorsFile(str(path)),
+            str(path),
+            [Wanted(repeat, out.data_ptr(), out.nbytes)],
+            verify=True,
+            threads=None,
+        )
