@@ -157,6 +157,12 @@ impl Symbols {
         // SAFETY: as the caller's.
         unsafe {
             let slot = self.first.low;
+            // Lines may have classes that are other models': a plane with one table has no use for them.
+            let class = if tables.classes.len() == 1 {
+                Class::Uniform(0)
+            } else {
+                class
+            };
             let classes = match class {
                 Class::Uniform(class) => {
                     let last = tables.classes.len() - 1;
