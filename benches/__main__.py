@@ -72,6 +72,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="kernels to measure, separated by commas; unavailable ones are reported as such",
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds per case")
+    parser.add_argument(
+        "--keep-others",
+        action="store_true",
+        help="sizes of the other compressors as sizes.json has them",
+    )
     parser.add_argument("--corpus", type=Path, metavar="DIR", help=".safetensors files for sizes")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go")
     parser.add_argument(
@@ -211,7 +216,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(speed_page.disturbance(found) or "The machine was quiet.")
     if "sizes" in options.only:
         say("sizes per file")
-        rows = sizes.write(options.corpus, CACHE, options.out, quick=options.quick)
+        rows = sizes.write(
+            options.corpus,
+            CACHE,
+            options.out,
+            quick=options.quick,
+            keep_others=options.keep_others,
+        )
         for line in sizes.verdict(rows):
             print(line)
         if options.update_readme:

@@ -68,18 +68,24 @@ def corpus_files(folder: Path | None, cache: Path) -> list[Path]:
 
 def work(task: dict[str, Any]) -> dict[str, Any]:
     """Measures the file of a task in this process."""
-    return measure(Path(task["file"]), task["quick"])
+    path = Path(task["file"])
+    return {
+        "file": path.name.removesuffix(".safetensors"),
+        "file_bytes": path.stat().st_size,
+        "percent": {level: _whole_file(path, level) for level in LEVELS},
+        **(task["others"] or measure_others(path, task["quick"])),
+    }
 
 
-def measure(path: Path, quick: bool) -> dict[str, Any]:
-    """Measures all codecs on one file.
+def measure_others(path: Path, quick: bool) -> dict[str, Any]:
+    """Measures the other compressors on one file.
 
     Args:
         path: A .safetensors file.
-        quick: The others get a part of the tensors only, and what that is of the file is measured.
+        quick: They get a part of the tensors only, and what that is of the file is measured.
 
     Returns:
-        The file's name and size, percent by codec, and reasons for what a codec did not take.
+        Percent by codec, and reasons for what a codec did not take.
     """
     _, tensors = models.read_tensors(path)
     tensors = [tensor for tensor in tensors if tensor.data.size]
@@ -102,9 +108,6 @@ def measure(path: Path, quick: bool) -> dict[str, Any]:
             size = taken.get(codec.name, tensor.data.size)
             totals[codec.name] = totals.get(codec.name, header) + min(size, tensor.data.size)
     return {
-        "file": path.name.removesuffix(".safetensors"),
-        "file_bytes": file_bytes,
-        "percent": {level: _whole_file(path, level) for level in LEVELS},
         "peers": {name: 100 * total / measured for name, total in totals.items()},
         "missing": missing,
     }
@@ -208,7 +211,15 @@ def readme_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*table(rows, SHOWN), "", *verdict(rows), ""])
 
 
-def write(folder: Path | None, cache: Path, out: Path, *, quick: bool) -> list[dict[str, Any]]:
+def measured_before(out: Path) -> dict[str, dict[str, Any]]:
+    """Returns what sizes.json has of the other compressors, by the name of the file."""
+    rows = json.loads((out / "sizes.json").read_text(encoding="utf-8"))["files"]
+    return {row["file"]: {name: row[name] for name in ("peers", "missing")} for row in rows}
+
+
+def write(
+    folder: Path | None, cache: Path, out: Path, *, quick: bool, keep_others: bool = False
+) -> list[dict[str, Any]]:
     """Measures the sizes and writes sizes.md and sizes.json.
 
     Args:
@@ -216,13 +227,18 @@ def write(folder: Path | None, cache: Path, out: Path, *, quick: bool) -> list[d
         cache: The folder in which fetched things are kept.
         out: Where the results go.
         quick: The beginning of each file is enough for the others.
+        keep_others: Take the figures of the others from sizes.json, where it has the file: they
+            take most of the time, and do not change with the package.
 
     Returns:
         What was measured of each file.
     """
+    kept = measured_before(out) if keep_others else {}
 
     def row(path: Path) -> dict[str, Any]:
-        found: dict[str, Any] = child.run("benches.sizes", {"file": str(path), "quick": quick})
+        others = kept.get(path.name.removesuffix(".safetensors"))
+        task = {"file": str(path), "quick": quick, "others": others}
+        found: dict[str, Any] = child.run("benches.sizes", task)
         return found
 
     # A process for each core: sizes do not depend on time.
