@@ -54,7 +54,7 @@ class Meter:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Counts during the block, which runs much slower for it."""
-        own, update = codec._CPU, Slot.update
+        own, update = codec.codec_for(torch.device("cpu")), Slot.update
         encode, decode = own.encode, own.decode
 
         def counted_encode(tensor: torch.Tensor) -> torch.Tensor:
