@@ -28,6 +28,9 @@ __all__ = [
     "stream_header",
     "verify_file",
     "write_safetensors",
+    "zipnn_decompress",
+    "zipnn_decompress_file",
+    "zipnn_header",
 ]
 
 _Any: TypeAlias = Any  # an index of any framework, and what comes of it
