@@ -253,7 +253,7 @@ print(seen)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_signals_are_seen_while_compressing(run_python: RunPython, threads: int) -> None:
     # Without a look at signals the handler runs once, after the call.
-    assert int(run_python(SIGNALS_PROGRAM.replace("{threads}", str(threads)))) >= 3
+    assert int(run_python(SIGNALS_PROGRAM.replace("{threads}", str(threads)))) >= 2
 
 
 # Work that would go on for long: sparse files of 32 GB, memory that was never written to, and a
