@@ -190,7 +190,12 @@ impl Stream<'_> {
         }
         explanation.scale = tally.scale();
         explanation.fields = tally.fields();
-        explanation.other_bytes -= explanation.fields.iter().map(|it| it.bytes).sum::<u64>();
+        let in_fields = explanation.fields.iter().map(|it| it.bytes).sum::<u64>();
+        // Payloads are not decoded here, so that damage may claim more than there is.
+        explanation.other_bytes = explanation
+            .other_bytes
+            .checked_sub(in_fields)
+            .ok_or_else(|| Error::corrupt("the chunks are shorter than what is in them"))?;
         Ok(explanation)
     }
 
