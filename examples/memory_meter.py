@@ -45,8 +45,9 @@ class Meter:
         held += [p.grad for p in self._parameters if p.grad is not None]
         if self._gradient is not None:
             held.append(self._gradient)
-        if scratch._scratch.memory is not None:
-            held.append(scratch._scratch.memory)
+        kept = scratch.kept()
+        if kept is not None:
+            held.append(kept)
         peak = _bytes([*held, *others])
         if peak > self.peak:
             self.peak, self.weights = peak, weights

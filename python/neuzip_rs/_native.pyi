@@ -21,6 +21,7 @@ __all__ = [
     "content_kind",
     "decompress_file",
     "decompress_into",
+    "decompress_to_use",
     "device_plan",
     "estimate",
     "references",
@@ -100,6 +101,9 @@ def decompress_into(
     threads: int | None = None,
     fresh: bool = False,
     base: Buffer | None = None,
+) -> None: ...
+def decompress_to_use(
+    source: _Any, out: _Any, start: int, nbytes: int, threads: int | None, /
 ) -> None: ...
 def assemble_prelude(
     dtype: str,

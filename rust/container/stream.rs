@@ -214,6 +214,30 @@ impl<'a> Stream<'a> {
         out: &mut [u8],
         options: &DecompressOptions,
     ) -> Result<()> {
+        self.decode_range(start, out, options, out.len() >= PAST_CACHE_BYTES)
+    }
+
+    /// As [`Stream::decode_into`], for a reader that comes at once: the bytes are left in the caches,
+    /// however many they are.
+    ///
+    /// # Errors
+    /// As for [`Stream::decode_into`].
+    pub fn decode_to_use(
+        &self,
+        start: u64,
+        out: &mut [u8],
+        options: &DecompressOptions,
+    ) -> Result<()> {
+        self.decode_range(start, out, options, false)
+    }
+
+    fn decode_range(
+        &self,
+        start: u64,
+        out: &mut [u8],
+        options: &DecompressOptions,
+        past_cache: bool,
+    ) -> Result<()> {
         if start
             .checked_add(out.len() as u64)
             .is_none_or(|end| end > self.original_len())
@@ -236,7 +260,9 @@ impl<'a> Stream<'a> {
                 out.copy_from_slice(&self.base()?[start as usize..][..out.len()]);
                 Ok(())
             }
-            Body::Chunked(chunked) => self.decode_chunks(chunked, start, out, options, kernels),
+            Body::Chunked(chunked) => {
+                self.decode_chunks(chunked, start, out, options, kernels, past_cache)
+            }
         }
     }
 
@@ -247,6 +273,7 @@ impl<'a> Stream<'a> {
         out: &mut [u8],
         options: &DecompressOptions,
         kernels: Kernels,
+        past_cache: bool,
     ) -> Result<()> {
         let delta = match &chunked.delta {
             Some(delta) => Some((
@@ -262,7 +289,7 @@ impl<'a> Stream<'a> {
             coders: chunked.models.iter().map(|_| OnceLock::new()).collect(),
             options: *options,
             kernels,
-            past_cache: out.len() >= PAST_CACHE_BYTES,
+            past_cache,
         };
         let units = decoder.units(self.pieces(start, out));
         parallel::try_for_each(options.threads, units, |unit| decoder.decode_unit(unit))

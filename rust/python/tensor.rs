@@ -372,9 +372,40 @@ fn decompress_into(
     })
 }
 
+/// Decodes original bytes `start..start + nbytes` of the stream in one contiguous CPU tensor of torch to the
+/// beginning of another, for a reader that comes at once: with ordinary stores, however much it is.
+#[pyfunction]
+#[pyo3(signature = (source, out, start, nbytes, threads, /))]
+fn decompress_to_use(
+    py: Python<'_>,
+    source: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+    start: u64,
+    nbytes: usize,
+    threads: Option<usize>,
+) -> PyResult<()> {
+    let (source, out) = (Bytes::of_array(source)?, Bytes::of_array(out)?);
+    let (source, out) = (source.as_slice(), out.as_mut_slice());
+    let out = out
+        .get_mut(..nbytes)
+        .ok_or_else(|| PyValueError::new_err("the output tensor is too small"))?;
+    if overlap(source, out) {
+        return Err(PyValueError::new_err(
+            "the output tensor shares memory with the compressed data",
+        ));
+    }
+    let options = DecompressOptions {
+        threads: threads.map_or(Threads::auto(), Threads::new),
+        ..DecompressOptions::default()
+    };
+    py.detach(|| Stream::parse(source)?.decode_to_use(start, out, &options))
+        .map_err(to_py)
+}
+
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<CompressedTensor>()?;
     m.add_function(wrap_pyfunction!(compress, m)?)?;
     m.add_function(wrap_pyfunction!(stream_header, m)?)?;
-    m.add_function(wrap_pyfunction!(decompress_into, m)?)
+    m.add_function(wrap_pyfunction!(decompress_into, m)?)?;
+    m.add_function(wrap_pyfunction!(decompress_to_use, m)?)
 }

@@ -135,9 +135,10 @@ class _CpuCodec:
         return torch.frombuffer(room, dtype=torch.uint8)
 
     def decode(self, code: torch.Tensor, out: torch.Tensor, start_bytes: int) -> None:
-        _native.decompress_into(
-            _bytes_of(code), _bytes_of(out), start=start_bytes, threads=_threads()
-        )
+        # The very tensors, not buffers of them: those take torch as long as a small one decodes.
+        if not code.is_contiguous():
+            code = code.contiguous()
+        _native.decompress_to_use(code, out, start_bytes, out.nbytes, _threads())
 
     def header(self, code: torch.Tensor) -> Header:
         name, shape, _ = _native.stream_header(_bytes_of(code))

@@ -69,14 +69,22 @@ def encode(tensor: torch.Tensor, rounding: Rounding | None) -> torch.Tensor:
     return torch.cat((start, *streams))
 
 
-def decode(code: torch.Tensor, out: torch.Tensor, start_bytes: int) -> None:
+def decode(
+    code: torch.Tensor, out: torch.Tensor, start_bytes: int, *, is_stream: bool = False
+) -> None:
     """Fills `out`, contiguous uint8, with the decoded bytes from `start_bytes` on.
+
+    Args:
+        code: The code.
+        out: Where the bytes go.
+        start_bytes: The first of them.
+        is_stream: Whether the code is known to be one that is not rounded, so that nobody looks.
 
     Raises:
         CorruptDataError: If the code is damaged.
     """
     codec = codec_for(code.device)
-    parts = _take_apart(code)
+    parts = None if is_stream else _take_apart(code)
     if parts is None:
         codec.decode(code, out, start_bytes)
         return

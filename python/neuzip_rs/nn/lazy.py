@@ -5,6 +5,7 @@ arguments and the keywords, and returns NotImplemented where decoding is needed 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -41,13 +42,21 @@ def _alias(_: Operator, weight: CompressedWeight, *__: object) -> Result:
 @handles(_aten.t.default)
 def _transpose(_: Operator, weight: CompressedWeight, *__: object) -> Result:
     # What every linear layer asks for.
-    old = weight.geometry
-    return _like(weight, weight.record, old._replace(size=old.size[::-1], stride=old.stride[::-1]))
+    return _like(weight, weight.record, weight.geometry.transposed())
+
+
+@cache
+def _is_made_of_others(func: Operator) -> bool:
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return bool(func.has_kernel_for_dispatch_key(key))
 
 
 @handles("view")
 def _view(func: Operator, weight: CompressedWeight, others: _Others, keywords: _Keywords) -> Result:
     """Asks a tensor of the same geometry, without elements either, what the view looks like."""
+    if _is_made_of_others(func):
+        # Such as `to` and `reshape` in inference mode, whose results are views only where they can be.
+        return func.decompose(weight, *others, **keywords)
     old = weight.geometry
     if func is _aten.view.dtype and old.cast is not None:
         # The bits of a cast are nowhere but in its decoded elements.

@@ -77,7 +77,7 @@ class Record:
     Attributes:
         stored: The code, to be decoded; `code` is for everything else.
         layout: How the elements lie in memory.
-        rounding: How they are rounded, if they are.
+        rounding: How they are rounded; None if the code is a tensor stream.
     """
 
     __slots__ = ("layout", "rounding", "stored")
@@ -144,13 +144,22 @@ class Record:
 
     def decode_elements(self, start: int, count: int) -> torch.Tensor:
         """Elements in the order of memory, as `decode` gives them."""
-        itemsize = self.layout.dtype.itemsize
-        flat = scratch.decode(self.stored, start * itemsize, count * itemsize)
-        return flat.view(self.layout.dtype)
+        dtype = self.layout.dtype
+        start_bytes, nbytes = start * dtype.itemsize, count * dtype.itemsize
+        elements, first = self.decode_bytes(start_bytes, nbytes, dtype)
+        return elements.narrow(0, first, count)
+
+    def decode_bytes(
+        self, start_bytes: int, nbytes: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, int]:
+        """Decodes bytes, in the order of memory, as elements of a type; see `scratch.decode`."""
+        is_stream = self.rounding is None
+        return scratch.decode(self.stored, start_bytes, nbytes, dtype, is_stream=is_stream)
 
     def decode_to_change(self) -> torch.Tensor:
         """The tensor, for the caller to change; `encode_from` stores what has become of it."""
-        flat = scratch.take(self.stored, self.layout.nbytes).view(self.layout.dtype)
+        layout, is_stream = self.layout, self.rounding is None
+        flat = scratch.take(self.stored, layout.nbytes, layout.dtype, is_stream=is_stream)
         return flat.as_strided(self.layout.shape, self.layout.stride)
 
     def encode_from(self, tensor: torch.Tensor) -> None:

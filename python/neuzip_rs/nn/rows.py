@@ -50,7 +50,8 @@ def decode_rows(record: Record, indices: torch.Tensor) -> tuple[torch.Tensor, to
     found = 0
     for start, stop, count in pieces:
         part = room.narrow(0, done * row_bytes, (stop - start) * row_bytes)
-        codes.decode(record.stored, part, start * row_bytes)
+        is_stream = record.rounding is None
+        codes.decode(record.stored, part, start * row_bytes, is_stream=is_stream)
         shift[found : found + count] = done - start
         done += stop - start
         found += count

@@ -22,13 +22,17 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from neuzip_rs.nn import autocast, operators, scratch
-from neuzip_rs.nn.geometry import Geometry
+from neuzip_rs.nn.geometry import Geometry, Plan, plan
 from neuzip_rs.nn.record import Layout, Record
+from neuzip_rs.nn.rounding import Rounding
 
 Operator: TypeAlias = Any
 """An overload of an operator, such as `torch.ops.aten.mm.default`."""
 Result: TypeAlias = Any
 """What an operator returns: mostly tensors."""
+
+_Context: TypeAlias = tuple[Layout, Rounding | None, Geometry]
+"""What a compiler keeps of a weight beside its code."""
 
 HOW_TO_WRITE: Final = (
     "a compressed weight cannot be written in place. Train it with nz.optim.InBackward, replace "
@@ -113,22 +117,18 @@ class CompressedWeight(torch.Tensor):
         Raises:
             CorruptDataError: If the code is damaged.
         """
-        geometry, layout = self.geometry, self.record.layout
-        if geometry.bits == layout.dtype:
-            count = geometry.span()
-            start = geometry.offset
-            if 4 * count > 3 * layout.numel:
-                start, count = 0, layout.numel
-            flat = self._elements(start, count)
+        record, geometry = self.record, self.geometry
+        wanted = plan(geometry, record.layout)
+        if type(record.stored) is not torch.Tensor or torch.compiler.is_compiling():
+            elements, first = self._traced(wanted).view(geometry.bits), 0
         else:
-            start = 0
-            flat = self._elements(0, layout.numel).view(geometry.bits)
+            start_bytes, nbytes = wanted.start_bytes, wanted.nbytes
+            elements, first = record.decode_bytes(start_bytes, nbytes, geometry.bits)
         if geometry.cast is not None:
             # Before the view: a cast of overlapping elements would be laid out differently.
-            flat = flat.to(geometry.cast)
-        # Counted from the start of the memory, of which `flat` may be a part.
-        offset = flat.storage_offset() + geometry.offset - start
-        return flat.as_strided(geometry.size, geometry.stride, offset)
+            count = wanted.nbytes // geometry.bits.itemsize
+            elements, first = elements.narrow(0, first, count).to(geometry.cast), 0
+        return elements.as_strided(geometry.size, geometry.stride, first + wanted.offset)
 
     def decoded(self) -> torch.Tensor:
         """Decodes it into a plain tensor in memory of its own."""
@@ -163,13 +163,11 @@ class CompressedWeight(torch.Tensor):
         self.record = record
         self.geometry = Geometry.whole(record.layout)
 
-    def _elements(self, start: int, count: int) -> torch.Tensor:
+    def _traced(self, wanted: Plan) -> torch.Tensor:
         record = self.record
-        if type(record.stored) is not torch.Tensor or torch.compiler.is_compiling():
-            return cast(
-                "torch.Tensor", operators.decode(record.code, start, count, record.layout.dtype)
-            )
-        return record.decode_elements(start, count)
+        dtype = record.layout.dtype
+        decoded = operators.decode(record.code, wanted.first, wanted.elements, dtype)
+        return cast("torch.Tensor", decoded)
 
     # --- what torch asks for ------------------------------------------------------------------
 
@@ -182,6 +180,11 @@ class CompressedWeight(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Result:
         """Runs an operator on decoded weights, or on their records where that is enough."""
+        product = _products.get(func)
+        if product is not None and not kwargs:
+            result = product(*[_decode_one(arg) for arg in args])
+            scratch.settle()
+            return result
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, CompressedWeight):
@@ -200,25 +203,26 @@ class CompressedWeight(torch.Tensor):
         scratch.settle()
         return result
 
-    def __tensor_flatten__(self) -> tuple[list[str], tuple[Layout, Geometry]]:
+    def __tensor_flatten__(self) -> tuple[list[str], _Context]:
         """The tensors inside, by the names of attributes, and the rest: for compilers."""
-        return ["_code"], (self.record.layout, self.geometry)
+        return ["_code"], (self.record.layout, self.record.rounding, self.geometry)
 
     @staticmethod
     def __tensor_unflatten__(
         inner: Mapping[str, torch.Tensor],
-        context: tuple[Layout, Geometry],
+        context: _Context,
         outer_size: object,
         outer_stride: object,
     ) -> "CompressedWeight":
         """The reverse of `__tensor_flatten__`."""
-        layout, geometry = context
-        return CompressedWeight(Record(inner["_code"], layout), geometry)
+        layout, rounding, geometry = context
+        return CompressedWeight(Record(inner["_code"], layout, rounding), geometry)
 
     def _stable_hash_for_caching(self) -> str:
         """What a compiled graph depends on: compilers keep graphs by it."""
         code = self.record.code
-        return repr((self.record.layout, self.geometry, tuple(code.shape), str(code.device)))
+        _, context = self.__tensor_flatten__()
+        return repr((context, tuple(code.shape), str(code.device)))
 
     @property
     def _code(self) -> torch.Tensor:
@@ -313,6 +317,20 @@ def _rebuild(
     weight = kind(record, geometry, requires_grad=requires_grad)
     weight.__dict__.update(attributes)
     return weight
+
+
+_products: Final[dict[Operator, Callable[..., torch.Tensor]]] = {
+    torch.ops.aten.linear.default: torch._C._nn.linear,
+    torch.ops.aten.mm.default: torch.mm,
+    torch.ops.aten.addmm.default: torch.addmm,
+}
+"""What linear layers call, and the quickest way to the same operators.
+
+They take nothing but tensors, write into none, and autocast has dealt with them before."""
+
+
+def _decode_one(argument: torch.Tensor | None) -> torch.Tensor | None:
+    return argument.decode() if isinstance(argument, CompressedWeight) else argument
 
 
 def _decode_in(argument: Any) -> Any:  # noqa: ANN401  # whatever operators take

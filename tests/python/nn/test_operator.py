@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_opcheck(rounding: Rounding | None) -> None:
     values = torch.randn(64, 100).bfloat16()
     code = Record.encode(values, rounding).code
-    expected = Record(code, Record.encode(values).layout).decode().clone()
+    expected = Record(code, Record.encode(values).layout, rounding).decode().clone()
     decode = torch.ops.neuzip.decode.default
     for start, count in ((0, 6400), (5, 100), (6399, 1), (0, 0)):
         torch.library.opcheck(decode, (code, start, count, torch.bfloat16))

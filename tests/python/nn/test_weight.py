@@ -1,14 +1,20 @@
 """Compressed weights as tensors: reading, writing, views, casts, and the decoded tensor kept."""
 
 import copy
+import threading
+from contextlib import AbstractContextManager
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import neuzip_rs as nz
+from neuzip_rs import _native
 from neuzip_rs.nn import CompressedWeight, rows, scratch
 from neuzip_rs.nn.record import Record
 
@@ -131,13 +137,13 @@ def test_one_decoded_tensor_is_kept() -> None:
     nz.nn.free_cache()
     first, second = weight_of(64, 64), weight_of(32, 64)
     first.sum()
-    memory = scratch._scratch.memory
+    memory = scratch.kept()
     second.sum()
     first.sum()
-    assert scratch._scratch.memory is memory
+    assert scratch.kept() is memory
     assert memory.numel() == 64 * 64 * 4
     nz.nn.free_cache()
-    assert scratch._scratch.memory is None
+    assert scratch.kept() is None
     assert torch.isfinite(first.sum())
 
 
@@ -175,8 +181,160 @@ def test_parts_are_decoded_alone() -> None:
     nz.nn.free_cache()
     for index in (0, 7, 15):
         assert torch.equal(weight[index] * 1, plain[index])
-        assert scratch._scratch.memory.numel() == plain[0].numel() * 4
+        assert scratch.kept().numel() == plain[0].numel() * 4
     assert torch.equal(weight[:, 3] * 1, plain[:, 3])
+
+
+MODES = [torch.inference_mode, torch.no_grad, torch.enable_grad]
+
+
+@st.composite
+def views(draw: st.DrawFn, dims: int) -> list[tuple[str, tuple[object, ...]]]:
+    """Views, one of the other, of a tensor with so many dimensions."""
+    steps: list[tuple[str, tuple[object, ...]]] = []
+    for _ in range(draw(st.integers(0, 3))):
+        kind = draw(
+            st.sampled_from(
+                ["transpose", "select", "slice", "cast", "detach", "reshape", "contiguous"]
+            )
+        )
+        if kind == "transpose" and dims > 1:
+            pair = draw(st.permutations(range(dims)))[:2]
+            steps.append(("transpose", tuple(pair)))
+        elif kind == "select" and dims > 1:
+            steps.append(("select", (draw(st.integers(0, dims - 1)), 0)))
+            dims -= 1
+        elif kind == "slice":
+            steps.append(("narrow", (draw(st.integers(0, dims - 1)), 0, 1)))
+        elif kind == "cast":
+            steps.append(("to", (draw(st.sampled_from([torch.float32, torch.bfloat16])),)))
+        elif kind == "reshape":
+            steps.append(("reshape", (-1,)))
+            dims = 1
+        elif kind in {"detach", "contiguous"}:
+            steps.append((kind, ()))
+    return steps
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    precision=st.sampled_from([None, None, 2]),
+    mode=st.sampled_from(MODES),
+    data=st.data(),
+)
+def test_views_show_what_plain_ones_show(
+    shape: list[int],
+    dtype: torch.dtype,
+    precision: int | None,
+    mode: type[AbstractContextManager[None]],
+    data: st.DataObject,
+) -> None:
+    layers = [nn.ParameterList([nn.Parameter(torch.randn(*shape).to(dtype))]) for _ in range(2)]
+    for layer in layers:
+        nz.nn.compress_(layer, min_numel=1, precision=precision)
+    plain = [nz.nn.decompress_(copy.deepcopy(layer))[0] for layer in layers]
+    with mode():
+        kept = []
+        for _ in range(4):
+            which = data.draw(st.integers(0, 1))
+            found, expected = layers[which][0], plain[which]
+            for name, arguments in data.draw(views(len(shape))):
+                found = getattr(found, name)(*arguments)
+                expected = getattr(expected, name)(*arguments)
+            assert found.shape == expected.shape
+            assert found.stride() == expected.stride()
+            kept.append((found + 0, expected + 0))
+        # None of them has been written over by what was decoded later.
+        for found, expected in kept:
+            assert torch.equal(found, expected)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=4),
+    tokens=st.integers(1, 5),
+    bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    mode=st.sampled_from(MODES),
+    autocast=st.booleans(),
+)
+def test_linear_layers_of_all_sizes(
+    sizes: list[int],
+    tokens: int,
+    bias: bool,  # drawn by name
+    dtype: torch.dtype,
+    mode: type[AbstractContextManager[None]],
+    autocast: bool,
+) -> None:
+    layers = [nn.Linear(n, m, bias=bias) for n, m in pairwise(sizes)]
+    plain = nn.Sequential(*layers).to(dtype)
+    network = nz.nn.compress_(copy.deepcopy(plain), min_numel=1)
+    inputs = torch.randn(tokens, 2, sizes[0]).to(dtype)
+    with mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        expected, found = plain(inputs), network(inputs)
+        again = network(inputs * 2)
+        assert torch.equal(found, expected)
+        assert torch.equal(again, plain(inputs * 2))
+    if expected.requires_grad:
+        expected.sum().backward()
+        found.sum().backward()
+        for one, other in zip(plain.parameters(), network.parameters(), strict=True):
+            assert torch.equal(one.grad, other.grad)
+
+
+def test_a_product_of_two_weights() -> None:
+    first, second = weight_of(40, 40), weight_of(40, 40)
+    plain = first.detach().clone(), second.detach().clone()
+    for mode in MODES:
+        with mode():
+            assert torch.equal(torch.mm(first, second), torch.mm(*plain))
+            assert torch.equal(F.linear(first, first), F.linear(plain[0], plain[0]))
+            assert torch.equal(
+                torch.addmm(first, second, first, beta=2), torch.addmm(*plain, plain[0], beta=2)
+            )
+
+
+def test_threads_share_a_network() -> None:
+    plain = nn.Sequential(*[nn.Linear(64, 64) for _ in range(6)])
+    network = nz.nn.compress_(copy.deepcopy(plain), min_numel=64)
+    inputs = torch.randn(8, 64)
+    results: list[torch.Tensor] = []
+    with torch.no_grad():
+        expected = plain(inputs)
+
+    def work() -> None:
+        with torch.no_grad():
+            results.extend(network(inputs) for _ in range(30))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 120
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_decoding_between_tensors() -> None:
+    # More than what is written past the caches where nobody reads it at once.
+    values = torch.randn(3 << 20)
+    code = Record.encode(values).code
+    raw = values.view(torch.uint8)
+    out = torch.zeros_like(raw)
+    for threads in (1, 2):
+        _native.decompress_to_use(code, out.zero_(), 0, raw.numel(), threads)
+        assert torch.equal(out, raw)
+    _native.decompress_to_use(code, out.zero_(), 1_000_003, 9_000_001, None)
+    assert torch.equal(out[:9_000_001], raw[1_000_003:10_000_004])
+    assert not out[9_000_001:].any()
+    with pytest.raises(ValueError, match="too small"):
+        _native.decompress_to_use(code, out, 0, raw.numel() + 1, 1)
+    with pytest.raises(ValueError, match="outside"):
+        _native.decompress_to_use(code, out, 1, raw.numel(), 1)
+    with pytest.raises(ValueError, match="shares memory"):
+        _native.decompress_to_use(code, code, 0, 100, 1)
+    with pytest.raises(nz.CorruptDataError):
+        _native.decompress_to_use(code[1:], out, 0, 100, 1)
 
 
 class TestEmbedding:
