@@ -55,7 +55,7 @@ def _is_made_of_others(func: Operator) -> bool:
 def _view(func: Operator, weight: CompressedWeight, others: _Others, keywords: _Keywords) -> Result:
     """Asks a tensor of the same geometry, without elements either, what the view looks like."""
     if _is_made_of_others(func):
-        # Such as `to` and `reshape` in inference mode, whose results are views only where they can be.
+        # Such as `to` and `reshape` in inference mode, whose results may be copies.
         return func.decompose(weight, *others, **keywords)
     old = weight.geometry
     if func is _aten.view.dtype and old.cast is not None:
