@@ -15,6 +15,7 @@ mod errors;
 mod explain;
 mod files;
 mod report;
+mod team;
 mod tensor;
 mod zipnn;
 

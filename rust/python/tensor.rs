@@ -14,6 +14,7 @@ use super::errors::to_py;
 use super::explain::explanation_dict;
 use super::fits_python;
 use super::report::run;
+use super::team;
 use crate::codec::compress_with;
 use crate::container::stream::Stream;
 use crate::dtype::Dtype;
@@ -373,7 +374,8 @@ fn decompress_into(
 }
 
 /// Decodes original bytes `start..start + nbytes` of the stream in one contiguous CPU tensor of torch to the
-/// beginning of another, for a reader that comes at once: with ordinary stores, however much it is.
+/// beginning of another, for a reader that comes at once: with ordinary stores, however much it is, and by
+/// torch's threads unless `threads` is None.
 #[pyfunction]
 #[pyo3(signature = (source, out, start, nbytes, threads, /))]
 fn decompress_to_use(
@@ -394,12 +396,14 @@ fn decompress_to_use(
             "the output tensor shares memory with the compressed data",
         ));
     }
-    let options = DecompressOptions {
-        threads: threads.map_or(Threads::auto(), Threads::new),
-        ..DecompressOptions::default()
-    };
-    py.detach(|| Stream::parse(source)?.decode_to_use(start, out, &options))
-        .map_err(to_py)
+    py.detach(|| {
+        let stream = Stream::parse(source)?;
+        match threads {
+            Some(threads) => team::decode(&stream, start, out, threads),
+            None => stream.decode_to_use(start, out, &DecompressOptions::default()),
+        }
+    })
+    .map_err(to_py)
 }
 
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {

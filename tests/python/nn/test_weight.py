@@ -321,12 +321,16 @@ def test_decoding_between_tensors() -> None:
     code = Record.encode(values).code
     raw = values.view(torch.uint8)
     out = torch.zeros_like(raw)
-    for threads in (1, 2):
+    damaged = code.clone()
+    damaged[-100] ^= 1
+    for threads in (None, 1, 2, 5):
         _native.decompress_to_use(code, out.zero_(), 0, raw.numel(), threads)
         assert torch.equal(out, raw)
-    _native.decompress_to_use(code, out.zero_(), 1_000_003, 9_000_001, None)
-    assert torch.equal(out[:9_000_001], raw[1_000_003:10_000_004])
-    assert not out[9_000_001:].any()
+        _native.decompress_to_use(code, out.zero_(), 1_000_003, 9_000_001, threads)
+        assert torch.equal(out[:9_000_001], raw[1_000_003:10_000_004])
+        assert not out[9_000_001:].any()
+        with pytest.raises(nz.CorruptDataError):
+            _native.decompress_to_use(damaged, out, 0, raw.numel(), threads)
     with pytest.raises(ValueError, match="too small"):
         _native.decompress_to_use(code, out, 0, raw.numel() + 1, 1)
     with pytest.raises(ValueError, match="outside"):
