@@ -9,20 +9,27 @@ constexpr uint64_t ONE_BIT = 1ull << LOG2_FRACTION_BITS;
 // A symbol below a quarter of a slot is cheaper as an escape.
 constexpr uint64_t MIN_SHARE = 4 * SLOTS;
 
-// log2 of `x / 2^31` for `x` in [2^31, 2^32]: one bit of the result per squaring.
-__device__ inline uint32_t log2_by_squaring(uint64_t x) {
-    uint32_t result = 0;
-    for (uint32_t bit = 0; bit < LOG2_FRACTION_BITS; bit++) {
-        if (x >= 1ull << 32) return 1u << LOG2_FRACTION_BITS;
-        x = (x * x) >> 31;
-        result <<= 1;
-        if (x >= 1ull << 32) {
-            result |= 1;
-            x >>= 1;
+// log2(1 + i/256) for `i` from 0 to 256, with LOG2_FRACTION_BITS.
+struct MantissaLogs {
+    uint32_t of[257];
+};
+
+// One bit of each result per squaring of `x / 2^31`, which is in [1, 2].
+__device__ constexpr MantissaLogs mantissa_logs() {
+    MantissaLogs logs = {};
+    for (uint64_t i = 0; i < 256; i++) {
+        uint64_t x = (256 + i) << 23;
+        for (uint32_t bit = 0; bit < LOG2_FRACTION_BITS; bit++) {
+            x = (x * x) >> 31;
+            logs.of[i] = logs.of[i] << 1 | static_cast<uint32_t>(x >> 32);
+            x >>= x >> 32;
         }
     }
-    return result;
+    logs.of[256] = 1u << LOG2_FRACTION_BITS;
+    return logs;
 }
+
+__device__ constexpr MantissaLogs MANTISSA_LOGS = mantissa_logs();
 
 // `log2(x) * 2^16`, interpolated between 256 steps; 0 for 0.
 __device__ inline uint64_t log2_of(uint64_t x) {
@@ -31,8 +38,7 @@ __device__ inline uint64_t log2_of(uint64_t x) {
     const uint64_t mantissa = x << (63 - exponent);
     const uint64_t index = mantissa >> 55 & 0xff;
     const uint64_t fraction = mantissa >> 39 & 0xffff;
-    const uint64_t low = log2_by_squaring((256 + index) << 23);
-    const uint64_t high = log2_by_squaring((257 + index) << 23);
+    const uint64_t low = MANTISSA_LOGS.of[index], high = MANTISSA_LOGS.of[index + 1];
     return (static_cast<uint64_t>(exponent) << LOG2_FRACTION_BITS) + low +
            (((high - low) * fraction) >> 16);
 }
@@ -99,6 +105,20 @@ __device__ inline uint32_t best_window(const Counts& it, uint32_t width, uint64_
     return best;
 }
 
+// Calls `visit` with the number and the count of each symbol of a window.
+template <class Visit>
+__device__ __forceinline__ void visit_window(const Counts& it, uint32_t start, uint32_t width,
+                                             Visit visit) {
+    for (uint32_t i = 0; i < width; i++) {
+        uint32_t at = start + i;
+        if (at >= it.length) {
+            at -= it.length;
+            if (!it.whole() || at >= start) break;
+        }
+        visit(i, it.counts[at]);
+    }
+}
+
 // What one more slot gains a symbol, plus one; 0 for one that can have no more.
 __device__ inline uint64_t gain(uint64_t weight, uint32_t f) {
     return f < SLOTS - 1 ? weight * (log2_of(f + 1) - log2_of(f)) + 1 : 0;
@@ -157,18 +177,12 @@ __device__ inline bool fit_window(const Counts& it, bool escape, FitRoom& room, 
     if (!escape && mass < total) return false;
     uint32_t count = 0;
     uint64_t listed = 0;
-    for (uint32_t i = 0; i < width; i++) {
-        uint32_t at = start + i;
-        if (at >= it.length) {
-            at -= it.length;
-            if (!it.whole() || at >= start) break;
-        }
-        const uint64_t n = it.counts[at];
-        if (n == 0 || (escape && n * MIN_SHARE < total)) continue;
+    visit_window(it, start, width, [&](uint32_t i, uint64_t n) {
+        if (n == 0 || (escape && n * MIN_SHARE < total)) return;
         room.weights[count] = n;
         room.index[count++] = static_cast<uint8_t>(i);
         listed += n;
-    }
+    });
     const uint64_t escaped = total - listed;
     if (escape) {
         room.weights[count] = escaped ? escaped : 1;
@@ -241,19 +255,13 @@ __device__ inline bool estimate(const Counts& it, bool exact, uint64_t& cost, ui
     uint64_t listed_mass = 0, slots = 0;
     cost = 0;
     listed = 0;
-    for (uint32_t i = 0; i < width; i++) {
-        uint32_t at = start + i;
-        if (at >= it.length) {
-            at -= it.length;
-            if (!it.whole() || at >= start) break;
-        }
-        const uint64_t n = it.counts[at];
-        if (n == 0 || n * MIN_SHARE < total) continue;
+    visit_window(it, start, width, [&](uint32_t, uint64_t n) {
+        if (n == 0 || n * MIN_SHARE < total) return;
         listed++;
         listed_mass += n;
         slots += max(n * SLOTS, total);
         cost += n * min(log_total - log2_of(n), 8 * ONE_BIT);
-    }
+    });
     const uint64_t escaped = total - listed_mass;
     if (exact && listed == 1 && escaped == 0) {
         cost = 0;
