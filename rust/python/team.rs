@@ -2,7 +2,7 @@
 //!
 //! Threads of OpenMP spin for some milliseconds after an operator, in case there is another one.
 //! Threads of our own would share their cores with them meanwhile, and take longer than one thread
-//! alone (measured: 1.33 instead of 1.27 times the plain model's time). The same threads are there at
+//! alone (measured: 1.33 instead of 1.27 times the plain time of a model). The same threads are there at
 //! once. Where there is no OpenMP, or `NEUZIP_NUM_THREADS` decides, threads are those of
 //! [`crate::parallel`].
 //!
