@@ -24,6 +24,8 @@ const ROUNDS: usize = 6;
 const CLASSES: [usize; 2] = [2, 4];
 /// Elements of a line that classes can pay for, at least.
 const MIN_LINE: usize = 64;
+/// Bits that an escaped symbol takes, most often.
+const ESCAPED_BITS: u32 = 6;
 /// Costs are kept with so many fraction bits.
 const COST_FRACTION_BITS: u32 = 8;
 
@@ -171,7 +173,7 @@ pub(super) fn with_classes(
             kinds: count,
             counts: counts(matrix, scale, kinds, axis)?,
             escape: table.has_escape(),
-            escaped_bits: 8 * table.escape_bytes() as u64,
+            escaped_bits: table.bits().min(ESCAPED_BITS).into(),
         };
         let one = counts.by_class(&vec![0; lines], 1);
         without = counts
