@@ -202,8 +202,8 @@ pub(super) fn with_classes(
     let Some((bytes, tables, classes)) = best else {
         return Ok(None);
     };
-    // One table is faster: a 2048th of the tensor is worth several.
-    if bytes + (input.bytes.len() as u64 >> 11) >= without {
+    // One table is twice as fast: several have to be worth it.
+    if bytes + (without >> 8) >= without {
         return Ok(None);
     }
     let mut planes = model.planes.clone();
