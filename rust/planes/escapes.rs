@@ -71,14 +71,15 @@ pub(crate) fn read(bits: u32, part: &[u8], count: usize) -> Result<Vec<u16>> {
     }
     let mut escapes = vec![0; count];
     let mask = (1_u128 << width) - 1;
-    let mut all = 0;
+    let (mut all, mut any, mut least) = (0, 0, u32::MAX);
     for (group, bytes) in escapes.chunks_mut(GROUP).zip(differences.chunks(width)) {
         let mut word = [0; size_of::<u128>()];
         word[..bytes.len()].copy_from_slice(bytes);
         let mut word = u128::from_le_bytes(word);
         for escape in group {
-            let symbol = u32::from(smallest) + (word & mask) as u32;
-            all |= symbol;
+            let difference = (word & mask) as u32;
+            let symbol = u32::from(smallest) + difference;
+            (all, any, least) = (all | symbol, any | difference, least.min(difference));
             *escape = symbol as u16;
             word >>= width;
         }
@@ -88,6 +89,9 @@ pub(crate) fn read(bits: u32, part: &[u8], count: usize) -> Result<Vec<u16>> {
     }
     if all >> bits != 0 {
         return Err(too_wide());
+    }
+    if least != 0 || (width > 1 && any >> (width - 1) == 0) {
+        return Err(Error::corrupt("the escapes have more bits than they need"));
     }
     Ok(escapes)
 }
@@ -171,5 +175,9 @@ mod tests {
         refused(|_| (), 3, 3);
         refused(|_| (), 4, 9);
         refused(|_| (), 4, usize::MAX);
+        // None is the smallest; bits more than have to be.
+        read(4, &[2, 0, 3, 0, 0b1111_1001, 0], 3).unwrap_err();
+        read(4, &[3, 0, 2, 0, 0b00_0100], 3).unwrap_err();
+        assert_eq!(read(4, &[3, 0, 1, 0, 0b010], 3).unwrap(), [3, 4, 3]);
     }
 }

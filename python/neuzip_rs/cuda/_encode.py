@@ -62,7 +62,7 @@ CHUNK: Final = np.dtype(
         ("stream_bytes", "<u4"),
         ("escapes", "<u4"),
         ("raw_bytes", "<u4"),
-        ("reserved", "<u4"),
+        ("escapes_head", "<u4"),
     ]
 )
 # What a chunk says of its storage if it has the model, and what the fast kernel decodes: elements
