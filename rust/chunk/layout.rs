@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use crate::constants::{ALIGNMENT, STATES_BYTES, SUB_BLOCK};
 use crate::error::{Error, Result};
+use crate::little_endian::number;
 use crate::model::{Model, PlaneMode};
 use crate::planes::escapes::{self, EscapePart};
 use crate::planes::raw::{TrailingZeros, raw_len};
@@ -123,8 +124,7 @@ impl ChunkShape<'_> {
                 .and_then(|at| payload.get(at))
                 .ok_or_else(cut)?;
             let (stream, escapes) = head.split_at(4);
-            let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | usize::from(b));
-            sizes.push((number(stream), number(escapes)));
+            sizes.push((number(stream) as usize, number(escapes) as usize));
         }
         let zeros = cursor.take(self.zero_counts()).ok_or_else(cut)?;
         let edges = cursor.take(self.edge_bytes()).ok_or_else(cut)?;

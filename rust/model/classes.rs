@@ -12,7 +12,7 @@ use super::log2::{LOG2_FRACTION_BITS, log2};
 use super::normalize::{ONE_BIT, table_cost};
 use super::scale_fit::Matrix;
 use super::second::context_frequencies;
-use super::select::{Candidate, Input};
+use super::select::Candidate;
 use super::{Model, Plane, PlaneMode};
 use crate::constants::{ESCAPE, MAX_SYMBOLS};
 use crate::error::Result;
@@ -133,7 +133,6 @@ fn kinds(table: &FrequencyTable) -> (Vec<u8>, usize) {
 /// # Errors
 /// When the threads asked for cannot be had.
 pub(super) fn with_classes(
-    input: &Input<'_>,
     matrix: &Matrix<'_>,
     candidate: &Candidate,
     scale: &ScaleOffsets,

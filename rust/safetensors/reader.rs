@@ -295,11 +295,7 @@ impl SafetensorsFile {
             Some(Dtype::Uint8) => true,
             dtype => dtype == Some(stream.dtype()),
         };
-        let is_elsewhere = stream.reference().is_some() || stream.external().is_some();
-        dtype_fits
-            && !is_elsewhere
-            && stream.base_hash().is_none()
-            && stream.original_len() == member.total
+        dtype_fits && is_alone(stream) && stream.original_len() == member.total
     }
 
     /// Says in an error which tensor it is about.
@@ -386,9 +382,7 @@ impl SafetensorsFile {
         if !self.is_compressed() {
             return Ok(true);
         }
-        let stream = self.stream(index)?;
-        let is_elsewhere = stream.reference().is_some() || stream.external().is_some();
-        Ok(!is_elsewhere && stream.base_hash().is_none())
+        Ok(is_alone(&self.stream(index)?))
     }
 
     /// Reads original bytes of a tensor that [`SafetensorsFile::holds`] is true of.
@@ -566,12 +560,13 @@ impl SafetensorsFile {
         options: &DecompressOptions,
         progress: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let mut indices = 0..if self.is_compressed() {
+        // Tensors of a plain file have no base.
+        let compressed = if self.is_compressed() {
             self.header.len()
         } else {
             0
         };
-        let checked = indices.try_for_each(|index| {
+        let checked = (0..compressed).try_for_each(|index| {
             match self.bundle(index) {
                 None => drop(self.content(index, options)?),
                 Some(owner) if owner == index => drop(self.stream(index)?),
