@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -11,7 +11,7 @@ import numpy as np
 from neuzip_rs import _native
 from neuzip_rs._errors import BaseMismatchError
 from neuzip_rs.cuda import _launch, _pipeline, _torch
-from neuzip_rs.cuda._device import Bytes, Device, cupy_device
+from neuzip_rs.cuda._device import Bytes, Device, aligned, cupy_device
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -20,8 +20,29 @@ Array: TypeAlias = Any
 Fallback: TypeAlias = Callable[[str, "Buffer"], None]
 """Decodes a tensor by its name on the host, into a buffer."""
 
-Place: TypeAlias = tuple[str, int, int, str, int, bytes]
-"""As `SafetensorsFile.places` has them."""
+
+class Place(NamedTuple):
+    """Where a tensor is stored, as `SafetensorsFile.places` says.
+
+    Attributes:
+        name: Its name.
+        offset: Its first byte in the file.
+        nbytes: Its bytes there.
+        form: "plain", "stream", "repeat" (with the hash of its bytes), "bundled" or "elsewhere".
+        holder: The number of the tensor that has the stream.
+        content_hash: Of a repeat.
+        start: Where it begins in a bundle.
+        total: Bytes of the bundle when decoded; 0: it is in none.
+    """
+
+    name: str
+    offset: int
+    nbytes: int
+    form: str
+    holder: int
+    content_hash: bytes
+    start: int
+    total: int
 
 
 class Wanted(NamedTuple):
@@ -98,34 +119,62 @@ def load(
     def decode(name: str, out: "Buffer") -> None:
         file.read_into(name, out, verify=verify, threads=threads, fresh=True)
 
-    places = file.places()
-    numbers = {name: number for number, (name, *_) in enumerate(places)}
+    places = [Place(*place) for place in file.places()]
+    by_name = {place.name: place for place in places}
     # By the number of the tensor that holds the bytes, in the order of the file.
     outs: dict[int, list[Wanted]] = {}
     for one in wanted:
-        _, _, _, _, holder, _ = places[numbers[one.name]]
-        outs.setdefault(holder, []).append(one)
+        outs.setdefault(by_name[one.name].holder, []).append(one)
+    bundles = _Bundles(device, {n: by_name[outs[n][0].name].total for n in sorted(outs)})
     items, names = [], []
     descriptor = os.open(path, os.O_RDONLY)
     try:
         mapped = _map(path)
         for number in sorted(outs):
-            name, start, nbytes, form, _, _ = places[number]
+            name, start, nbytes, form, *_ = places[number]
             addresses = tuple(one.address for one in outs[number])
             source: _pipeline.Source = _pipeline.InFile(descriptor, start, nbytes)
             stream = None
-            if form == "stream":
+            if form in {"stream", "bundled"}:
                 stream = mapped[start : start + nbytes].data
             elif form == "elsewhere":
                 source = _Decoded(name, outs[number][0].nbytes, decode)
+            if number in bundles.rooms:
+                addresses = (bundles.rooms[number],)
             items.append(_pipeline.Item(source, stream, addresses))
             names.append(name)
         _pipeline.decode(device, items, verify=verify, readers=threads)
     finally:
         os.close(descriptor)
+    bundles.take_apart((by_name[one.name], one) for one in wanted)
     _launch.raise_errors(device, names)
     if verify:
-        _check_repeats(device, [(places[numbers[one.name]], one) for one in wanted])
+        _check_repeats(device, [(by_name[one.name], one) for one in wanted])
+
+
+class _Bundles:
+    """Room on the device for streams that small tensors share, each of which is decoded once."""
+
+    def __init__(self, device: Device, totals: dict[int, int]) -> None:
+        self._device = device
+        self.rooms: dict[int, int] = {}
+        end = 0
+        for number, total in totals.items():
+            if total:
+                self.rooms[number] = end
+                end += aligned(total)
+        self._memory = device.empty(end)
+        self.rooms = {number: at + self._memory.address for number, at in self.rooms.items()}
+
+    def take_apart(self, members: Iterable[tuple[Place, Wanted]]) -> None:
+        """Copies tensors to where they are wanted."""
+        parts = [
+            (self.rooms[place.holder] + place.start, one.address, one.nbytes)
+            for place, one in members
+            if place.holder in self.rooms
+        ]
+        _launch.copy(self._device, parts)
+        self._device.hold(self._memory)
 
 
 def _map(path: str) -> Bytes:
@@ -138,16 +187,16 @@ def _map(path: str) -> Bytes:
 
 def _check_repeats(device: Device, wanted: Sequence[tuple[Place, Wanted]]) -> None:
     """Compares the hashes of what is stored as a repeat of another tensor."""
-    for number, ((_, _, _, form, _, expected), one) in enumerate(wanted):
-        if form != "repeat":
+    for number, (place, one) in enumerate(wanted):
+        if place.form != "repeat":
             continue
         if one.nbytes > _launch.SHORT_BYTES:
-            _launch.check_content(device, one.address, one.nbytes, expected, number)
+            _launch.check_content(device, one.address, one.nbytes, place.content_hash, number)
             continue
         host = device.staging(one.nbytes)
         device.stream.download(host, one.address)
         device.stream.record().synchronize()
-        if _native.content_hash(host.data) != expected:
+        if _native.content_hash(host.data) != place.content_hash:
             message = f"tensor {one.name!r}: it repeats a tensor that has other bytes"
             raise BaseMismatchError(message)
     _launch.raise_errors(device, [one.name for _, one in wanted])
