@@ -48,15 +48,7 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
             "scale-offsets",
         ),
         ("float16", Float16, Rare, Default, 6_200, 1, "rans"),
-        (
-            "float32",
-            Float32,
-            Weights,
-            Fast,
-            5_150,
-            1,
-            "rans8+raw24",
-        ),
+        ("float32", Float32, Weights, Fast, 5_150, 1, "rans8+raw24"),
         (
             "upcast",
             Float32,
