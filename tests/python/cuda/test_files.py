@@ -144,18 +144,78 @@ def test_damage_of_a_bundle(tmp_path: Path, wanted: str) -> None:
         read(path, [wanted])
 
 
-def test_files_next_to_a_base(tmp_path: Path) -> None:
-    path, base = tmp_path / "model.safetensors", tmp_path / "base.safetensors"
-    nz.safetensors.save_file(model(), base)
-    new = {
-        name: (x.float() * 1.001).to(x.dtype) if x.is_floating_point() else x
-        for name, x in model().items()
+def near(tensors: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
+    """A later step of the same training."""
+    return {
+        name: (x.float() * factor).to(x.dtype) if x.is_floating_point() else x
+        for name, x in tensors.items()
     }
-    nz.safetensors.save_file(new, path, base=base)
-    forms = {place.form for place in places_of(path)}
-    assert "elsewhere" in forms
-    found, _ = read(path, threads=4)
-    assert_same(found, new)
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> list[tuple[Path, dict[str, torch.Tensor]]]:
+    """Files each of which is next to the one before."""
+    steps = [(tmp_path / "0.safetensors", model())]
+    nz.safetensors.save_file(steps[0][1], steps[0][0])
+    for number in (1, 2):
+        path, tensors = tmp_path / f"{number}.safetensors", near(steps[-1][1], 1 + 0.01 * number)
+        nz.safetensors.save_file(tensors, path, base=steps[-1][0])
+        steps.append((path, tensors))
+    return steps
+
+
+def test_files_next_to_a_base(
+    chain: list[tuple[Path, dict[str, torch.Tensor]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deltas, deltas of deltas and unchanged tensors are decoded on the device."""
+    monkeypatch.setattr(_files, "BASE_BYTES", 150_000)
+    decoded = []
+
+    class Counted(_files._Decoded):
+        def __init__(self, name: str, nbytes: int, decode: _files.Fallback) -> None:
+            decoded.append((name, nbytes))
+            super().__init__(name, nbytes, decode)
+
+    monkeypatch.setattr(_files, "_Decoded", Counted)
+    for number, (path, expected) in enumerate(chain[1:]):
+        places = {place.name: place for place in places_of(path)}
+        file = _native.SafetensorsFile(str(path))
+        bodies = [(file.info(name) or {})["body"] for name in places]
+        assert bodies.count("delta") >= 5
+        assert "base" in bodies
+        found, device = read(path, threads=4)
+        assert_same(found, expected)
+        # Streams of this file, and of those that it is next to.
+        assert device.uploaded < (number + 2) * sum(x.nbytes for x in expected.values())
+    # What is short, and repeats of deltas.
+    assert {name for name, nbytes in decoded if nbytes > 300} <= {"tied", "layers.3.weight"}
+
+
+def test_bases_that_do_not_do(
+    chain: list[tuple[Path, dict[str, torch.Tensor]]], tmp_path: Path
+) -> None:
+    (base, tensors), (path, _), _ = chain
+    name = "layers.2.weight"
+    kept = base.read_bytes()
+    # Others in its place, of the same shapes.
+    nz.safetensors.save_file({k: x.flip(0) for k, x in tensors.items()}, base)
+    with pytest.raises(nz.BaseMismatchError, match=name):
+        read(path, [name], base=base)
+    base.write_bytes(kept)
+    (place,) = [place for place in places_of(base) if place.name == name]
+    content = bytearray(kept)
+    content[place.offset + place.nbytes - 40] ^= 1
+    base.write_bytes(content)
+    with pytest.raises(nz.BaseMismatchError, match=f"damaged.*{name}"):
+        read(path, [name], base=base)
+    # A directory of several files: the host decodes.
+    base.write_bytes(kept)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    base.rename(folder / "a.safetensors")
+    nz.safetensors.save_file({"another": torch.ones(5)}, folder / "b.safetensors")
+    found, _ = read(path, [name], base=folder)
+    assert_same(found, {name: chain[1][1][name]})
 
 
 def test_damage(tmp_path: Path) -> None:
