@@ -241,7 +241,7 @@ class SafetensorsFile:
     def layouts(self) -> list[tuple[str, str, tuple[int, ...], int]]: ...
     def read_many(
         self,
-        first: int,
+        numbers: Sequence[int],
         outs: Sequence[Buffer | _Any],
         *,
         verify: bool = True,

@@ -21,6 +21,8 @@ use memmap2::Mmap;
 
 #[cfg(unix)]
 use super::lost_pages::Guard;
+#[cfg(target_os = "linux")]
+use super::read_ahead::is_in_memory;
 use crate::error::{Error, Result};
 
 /// A file system error and the file it concerns, carried inside an [`io::Error`].
@@ -215,6 +217,25 @@ impl Mapped {
 
     #[cfg(not(unix))]
     fn release(&self, _range: Range<usize>) {}
+}
+
+impl Mapped {
+    /// Tells the system that bytes will be read soon, unless they are in memory already.
+    #[cfg(target_os = "linux")]
+    pub(super) fn will_need(&self, range: Range<usize>) {
+        let (Some(map), Some(bytes)) = (&self.map, self.bytes().get(range.clone())) else {
+            return;
+        };
+        if !is_in_memory(bytes) {
+            let advised = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+            // A system that does not take the advice only reads later.
+            drop(advised);
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unused_self, reason = "as the other one")]
+    pub(super) fn will_need(&self, _range: Range<usize>) {}
 }
 
 #[cfg(test)]
