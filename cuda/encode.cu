@@ -1,8 +1,8 @@
 // Encodes tensors of floats as the CPU does, byte for byte: one coded plane of exponents, and what
-// else its symbols have, above one raw plane of mantissa and sign. No step waits for the host:
+// else its symbols have, above one raw plane of mantissa and sign, with scale offsets or without.
+// No step waits for the host. encode_plan.cu and encode_choose.cu have said what each tensor is
+// stored with (EncodeModel):
 //
-//   encode_signs     per chunk: the signs that there are, which mostly is known after a few
-//   elements encode_plan      per tensor: counts of a fixed sample, and the table they give
 //   encode_chunks    per chunk: symbols, raw bits, hash; the coder from the end to the beginning;
 //                    into scratch memory
 //   encode_offsets   per tensor: where each payload begins
@@ -11,361 +11,10 @@
 //
 // Those from encode_chunks to encode_gather take a range of the chunks: scratch memory is used
 // again by the next.
-//
-// What the CPU would store in another form is left to it (EncodeModel.state says so), unless the
-// tensor has room for a plan: it stays on the device then, in a form that the device can make.
-#include "bits.cuh"
-#include "table.cuh"
+#include "elements.cuh"
 
-// Elements that a table is made from, and of a run of a sample.
-constexpr uint64_t TABLE_ELEMENTS = 1 << 16;
-constexpr uint32_t RUN = 128;
-// Below this size a tensor is stored raw.
-constexpr uint64_t MIN_MODEL_BYTES = 2048;
-// A model must take less than 99.5 % of the raw size, in 1/1024.
-constexpr uint64_t WORTHWHILE = 1019;
-constexpr uint32_t MAX_EXPONENT_BITS = 11;
-constexpr uint32_t PLAN_THREADS = 256;
 constexpr uint32_t WARPS = 4;
 constexpr uint32_t PUBLISH_THREADS = 128;
-
-__device__ __forceinline__ uint64_t load_element(const uint8_t* data, uint64_t i, uint32_t log2) {
-    switch (log2) {
-        case 0:
-            return data[i];
-        case 1:
-            return reinterpret_cast<const uint16_t*>(data)[i];
-        case 2:
-            return reinterpret_cast<const uint32_t*>(data)[i];
-        default:
-            return reinterpret_cast<const uint64_t*>(data)[i];
-    }
-}
-
-// Which of `step` neighbouring runs number `index` of a sample is.
-__device__ __forceinline__ uint64_t jitter(uint64_t index, uint64_t step) {
-    const uint64_t hash = ((index + 1) * 0x9e3779b97f4a7c15ull) >> 32;
-    return __umul64hi(hash << 32, step);
-}
-
-// One of so many runs is in the sample; 1: all of them.
-__device__ __forceinline__ uint64_t sample_step(uint64_t elements) {
-    return max(elements / TABLE_ELEMENTS, static_cast<uint64_t>(1));
-}
-
-// a * b / c, rounded down, for results below 2^64.
-__device__ inline uint64_t multiply_divide(uint64_t a, uint64_t b, uint64_t c) {
-    uint64_t high = __umul64hi(a, b), low = a * b, quotient = 0;
-    for (int bit = 0; bit < 64; bit++) {
-        const bool carry = high >> 63;
-        high = high << 1 | low >> 63;
-        low <<= 1;
-        quotient <<= 1;
-        if (carry || high >= c) {
-            high -= c;
-            quotient |= 1;
-        }
-    }
-    return quotient;
-}
-
-__device__ __forceinline__ bool is_constant(uint32_t sign) { return sign >= SIGN_POSITIVE; }
-
-// Mantissa bits below the symbol, and bits of the raw plane.
-__device__ __forceinline__ uint32_t mantissa_left(const EncodeTensor& tensor) {
-    return tensor.mantissa_bits - tensor.model.joint;
-}
-__device__ __forceinline__ uint32_t raw_bits(const EncodeTensor& tensor) {
-    return mantissa_left(tensor) + (tensor.model.sign == SIGN_RAW);
-}
-__device__ __forceinline__ uint32_t symbol_bits(const EncodeTensor& tensor) {
-    return tensor.exponent_bits + tensor.model.joint + (tensor.model.sign == SIGN_FIRST);
-}
-
-// What the raw bits of a sample take, in 1/2^16 bits; says in the model whether trailing zeros are
-// left out.
-__device__ inline uint64_t cost_of_raw(const EncodeTensor& tensor, const uint32_t* zeros,
-                                       uint64_t total, EncodeModel& model) {
-    const uint32_t left = tensor.mantissa_bits - model.joint;
-    const uint64_t width = left + (model.sign == SIGN_RAW);
-    uint64_t saved = 0;
-    for (uint32_t i = 0; i < 65; i++) saved += static_cast<uint64_t>(min(i, left)) * zeros[i];
-    const uint64_t per_block = (total + SUB_BLOCK - 1) / SUB_BLOCK * 8;
-    model.trailing_zeros = width > 0 && zeros[0] != total && saved > per_block;
-    return (total * width - (model.trailing_zeros ? saved - per_block : 0)) * ONE_BIT;
-}
-
-// What a model takes in the prelude.
-__device__ inline uint64_t wire_bytes(const EncodeTensor& tensor, const EncodeModel& model) {
-    const bool has_raw = tensor.mantissa_bits - model.joint + (model.sign == SIGN_RAW) > 0;
-    const uint64_t base = model.base < 128 ? 1 : model.base < 16384 ? 2 : 3;
-    return 3 + (is_constant(model.sign) ? 3 : 0) + 2 + base + 1 + 2 * model.entries +
-           (has_raw ? 2 : 0);
-}
-
-struct PlanRoom {
-    uint32_t counts[1 << MAX_EXPONENT_BITS];
-    uint32_t zeros[65];
-    FitRoom fit;
-};
-
-// Calls `look(x)` for the elements of the sample that tables are made from, and counts in `zeros`
-// how many zeros the mantissas of a run end with. All threads of a block call it.
-template <class Look>
-__device__ __forceinline__ void look_at_sample(const EncodeTensor& tensor, uint32_t* zeros,
-                                               Look look) {
-    const uint8_t* data = reinterpret_cast<const uint8_t*>(tensor.data);
-    const uint64_t elements = tensor.bytes >> tensor.element_log2;
-    const uint64_t step = sample_step(elements);
-    const uint32_t run = step == 1 ? SUB_BLOCK : RUN;
-    const uint32_t below = tensor.mantissa_bits;
-    const uint64_t runs = ((elements + run - 1) / run + step - 1) / step;
-    for (uint64_t number = threadIdx.x / 32; number < runs; number += PLAN_THREADS / 32) {
-        const uint64_t start = (number * step + jitter(number, step)) * run;
-        if (start >= elements) continue;
-        const uint32_t length =
-            static_cast<uint32_t>(min(elements - start, static_cast<uint64_t>(run)));
-        uint64_t any = 0;
-        for (uint32_t i = lane_id(); i < length; i += 32) {
-            const uint64_t x = load_element(data, start + i, tensor.element_log2);
-            any |= x;
-            look(x);
-        }
-        const uint32_t mantissa =
-            __reduce_or_sync(ALL_LANES, static_cast<uint32_t>(any & low_mask(below)));
-        const uint32_t upper =
-            __reduce_or_sync(ALL_LANES, static_cast<uint32_t>((any & low_mask(below)) >> 32));
-        const uint64_t shared = static_cast<uint64_t>(upper) << 32 | mantissa;
-        const uint32_t ending = shared ? static_cast<uint32_t>(__ffsll(shared)) - 1 : below;
-        if (lane_id() == 0) atomicAdd(&zeros[ending], length);
-    }
-}
-
-// Finds the signs of a tensor. A warp goes on only while it has seen one sign, and no other warp
-// both.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-    encode_signs(EncodeTensor* tensors, const EncodeChunk* chunks, uint32_t count) {
-    const uint32_t warp = threadIdx.x / 32;
-    for (uint32_t number = blockIdx.x + gridDim.x * warp; number < count;
-         number += gridDim.x * WARPS) {
-        EncodeTensor& tensor = tensors[chunks[number].tensor];
-        const uint8_t* data = reinterpret_cast<const uint8_t*>(chunks[number].data);
-        const uint32_t log2 = tensor.element_log2, sign_at = (8u << log2) - 1;
-        const uint32_t elements = chunks[number].bytes >> log2;
-        uint32_t seen = *static_cast<volatile uint32_t*>(&tensor.signs);
-        seen = __shfl_sync(ALL_LANES, seen, 0);
-        for (uint32_t i = lane_id(); seen != 3 && i - lane_id() < elements; i += 32) {
-            const uint32_t mine =
-                i < elements ? 1u << (load_element(data, i, log2) >> sign_at) : 0u;
-            seen |= __reduce_or_sync(ALL_LANES, mine);
-        }
-        if (lane_id() == 0) atomicOr(&tensor.signs, seen);
-        __syncwarp();
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1) encode_plan(EncodeTensor* tensors) {
-    __shared__ PlanRoom room;
-    EncodeTensor& tensor = tensors[blockIdx.x];
-    const uint8_t* data = reinterpret_cast<const uint8_t*>(tensor.data);
-    const uint64_t elements = tensor.bytes >> tensor.element_log2;
-    const uint64_t step = sample_step(elements);
-    const uint32_t bits = tensor.exponent_bits, below = tensor.mantissa_bits;
-    for (uint32_t i = threadIdx.x; i < 1u << bits; i += PLAN_THREADS) room.counts[i] = 0;
-    for (uint32_t i = threadIdx.x; i < 65; i += PLAN_THREADS) room.zeros[i] = 0;
-    if (threadIdx.x == 0) {
-        tensor.model.state = ENCODE_RAW;
-        tensor.payload_bytes = 0;
-    }
-    __syncthreads();
-    if (tensor.bytes < MIN_MODEL_BYTES) {
-        // Larger constant tensors have one sign, and are found below.
-        const uint64_t first = elements ? load_element(data, 0, tensor.element_log2) : 0;
-        bool same = elements > 0;
-        for (uint64_t i = threadIdx.x; i < elements; i += PLAN_THREADS)
-            same &= load_element(data, i, tensor.element_log2) == first;
-        const bool varies = __syncthreads_or(!same);
-        if (threadIdx.x == 0 && !varies && !tensor.plan) tensor.model.state = ENCODE_HOST;
-        return;
-    }
-
-    look_at_sample(tensor, room.zeros, [&](uint64_t x) {
-        atomicAdd(&room.counts[x >> below & ((1u << bits) - 1)], 1u);
-    });
-    __syncthreads();
-    if (threadIdx.x) return;
-
-    uint64_t total = 0;
-    for (uint32_t i = 0; i < 65; i++) total += room.zeros[i];
-    EncodeModel model = {};
-    model.state = tensor.plan ? ENCODE_RAW : ENCODE_HOST;
-    model.sign = tensor.signs == 1 ? SIGN_POSITIVE : tensor.signs == 2 ? SIGN_NEGATIVE : SIGN_RAW;
-    const uint64_t raw_cost = cost_of_raw(tensor, room.zeros, total, model);
-    {
-        Counts counts{room.counts, 0, 1u << bits, bits};
-        if (counts.length > MAX_SYMBOLS) {
-            // Large alphabets are counted between the smallest and the largest magnitude.
-            uint32_t begin, end;
-            counts.used(begin, end);
-            counts = Counts{room.counts + begin, begin, end - begin, bits};
-        }
-        uint64_t cost;
-        if (fit(counts, step == 1, room.fit, model, cost)) {
-            cost += raw_cost;
-            const uint64_t chunk = 1ull << tensor.chunk_log2;
-            const uint64_t bytes =
-                multiply_divide(cost, elements, total) / (8 * ONE_BIT) +
-                (tensor.bytes + chunk - 1) / chunk * (STATES_BYTES + HEAD_BYTES) +
-                wire_bytes(tensor, model);
-            model.state = bytes * 1024 < tensor.bytes * WORTHWHILE ? ENCODE_CUT : ENCODE_RAW;
-        }
-    }
-    tensor.model = model;
-}
-
-// Ways to cut: none, one or two mantissa bits in the symbol, each without and with the sign.
-constexpr uint32_t WAYS = 6;
-constexpr uint32_t MAX_JOINT = 2;
-// Of the types with the longest exponents but FP64, which the host takes.
-constexpr uint32_t MAX_COUNTED_BITS = 8 + MAX_JOINT;
-// Counts of all ways together.
-constexpr uint32_t WAY_COUNTS = (1 << MAX_COUNTED_BITS) * 21 / 4;
-// Cuts are fitted exactly while their estimates are within a 512th of the best.
-constexpr uint32_t CLOSE_CUTS_LOG2 = 9;
-
-struct ChooseRoom {
-    // Of positive and of negative elements by exponent and joint bits.
-    uint32_t counts[2 << MAX_COUNTED_BITS];
-    uint32_t folded[WAY_COUNTS];
-    uint32_t zeros[65];
-    // The first and the last magnitude counted.
-    uint32_t first, last;
-    FitRoom fit[WAYS];
-    EncodeModel model[WAYS];
-    // Bytes; all bits set for a way that is none.
-    uint64_t estimate[WAYS];
-    uint64_t bytes[WAYS];
-    uint32_t constant;
-};
-
-extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1) encode_choose(EncodeTensor* tensors) {
-    __shared__ ChooseRoom room;
-    EncodeTensor& tensor = tensors[blockIdx.x];
-    const uint64_t elements = tensor.bytes >> tensor.element_log2;
-    const bool exact = sample_step(elements) == 1;
-    const uint32_t limit = min(static_cast<uint32_t>(tensor.mantissa_bits), MAX_JOINT);
-    const uint32_t bits = tensor.exponent_bits + limit, below = tensor.mantissa_bits - limit;
-    for (uint32_t i = threadIdx.x; i < 2u << bits; i += PLAN_THREADS) room.counts[i] = 0;
-    for (uint32_t i = threadIdx.x; i < 65; i += PLAN_THREADS) room.zeros[i] = 0;
-    for (uint32_t i = threadIdx.x; i < WAYS; i += PLAN_THREADS)
-        room.estimate[i] = room.bytes[i] = ~0ull;
-    if (threadIdx.x == 0) {
-        tensor.model.state = ENCODE_RAW;
-        tensor.payload_bytes = 0;
-        room.constant = 0;
-    }
-    __syncthreads();
-    if (tensor.bytes < MIN_MODEL_BYTES) return;
-    look_at_sample(tensor, room.zeros, [&](uint64_t x) {
-        atomicAdd(&room.counts[x >> below & ((2u << bits) - 1)], 1u);
-    });
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        // From the smallest to the largest magnitude, in whole exponents.
-        uint32_t first = 0, last = (1u << bits) - 1;
-        while (first < last && !room.counts[first] && !room.counts[first + (1u << bits)]) first++;
-        while (last > first && !room.counts[last] && !room.counts[last + (1u << bits)]) last--;
-        room.first = first >> limit << limit;
-        room.last = last | ((1u << limit) - 1);
-    }
-    __syncthreads();
-
-    // Each warp looks at a way.
-    const uint32_t way = threadIdx.x / 32;
-    const uint32_t joint = way / 2;
-    const bool with_sign = way % 2;
-    const bool possible = way < WAYS && joint <= limit && !(with_sign && tensor.signs != 3);
-    const uint32_t fold = limit - (possible ? joint : 0);
-    const uint32_t length = (room.last - room.first + 1) >> fold << with_sign;
-    // Ways with more joint bits come first.
-    uint32_t place = 0;
-    for (uint32_t other = WAYS - 1; other > way; other--)
-        place += (1u << tensor.exponent_bits) << (other / 2 + other % 2);
-    uint32_t* const counts = room.folded + (possible ? place : 0);
-    Counts it{counts, (room.first >> fold) << with_sign, length,
-              tensor.exponent_bits + joint + with_sign};
-    uint64_t total = 0;
-    EncodeModel model = {};
-    model.state = ENCODE_CUT;
-    model.joint = joint;
-    model.sign = with_sign           ? SIGN_FIRST
-                 : tensor.signs == 1 ? SIGN_POSITIVE
-                 : tensor.signs == 2 ? SIGN_NEGATIVE
-                                     : SIGN_RAW;
-    uint64_t raw_cost = 0;
-    const uint64_t chunk = 1ull << tensor.chunk_log2;
-    const uint64_t overhead = (tensor.bytes + chunk - 1) / chunk * (STATES_BYTES + HEAD_BYTES);
-    if (possible) {
-        for (uint32_t i = lane_id(); i < length; i += 32) {
-            const uint32_t from = room.first + ((i >> with_sign) << fold);
-            uint32_t sum = 0;
-            for (uint32_t k = from; k < from + (1u << fold); k++) {
-                const uint32_t positive = room.counts[k], negative = room.counts[k + (1u << bits)];
-                sum += !with_sign ? positive + negative : i % 2 ? negative : positive;
-            }
-            counts[i] = sum;
-        }
-        __syncwarp();
-        // Small alphabets are seen whole, as they may be complete.
-        const uint32_t all = 1u << it.bits;
-        if (all <= MAX_SYMBOLS && length < all) {
-            const uint32_t low = lane_id() < all ? lane_id() - it.first : ~0u;
-            const uint32_t high = lane_id() + 32 < all ? lane_id() + 32 - it.first : ~0u;
-            const uint32_t mine[2] = {low < length ? counts[low] : 0,
-                                      high < length ? counts[high] : 0};
-            __syncwarp();
-            if (lane_id() < all) counts[lane_id()] = mine[0];
-            if (lane_id() + 32 < all) counts[lane_id() + 32] = mine[1];
-            __syncwarp();
-            it = Counts{counts, 0, all, it.bits};
-        }
-        if (lane_id() == 0) {
-            for (uint32_t i = 0; i < 65; i++) total += room.zeros[i];
-            raw_cost = cost_of_raw(tensor, room.zeros, total, model);
-            uint64_t cost;
-            uint32_t listed;
-            if (estimate(it, exact, cost, listed)) {
-                // Constant symbols are no plane that is coded: rare, and left to the host.
-                if (listed <= 1) room.constant = 1;
-                room.estimate[way] =
-                    multiply_divide(cost + raw_cost, elements, total) / (8 * ONE_BIT) + overhead +
-                    2 * listed;
-            }
-        }
-    }
-    __syncthreads();
-    if (possible && lane_id() == 0) {
-        uint64_t least = ~0ull, cost;
-        for (uint32_t i = 0; i < WAYS; i++) least = min(least, room.estimate[i]);
-        if (room.estimate[way] != ~0ull &&
-            room.estimate[way] <= least + (least >> CLOSE_CUTS_LOG2) &&
-            fit(it, exact, room.fit[way], model, cost)) {
-            room.bytes[way] = multiply_divide(cost + raw_cost, elements, total) / (8 * ONE_BIT) +
-                              overhead + wire_bytes(tensor, model);
-            room.model[way] = model;
-        }
-    }
-    __syncthreads();
-    if (threadIdx.x) return;
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < WAYS; i++)
-        if (room.bytes[i] < room.bytes[best]) best = i;
-    if (room.constant) {
-        tensor.model.state = ENCODE_HOST;
-    } else if (room.bytes[best] != ~0ull && room.bytes[best] * 1024 < tensor.bytes * WORTHWHILE) {
-        tensor.model = room.model[best];
-    }
-}
 
 // A symbol's slots, and what divides by their number.
 struct Symbol {
@@ -452,11 +101,12 @@ struct Cut {
 };
 
 // The zeros that the mantissas of a sub-block end with.
-__device__ inline uint32_t shared_zeros(const uint8_t* data, uint32_t begin, uint32_t size,
-                                        uint32_t element_log2, uint32_t left) {
+__device__ inline uint32_t shared_zeros(const EncodeTensor& tensor, const Offsets& offsets,
+                                        uint64_t begin, uint32_t size, uint32_t left) {
+    const uint8_t* data = reinterpret_cast<const uint8_t*>(tensor.data);
     uint64_t any = 0;
     for (uint32_t i = lane_id(); i < size; i += 32)
-        any |= load_element(data, begin + i, element_log2);
+        any |= offsets.element(data, begin + i, tensor.element_log2);
     any &= low_mask(left);
     const uint32_t low = __reduce_or_sync(ALL_LANES, static_cast<uint32_t>(any));
     const uint32_t high = __reduce_or_sync(ALL_LANES, static_cast<uint32_t>(any >> 32));
@@ -464,11 +114,14 @@ __device__ inline uint32_t shared_zeros(const uint8_t* data, uint32_t begin, uin
     return shared ? static_cast<uint32_t>(__ffsll(shared)) - 1 : left;
 }
 
-// Takes the elements apart, from the first to the last; false if a symbol cannot be represented.
+// Takes elements from `origin` on apart, from the first to the last, and leaves the table entry of
+// each where the stream will be; false if a symbol cannot be represented.
 __device__ inline bool split_chunk(const EncodeTensor& tensor, const EncodeRoom& room,
-                                   const uint8_t* data, uint32_t count, const Scratch& scratch,
+                                   uint64_t origin, uint32_t count, const Scratch& scratch,
                                    uint32_t& escapes, uint32_t& raw_bytes) {
     const Cut cut(tensor);
+    const Offsets offsets(tensor, tensor.model.scale);
+    const uint8_t* data = reinterpret_cast<const uint8_t*>(tensor.data);
     const uint32_t full_width = raw_bits(tensor);
     const bool two_bytes = symbol_bits(tensor) > 8;
     escapes = raw_bytes = 0;
@@ -480,7 +133,7 @@ __device__ inline bool split_chunk(const EncodeTensor& tensor, const EncodeRoom&
             raw_block = scratch.raw + raw_bytes;
             size = min(count - block, SUB_BLOCK);
             if (tensor.model.trailing_zeros) {
-                zeros = shared_zeros(data, block, size, tensor.element_log2, cut.left);
+                zeros = shared_zeros(tensor, offsets, origin + block, size, cut.left);
                 if (lane_id() == 0) scratch.zeros[block / SUB_BLOCK] = static_cast<uint8_t>(zeros);
                 width = full_width - zeros;
             }
@@ -489,20 +142,28 @@ __device__ inline bool split_chunk(const EncodeTensor& tensor, const EncodeRoom&
         const uint32_t whole = width / 8, rest = width % 8;
         const uint32_t first = batch + 8 * lane_id();
         uint32_t symbols[8], escaped = 0;
-        uint64_t top = 0;
+        uint64_t top = 0, entries = 0;
+        Offsets::Place place = {};
+        if (offsets.any()) place = offsets.place(origin + first);
 #pragma unroll
         for (uint32_t j = 0; j < 8; j++) {
             const uint32_t i = first + j;
             if (i >= count) continue;
-            const uint64_t x = load_element(data, i, tensor.element_log2);
+            uint64_t x = load_element(data, origin + i, tensor.element_log2);
+            if (offsets.any()) {
+                x = offsets.subtract(x, place);
+                offsets.next(place);
+            }
             symbols[j] = cut.symbol(x);
             const uint64_t raw = cut.raw(x, zeros);
             const uint32_t index = cut.entry(room, symbols[j]);
+            entries |= static_cast<uint64_t>(index) << (8 * j);
             if (index == UNLISTED || (cut.escape && index == ESCAPE)) escaped |= 1u << j;
             for (uint32_t byte = 0; byte < whole; byte++)
                 raw_block[byte * size + (i - block)] = static_cast<uint8_t>(raw >> (8 * byte));
             if (rest) top |= raw >> (8 * whole) << (rest * j);
         }
+        if (first < count) *reinterpret_cast<uint64_t*>(scratch.stream + first) = entries;
         if (rest) {
             uint8_t* string = raw_block + whole * size;
             const uint32_t at = (first - block) / 8 * rest, end = (size * rest + 7) / 8;
@@ -526,11 +187,9 @@ __device__ inline bool split_chunk(const EncodeTensor& tensor, const EncodeRoom&
 }
 
 // Codes the symbols, from the last to the first; returns the bytes of the stream, which end with
-// its room.
-__device__ inline uint32_t encode_stream(const EncodeTensor& tensor, const EncodeRoom& room,
-                                         const uint8_t* data, uint32_t count,
+// its room. It grows towards the entries that are still to be coded: none takes more than a byte.
+__device__ inline uint32_t encode_stream(const EncodeRoom& room, uint32_t count,
                                          const Scratch& scratch) {
-    const Cut cut(tensor);
     const uint32_t lane = lane_id(), below = (1u << lane) - 1;
     uint32_t state[2] = {STATE_LOW, STATE_LOW};
     uint32_t cursor = aligned(count);
@@ -545,9 +204,7 @@ __device__ inline uint32_t encode_stream(const EncodeTensor& tensor, const Encod
             active[half] = i < count;
             emits[half] = false;
             if (active[half]) {
-                const uint64_t x = load_element(data, i, tensor.element_log2);
-                const uint32_t index = cut.entry(room, cut.symbol(x));
-                symbols[half] = room.symbol[index % MAX_SYMBOLS];
+                symbols[half] = room.symbol[scratch.stream[i] % MAX_SYMBOLS];
                 emits[half] = state[half] >= static_cast<uint32_t>(symbols[half].frequency) << 8;
             }
             takers[half] = __ballot_sync(ALL_LANES, emits[half]);
@@ -610,8 +267,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             __syncwarp();
             const uint32_t elements = chunk.bytes >> tensor.element_log2;
             const Scratch scratch(chunk.scratch, elements, raw_bits(tensor));
-            if (split_chunk(tensor, room, data, elements, scratch, escapes, raw_bytes)) {
-                stream_bytes = encode_stream(tensor, room, data, elements, scratch);
+            const uint64_t origin = static_cast<uint64_t>(first + number - tensor.first_chunk)
+                                    << (tensor.chunk_log2 - tensor.element_log2);
+            if (split_chunk(tensor, room, origin, elements, scratch, escapes, raw_bytes)) {
+                __syncwarp();
+                stream_bytes = encode_stream(room, elements, scratch);
                 const uint32_t length = aligned(HEAD_BYTES + zeros_bytes(tensor, elements)) +
                                         STATES_BYTES + aligned(raw_bytes) + aligned(stream_bytes) +
                                         aligned(escapes) * (symbol_bits(tensor) > 8 ? 2 : 1);

@@ -27,6 +27,9 @@ enum EncodeSign : uint32_t {
     SIGN_NEGATIVE = 3,
 };
 
+// Which lists of scale offsets there are: a bit for each axis.
+constexpr uint32_t AXIS_ROWS = 1, AXIS_COLUMNS = 2, AXES = 3;
+
 // The model of a tensor: a table over `base`, its entries in the order of their slots.
 struct EncodeModel {
     uint32_t state;
@@ -38,7 +41,8 @@ struct EncodeModel {
     uint32_t sign;
     // Whether sub-blocks leave out the zeros that their mantissas end with.
     uint32_t trailing_zeros;
-    uint32_t reserved;
+    // The EncodeView whose offsets are subtracted times 4, and the axes; 0: none are.
+    uint32_t scale;
     uint8_t index[MAX_SYMBOLS];
     uint8_t frequency[MAX_SYMBOLS];
 };
@@ -55,15 +59,55 @@ struct EncodeTensor {
     uint8_t element_log2;
     uint8_t exponent_bits;
     uint8_t mantissa_bits;
-    uint8_t reserved;
+    // Matrices that it can be seen as, at the level `default`.
+    uint8_t views;
     // Room for the plan to decode it: a Chunk for each chunk, two Models, SLOTS words, SLOTS Slots.
     // 0: the tensor goes to the host, and has the bytes that the CPU gives it.
     uint64_t plan;
     // Signs that elements have: 1 for positive, 2 for negative ones.
     uint32_t signs;
-    uint32_t reserved_too;
+    uint32_t reserved;
+    // Its EncodeViews.
+    uint64_t view;
     EncodeModel model;
 };
+
+// A tensor seen as a matrix, and the offsets that its rows and columns would have.
+struct EncodeView {
+    uint64_t columns;
+    uint64_t rows;
+    // 2^64 / columns, rounded up.
+    uint64_t reciprocal;
+    // Room for the offsets, signed bytes.
+    uint64_t row_offsets;
+    uint64_t column_offsets;
+    // Room for a sum of magnitudes, 64 bits, for each column; then for so many numbers as there can
+    // be stripes: the rows that each was looked at in.
+    uint64_t sums;
+    // What follows is found on the device. The mean logarithm of the rows' means, the share of a
+    // deviation from it that is no noise, and the variance that a mean of one element would have.
+    int64_t usual;
+    int64_t row_share;
+    int64_t noise;
+    // One of so many neighbouring rows is looked at, and how many that are; runs of columns side by
+    // side, one of which is looked at in a row; one of so many rows counts for the columns.
+    uint64_t row_step;
+    uint64_t visited;
+    uint64_t stripes;
+    uint64_t column_step;
+    // Bytes with the offsets of no axis, of rows, of columns, and of both; all bits set: not tried.
+    uint64_t estimate[AXES + 1];
+    // The exponent of the largest magnitudes.
+    uint32_t top;
+    // What is fitted, and later what is worth trying.
+    uint32_t axes;
+    // The least and the largest offset of rows and of columns, plus OFFSET_BIAS.
+    uint32_t low[2];
+    uint32_t high[2];
+    uint32_t tensor;
+    uint32_t reserved;
+};
+constexpr uint32_t OFFSET_BIAS = 128;
 
 struct EncodeChunk {
     uint64_t data;
@@ -84,5 +128,5 @@ struct EncodeChunk {
     uint32_t reserved;
 };
 
-static_assert(sizeof(EncodeModel) == 160 && sizeof(EncodeTensor) == 224 &&
-              sizeof(EncodeChunk) == 64);
+static_assert(sizeof(EncodeModel) == 160 && sizeof(EncodeTensor) == 232);
+static_assert(sizeof(EncodeView) == 168 && sizeof(EncodeChunk) == 64);

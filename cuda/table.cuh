@@ -9,20 +9,27 @@ constexpr uint64_t ONE_BIT = 1ull << LOG2_FRACTION_BITS;
 // A symbol below a quarter of a slot is cheaper as an escape.
 constexpr uint64_t MIN_SHARE = 4 * SLOTS;
 
-// log2 of `x / 2^31` for `x` in [2^31, 2^32]: one bit of the result per squaring.
-__device__ inline uint32_t log2_by_squaring(uint64_t x) {
-    uint32_t result = 0;
-    for (uint32_t bit = 0; bit < LOG2_FRACTION_BITS; bit++) {
-        if (x >= 1ull << 32) return 1u << LOG2_FRACTION_BITS;
-        x = (x * x) >> 31;
-        result <<= 1;
-        if (x >= 1ull << 32) {
-            result |= 1;
-            x >>= 1;
+// log2(1 + i/256) for `i` from 0 to 256, with LOG2_FRACTION_BITS.
+struct MantissaLogs {
+    uint32_t of[257];
+};
+
+// One bit of each result per squaring of `x / 2^31`, which is in [1, 2].
+__device__ constexpr MantissaLogs mantissa_logs() {
+    MantissaLogs logs = {};
+    for (uint64_t i = 0; i < 256; i++) {
+        uint64_t x = (256 + i) << 23;
+        for (uint32_t bit = 0; bit < LOG2_FRACTION_BITS; bit++) {
+            x = (x * x) >> 31;
+            logs.of[i] = logs.of[i] << 1 | static_cast<uint32_t>(x >> 32);
+            x >>= x >> 32;
         }
     }
-    return result;
+    logs.of[256] = 1u << LOG2_FRACTION_BITS;
+    return logs;
 }
+
+__device__ constexpr MantissaLogs MANTISSA_LOGS = mantissa_logs();
 
 // `log2(x) * 2^16`, interpolated between 256 steps; 0 for 0.
 __device__ inline uint64_t log2_of(uint64_t x) {
@@ -31,8 +38,7 @@ __device__ inline uint64_t log2_of(uint64_t x) {
     const uint64_t mantissa = x << (63 - exponent);
     const uint64_t index = mantissa >> 55 & 0xff;
     const uint64_t fraction = mantissa >> 39 & 0xffff;
-    const uint64_t low = log2_by_squaring((256 + index) << 23);
-    const uint64_t high = log2_by_squaring((257 + index) << 23);
+    const uint64_t low = MANTISSA_LOGS.of[index], high = MANTISSA_LOGS.of[index + 1];
     return (static_cast<uint64_t>(exponent) << LOG2_FRACTION_BITS) + low +
            (((high - low) * fraction) >> 16);
 }

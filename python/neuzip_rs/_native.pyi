@@ -106,6 +106,7 @@ def assemble_prelude(
     shape: Sequence[int],
     chunk_log2: int,
     model: tuple[int, int, bool, int, bool, Sequence[tuple[int, int]]] | None,
+    scale: tuple[int, int, bytes, bytes] | None,
     chunks: Sequence[tuple[int, int, int]],
 ) -> bytes: ...
 def chunk_log2(dtype: str, nbytes: int, *, level: str = "default") -> int: ...

@@ -33,8 +33,8 @@ def compress(
         dtype: What raw bytes hold ("bfloat16", `torch.bfloat16`, `numpy.float32`, ...), which
             compresses them better. An array knows its own type, and only that may be named.
         level: "fast", "default" or "max", which is smaller, slow to make and slower to decode.
-            Floats on a CUDA device are compressed there by "fast", if CuPy is installed, and by
-            "default" if they have one dimension.
+            Floats on a CUDA device are compressed there by "fast" and "default", if CuPy is
+            installed.
         base: An array of the same type and shape that `x` is close to, such as the checkpoint
             before, or that array compressed. Where it makes the result smaller, the difference is
             stored, and `decompress` needs the same base; `CompressedTensor.base_hash` tells.

@@ -6,7 +6,7 @@ use pyo3::types::PyBytes;
 use super::buffers::Bytes;
 use super::errors::to_py;
 use crate::container::device::{
-    EncodedChunk, EncodedModel, Placement, assemble, plan as device_plan_of,
+    EncodedChunk, EncodedModel, EncodedScale, Placement, assemble, plan as device_plan_of,
 };
 use crate::container::stream::Stream;
 use crate::dtype::Dtype;
@@ -47,16 +47,18 @@ fn device_plan<'py>(
 
 /// What goes in front of payloads that the device has encoded.
 #[pyfunction]
+#[pyo3(signature = (dtype, shape, chunk_log2, model, scale, chunks))]
 fn assemble_prelude<'py>(
     py: Python<'py>,
     dtype: &str,
     shape: Vec<u64>,
     chunk_log2: u32,
     model: Option<EncodedModel>,
+    scale: Option<EncodedScale>,
     chunks: Vec<EncodedChunk>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let dtype = Dtype::from_name(dtype).map_err(to_py)?;
-    let made = assemble(dtype, &shape, chunk_log2, model, &chunks);
+    let made = assemble(dtype, &shape, chunk_log2, model, scale, &chunks);
     Ok(PyBytes::new(py, &made.map_err(to_py)?))
 }
 

@@ -26,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from neuzip_rs import _native
 from neuzip_rs.cuda import _encode, _launch, _runtime, _torch
 from neuzip_rs.cuda._device import Bytes, Device, Event, cupy_device
+from neuzip_rs.cuda._encode_layout import Input, Structs, describe, plan_bytes
 from neuzip_rs.directory.content import read_varint
 from neuzip_rs.nn.codec import DTYPES, Codec, Header, named_dtype
 
@@ -42,8 +43,8 @@ Open: TypeAlias = Callable[[torch.device], AbstractContextManager[Device]]
 class _Sizes(NamedTuple):
     """What is on its way from the device: structs, and the place in the stream behind them."""
 
-    tensors: _encode.Structs
-    chunks: _encode.Structs
+    tensors: Structs
+    chunks: Structs
     arrived: Event
 
 
@@ -124,10 +125,10 @@ class DeviceCodec(Codec):
         name, nbytes = DTYPES[tensor.dtype], tensor.numel() * tensor.itemsize
         header = Header(tensor.dtype, tuple(tensor.shape))
         chunk_log2 = _native.chunk_log2(name, nbytes, level=_LEVEL)
-        described = _encode.describe([_encode.Input(tensor.data_ptr(), nbytes, name, chunk_log2)])
+        described = describe([Input(tensor.data_ptr(), nbytes, name, chunk_log2)])
         chunks = len(described.chunks)
         code = _room(described.out_bytes, tensor.device)
-        plan = _room(_encode.plan_bytes(chunks), tensor.device)
+        plan = _room(plan_bytes(chunks), tensor.device)
         described.tensors["plan"] = plan.data_ptr()
         on_device = _encode.launch(device, described, code.data_ptr())
         structs = _encode.download_structs(device, described, on_device)

@@ -1,6 +1,7 @@
 //! What goes in front of payloads that the device has encoded.
 //!
-//! The device makes one kind of model: a coded plane of exponents above a raw plane of mantissa and, mostly, sign.
+//! The device makes one kind of model: a coded plane of exponents above a raw plane of mantissa and, mostly, sign, with
+//! scale offsets or without.
 //! Place in docs/format.md: "Tensor stream".
 
 use super::super::index::{ChunkEntry, Storage, is_packed};
@@ -10,10 +11,14 @@ use crate::dtype::{Dtype, FloatFields};
 use crate::error::{Error, Result};
 use crate::model::frequency_table::{Entry, FrequencyTable};
 use crate::model::{Model, Plane};
+use crate::planes::scale::ScaleOffsets;
 
 /// The model: mantissa bits in the symbol, where the sign is, whether trailing zeros are left out; then the table of
 /// the symbols: base, whether it has an escape, and index and frequency in slot order.
 pub type EncodedModel = (u32, u32, bool, u64, bool, Vec<(u8, u8)>);
+
+/// Scale offsets of a matrix: its columns, log2 of the unit, and signed bytes for rows and for columns.
+pub type EncodedScale = (u64, u32, Vec<u8>, Vec<u8>);
 
 /// `EncodeSign` of `cuda/encode_layout.cuh`.
 const SIGN_RAW: u32 = 0;
@@ -24,7 +29,7 @@ const SIGN_NEGATIVE: u32 = 3;
 /// What the device says of a chunk: payload length, storage (0 raw, 1 constant, 2 the model), hash.
 pub type EncodedChunk = (u32, u8, u64);
 
-/// The beginning of a stream, up to its payloads: what [`crate::compress`] makes at the level `fast`.
+/// The beginning of a stream, up to its payloads: what [`crate::compress`] makes at the levels `fast` and `default`.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for parts that make no stream.
@@ -33,13 +38,14 @@ pub fn assemble(
     shape: &[u64],
     chunk_log2: u32,
     made: Option<EncodedModel>,
+    scale: Option<EncodedScale>,
     chunks: &[EncodedChunk],
 ) -> Result<Vec<u8>> {
     let fail = |what: &str| Err(Error::InvalidArgument(format!("encoded parts: {what}")));
     let tensor = TensorType::new(dtype, shape)?;
     let models: Vec<Model> = match (made, dtype.float_fields()) {
         (None, _) => Vec::new(),
-        (Some(made), Some(fields)) => vec![model(fields, made)?],
+        (Some(made), Some(fields)) => vec![model(fields, made, scale.is_some())?],
         (Some(_), None) => return fail("a table without floats"),
     };
     let mut entries = Vec::with_capacity(chunks.len());
@@ -59,13 +65,17 @@ pub fn assemble(
     if !CHUNK_LOG2.contains(&chunk_log2) {
         return fail("a length that chunks do not have");
     }
+    let scale = match scale {
+        Some(scale) if !models.is_empty() => Some(offsets(scale)?),
+        _ => None,
+    };
     let single = entries.first().filter(|_| entries.len() == 1);
     let packed = entries.is_empty() || single.is_some_and(|entry| is_packed(1, entry.storage));
     let chunked = Chunked {
         chunk_log2,
         models: if packed { Vec::new() } else { models },
         records: Vec::new(),
-        scale: None,
+        scale: scale.filter(|_| !packed),
         delta: None,
     };
     if chunked.chunks(tensor.byte_len()) != entries.len() as u64 {
@@ -78,7 +88,24 @@ pub fn assemble(
     Ok(stream)
 }
 
-fn model(fields: FloatFields, made: EncodedModel) -> Result<Model> {
+fn offsets((columns, shift, rows, cols): EncodedScale) -> Result<ScaleOffsets> {
+    let columns = usize::try_from(columns).ok().filter(|&columns| columns > 0);
+    let signed = |list: Vec<u8>| list.into_iter().map(u8::cast_signed).collect::<Vec<i8>>();
+    match columns {
+        Some(columns) if !(rows.is_empty() && cols.is_empty()) => Ok(ScaleOffsets {
+            columns,
+            shift,
+            rows: signed(rows),
+            cols: signed(cols),
+            ..ScaleOffsets::default()
+        }),
+        _ => Err(Error::InvalidArgument(
+            "encoded parts: no scale offsets".to_owned(),
+        )),
+    }
+}
+
+fn model(fields: FloatFields, made: EncodedModel, scaled: bool) -> Result<Model> {
     let (joint, sign, trailing_zeros, base, escape, listed) = made;
     let fail = || Error::InvalidArgument("encoded parts: no model".to_owned());
     let left = fields.mantissa_bits.checked_sub(joint).ok_or_else(fail)?;
@@ -106,7 +133,7 @@ fn model(fields: FloatFields, made: EncodedModel) -> Result<Model> {
         phase: 0,
         sign_position,
         trailing_zeros,
-        scaled: false,
+        scaled,
         planes,
     }
     .validated()

@@ -89,7 +89,7 @@ def main() -> None:
     """Prints the tables."""
     print("| kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |")
     print("|---|" + "--:|" * len(ARCHITECTURES))
-    for source in ("content_hash", "decode", "encode"):
+    for source in ("content_hash", "decode", "encode", "encode_choose", "encode_plan"):
         for name in sorted(compiled(source, 80).kernels):
             made = [compiled(source, architecture).kernels[name] for architecture in ARCHITECTURES]
             cells = (f"{kernel.registers} / {kernel.shared_bytes}" for kernel in made)

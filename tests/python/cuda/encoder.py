@@ -1,66 +1,62 @@
-"""The encoder of cuda/encode.cu in the emulation, in place of a GPU."""
+"""The kernels that encode in the emulation, launched as on a GPU, between forbidden pages."""
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import numpy as np
-
-from neuzip_rs.cuda._encode import Input, describe
+from neuzip_rs._dtypes import ITEMSIZE
+from neuzip_rs.cuda._device import Memory, Scalar
+from neuzip_rs.cuda._encode import encode
+from neuzip_rs.cuda._encode_layout import WAVE_BYTES, Input, views
+from tests.python.cuda.emulated import EmulatedDevice
 from tests.python.cuda.emulation import Emulated, guarded
-
-Array = np.ndarray[Any, Any]
-
-
-class Encoded(NamedTuple):
-    """What the kernels made of a tensor."""
-
-    tensor: Array
-    chunks: Array
-    payloads: bytes
 
 
 @functools.cache
-def encoder() -> Emulated:
-    return Emulated("encode")
+def _kernels(source: str) -> Emulated:
+    return Emulated(source)
+
+
+class GuardedDevice(EmulatedDevice):
+    """A device whose memory ends at forbidden pages, and holds garbage at first."""
+
+    def __init__(self, *, processors: int = 2, seed: int = 1) -> None:
+        """Makes a device whose threads take turns in an order that `seed` gives."""
+        super().__init__(processors=processors)
+        self._seed = seed
+
+    def empty(self, nbytes: int) -> Memory:
+        memory = guarded(b"\xe5" * nbytes)
+        return Memory(memory.ctypes.data, memory)
+
+    def launch(
+        self, source: str, kernel: str, blocks: int, threads: int, *arguments: Scalar
+    ) -> None:
+        kernels, seed = _kernels(source), self._seed
+        self.stream.add(lambda: kernels.launch(kernel, blocks, threads, *arguments, seed=seed))
 
 
 def encode_many(
-    tensors: Sequence[tuple[bytes, str]],
+    tensors: Sequence[tuple[bytes, str, tuple[int, ...]]],
     chunk_log2: int,
     *,
-    grid: int = 3,
+    processors: int = 1,
     seed: int = 1,
-    wave_bytes: int = 1 << 16,
+    wave_bytes: int = WAVE_BYTES,
     level: str = "fast",
-) -> list[Encoded]:
-    """Encodes tensors, bytes and dtype, in one launch of each kernel."""
-    memory = [guarded(data) for data, _ in tensors]
-    described, chunks, waves, scratch_bytes, out_bytes = describe(
-        [
-            Input(at.ctypes.data, len(data), dtype, chunk_log2)
-            for at, (data, dtype) in zip(memory, tensors, strict=True)
-        ],
-        wave_bytes,
-    )
-    scratch, out = guarded(bytes(scratch_bytes)), guarded(bytes(out_bytes))
-    chunks["scratch"] += np.uint64(scratch.ctypes.data)
-    starts = described["out"].tolist()
-    described["out"] += np.uint64(out.ctypes.data)
-    kernels = encoder()
-    kernels.launch("encode_signs", grid, 128, described, chunks, np.uint32(len(chunks)), seed=seed)
-    planner = {"fast": "encode_plan", "default": "encode_choose"}[level]
-    kernels.launch(planner, len(tensors), 256, described, seed=seed)
-    for start, count in waves:
-        part = np.uint32(start), np.uint32(count)
-        kernels.launch("encode_chunks", grid, 128, described, chunks, *part, seed=seed)
-        kernels.launch("encode_offsets", len(tensors), 32, described, chunks, *part, seed=seed)
-        kernels.launch("encode_gather", grid, 128, described, chunks, *part, seed=seed)
-    return [
-        Encoded(
-            tensor,
-            chunks[tensor["first_chunk"] : tensor["first_chunk"] + tensor["chunks"]],
-            out[start : start + int(tensor["payload_bytes"])].tobytes(),
+) -> list[bytes | None]:
+    """The streams of tensors (bytes, dtype, shape); None for what is left to the CPU."""
+    memory = [guarded(data) for data, _, _ in tensors]
+    inputs = [
+        Input(
+            at.ctypes.data,
+            len(data),
+            dtype,
+            chunk_log2,
+            views(shape) if level == "default" else (),
         )
-        for tensor, start in zip(described, starts, strict=True)
+        for at, (data, dtype, shape) in zip(memory, tensors, strict=True)
     ]
+    assert all(len(data) % ITEMSIZE[dtype] == 0 for data, dtype, _ in tensors)
+    device = GuardedDevice(processors=processors, seed=seed)
+    shapes = [shape for _, _, shape in tensors]
+    return encode(device, inputs, shapes, level=level, wave_bytes=wave_bytes)

@@ -1,6 +1,7 @@
-"""cuda/encode.cu against the Rust encoder, in the emulation: the same tables, the same bytes."""
+"""cuda/encode*.cu against the Rust encoder, in the emulation: the same tables, the same bytes."""
 
-from typing import Any
+import math
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -9,44 +10,50 @@ from hypothesis import strategies as st
 
 from neuzip_rs import _native
 from neuzip_rs._dtypes import ITEMSIZE
-from neuzip_rs.cuda._encode import CHOSEN, EXPONENT_BITS, left_to_cpu, prelude
+from neuzip_rs.cuda._encode import LEVELS
+from neuzip_rs.cuda._encode_layout import EXPONENT_BITS
 from tests.python import second_decoder as page
 from tests.python.cuda.emulation import needs_compiler
-from tests.python.cuda.encoder import Encoded, encode_many
-from tests.python.samples import KINDS, contents
+from tests.python.cuda.encoder import encode_many
+from tests.python.samples import KINDS, contents, numpy_dtype
 
 pytestmark = needs_compiler
 EXAMPLES = settings().max_examples
+Shape: TypeAlias = tuple[int, ...]
 
 
-def compressed(data: bytes, dtype: str, chunk_log2: int, level: str = "fast") -> bytes:
-    count = len(data) // ITEMSIZE[dtype]
-    stream = _native.compress(data, dtype, (count,), level=level, chunk_bytes=1 << chunk_log2)
-    return bytes(stream)
+def compressed(
+    data: bytes, dtype: str, chunk_log2: int, level: str = "fast", shape: Shape | None = None
+) -> bytes:
+    shape = shape or (len(data) // ITEMSIZE[dtype],)
+    return bytes(_native.compress(data, dtype, shape, level=level, chunk_bytes=1 << chunk_log2))
 
 
-def agree(found: Encoded, data: bytes, dtype: str, chunk_log2: int, level: str = "fast") -> bool:
-    """Whether the device made it, and then the same as the CPU."""
-    if left_to_cpu(found.tensor, found.chunks):
-        return False
-    stream = compressed(data, dtype, chunk_log2, level)
-    shape = (len(data) // ITEMSIZE[dtype],)
-    assert prelude(found.tensor, found.chunks, dtype, shape) + found.payloads == stream
+def one(
+    data: bytes,
+    dtype: str,
+    chunk_log2: int,
+    seed: int = 1,
+    level: str = "fast",
+    shape: Shape | None = None,
+) -> bool:
+    """Whether the device encodes a tensor, and then the same as the CPU."""
+    shape = shape or (len(data) // ITEMSIZE[dtype],)
+    (found,) = encode_many([(data, dtype, shape)], chunk_log2, seed=seed, level=level)
+    return found is not None and agree(found, data, dtype, chunk_log2, level, shape)
+
+
+def agree(found: bytes, data: bytes, dtype: str, chunk_log2: int, level: str, shape: Shape) -> bool:
+    assert found == compressed(data, dtype, chunk_log2, level, shape)
     return True
 
 
-def one(data: bytes, dtype: str, chunk_log2: int, seed: int = 1, level: str = "fast") -> bool:
-    (found,) = encode_many([(data, dtype)], chunk_log2, seed=seed, level=level)
-    return agree(found, data, dtype, chunk_log2, level)
-
-
 @pytest.mark.parametrize("dtype", EXPONENT_BITS)
-@pytest.mark.parametrize("level", ["fast", "default"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_weights(dtype: str, level: str) -> None:
     """Ordinary weights are encoded on the device."""
     for count in (5000, 8192, 20_000, 70_003, 200_000):
-        if level == "fast" or dtype in CHOSEN:
-            assert one(contents("weights", dtype, count, count), dtype, 13, level=level)
+        assert one(contents("weights", dtype, count, count), dtype, 13, level=level)
 
 
 def test_sampled_tables() -> None:
@@ -57,18 +64,17 @@ def test_sampled_tables() -> None:
     assert one((x.view(np.uint32) >> 16).astype(np.uint16).tobytes(), "bfloat16", 17)
 
 
-def test_a_launch_takes_many_tensors() -> None:
-    tensors = [
-        (contents(kind, dtype, 3000 + 7 * i, i), dtype)
-        for i, (kind, dtype) in enumerate(
-            (kind, dtype) for kind in KINDS for dtype in EXPONENT_BITS
-        )
-    ]
-    for grid in (1, 50):
-        found = encode_many(tensors, 12, grid=grid)
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_launch_takes_many_tensors(level: str) -> None:
+    tensors = []
+    for i, (kind, dtype) in enumerate((kind, dtype) for kind in KINDS for dtype in EXPONENT_BITS):
+        shape = (100, 70) if i % 3 else (3000 + 7 * i,)
+        tensors.append((contents(kind, dtype, math.prod(shape), i), dtype, shape))
+    for processors in (1, 10):
+        found = encode_many(tensors, 12, processors=processors, wave_bytes=1 << 16, level=level)
         made = [
-            agree(encoded, data, dtype, 12)
-            for encoded, (data, dtype) in zip(found, tensors, strict=True)
+            stream is not None and agree(stream, data, dtype, 12, level, shape)
+            for stream, (data, dtype, shape) in zip(found, tensors, strict=True)
         ]
         assert sum(made) >= len(made) // 2
 
@@ -81,13 +87,13 @@ def test_a_launch_takes_many_tensors() -> None:
     st.integers(12, 15),
     st.integers(0, 99),
     st.integers(0, 3),
-    st.sampled_from(["fast", "default"]),
+    st.sampled_from(LEVELS),
 )
 def test_any_floats(
     dtype: str, kind: str, count: int, chunk: int, seed: int, order: int, level: str
 ) -> None:
     data = contents(kind, dtype, count, seed)
-    if (level == "default" and dtype not in CHOSEN) or one(data, dtype, chunk, order, level):
+    if one(data, dtype, chunk, order, level):
         return
     # What is left to the CPU is constant, or has one exponent.
     parsed = page.parse(compressed(data, dtype, chunk, level))
@@ -97,11 +103,9 @@ def test_any_floats(
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("level", ["fast", "default"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_one_sign(dtype: str, sign: int, level: str) -> None:
-    if level == "default" and dtype not in CHOSEN:
-        return
     x = np.abs(np.random.default_rng(1).standard_normal(200_000)) * sign
     data = as_bytes(x, dtype)
     assert one(data, dtype, 14, level=level)
@@ -140,3 +144,127 @@ def test_any_table(shares: list[float], base: int, seed: int) -> None:
     x = exponents.astype(np.uint16) << 7 | rng.integers(0, 128, 6000, np.uint16)
     x |= rng.integers(0, 2, 6000, np.uint16) << 15
     assert one(x.astype(np.uint16).tobytes(), "bfloat16", 14) or len(set(exponents)) < 2
+
+
+# --- matrices at the level "default" -------------------------------------------------------------
+
+
+def scaled(shape: Shape, dtype: str, seed: int, spread: tuple[float, float]) -> bytes:
+    """A tensor whose first and last dimensions have scales of their own: `spread` in octaves."""
+    rng = np.random.default_rng(seed)
+    # The shortest types have few exponents: around the middle of them.
+    x = rng.standard_normal(shape) * (1 if dtype.startswith("float8") else 0.02)
+    rows = np.exp2(rng.normal(0, spread[0], shape[0]))
+    columns = np.exp2(rng.normal(0, spread[1], shape[-1]))
+    x = x * rows.reshape(-1, *[1] * (len(shape) - 1)) * columns
+    with np.errstate(all="ignore"):
+        return x.astype(numpy_dtype(dtype)).tobytes()
+
+
+def offsets_of(stream: bytes) -> str:
+    """Which axes have offsets: "", "r", "c" or "rc"."""
+    offsets = page.parse(stream).offsets
+    axes = offsets.axes if offsets else 0
+    return "r" * (axes & 1) + "c" * (axes >> 1 & 1)
+
+
+SPREADS = [(0.0, 0.0), (0.7, 0.0), (0.0, 0.7), (0.7, 0.7), (3.0, 2.0)]
+
+
+@pytest.mark.parametrize("dtype", EXPONENT_BITS)
+def test_matrices(dtype: str) -> None:
+    """Small ones are counted whole, larger ones by samples; scales of rows, of columns, of both."""
+    found = set()
+    for shape in ((80, 60), (60, 80), (120, 136), (136, 121), (300, 260)):
+        tensors = [
+            (scaled(shape, dtype, i, spread), dtype, shape) for i, spread in enumerate(SPREADS)
+        ]
+        streams = encode_many(tensors, 13, level="default", processors=2)
+        for stream, (data, _, _) in zip(streams, tensors, strict=True):
+            assert stream is not None
+            agree(stream, data, dtype, 13, "default", shape)
+            found.add(offsets_of(stream))
+    assert found == {"", "r", "c", "rc"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        # A sample is taken of the elements, of the columns, and of the rows for them.
+        ((700, 1100), "bfloat16"),
+        ((3000, 200), "float32"),
+        # Several runs side by side in each row.
+        ((40, 30_000), "bfloat16"),
+        # Filters, whose last dimensions count as one; experts; vectors with a dimension of one.
+        ((64, 32, 3, 3), "float16"),
+        ((20, 300, 2), "bfloat16"),
+        ((8, 100, 90), "bfloat16"),
+        ((20_000, 1, 2), "bfloat16"),
+        ((2, 20_000), "float32"),
+        ((1, 20_000), "bfloat16"),
+    ],
+    ids=str,
+)
+def test_shapes(shape: Shape, dtype: str) -> None:
+    for i, spread in enumerate(SPREADS[1:4]):
+        data = scaled(shape, dtype, i, spread)
+        assert one(data, dtype, 17, i, "default", shape)
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    st.sampled_from(list(EXPONENT_BITS)),
+    st.one_of(
+        st.tuples(st.integers(1, 300), st.integers(1, 300)),
+        st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(1, 20)),
+        st.tuples(*[st.integers(1, 12)] * 4),
+    ),
+    st.one_of(st.sampled_from(KINDS), st.sampled_from(SPREADS)),
+    st.integers(12, 15),
+    st.integers(0, 99),
+    st.integers(0, 3),
+)
+def test_any_matrix(
+    dtype: str,
+    shape: Shape,
+    kind: str | tuple[float, float],
+    chunk: int,
+    seed: int,
+    order: int,
+) -> None:
+    if isinstance(kind, str):
+        data = contents(kind, dtype, math.prod(shape), seed)
+    else:
+        data = scaled(shape, dtype, seed, kind)
+    if not one(data, dtype, chunk, order, "default", shape):
+        # What is left to the CPU is constant, or has one exponent.
+        parsed = page.parse(compressed(data, dtype, chunk, "default", shape))
+        assert parsed.body != page.CHUNKED_BODY or not any(
+            plane.mode == page.CODED for model in parsed.models for plane in model.planes
+        )
+
+
+@settings(max_examples=EXAMPLES // 2)
+@given(
+    st.sampled_from(list(EXPONENT_BITS)),
+    st.integers(60, 200),
+    st.integers(60, 200),
+    st.integers(0, 99),
+    st.floats(0, 1),
+)
+def test_odd_values_among_scaled_ones(
+    dtype: str, rows: int, columns: int, seed: int, share: float
+) -> None:
+    """Zeros, infinities, NaNs and subnormals; rows and columns of zeros; signs of one kind."""
+    rng = np.random.default_rng(seed)
+    data = scaled((rows, columns), dtype, seed, SPREADS[1 + seed % 4])
+    width = ITEMSIZE[dtype]
+    x = np.frombuffer(bytearray(data), f"<u{width}").reshape(rows, columns)
+    odd = np.frombuffer(contents("special", dtype, 4096, seed), x.dtype)
+    where = rng.random(x.shape) < share**4
+    x[where] = rng.choice(odd, int(where.sum()))
+    x[rng.random(rows) < 0.1] = 0
+    x[:, rng.random(columns) < 0.1] = 0
+    if seed % 3 == 0:
+        x &= (1 << (8 * width - 1)) - 1
+    assert one(x.tobytes(), dtype, 13, seed, "default", (rows, columns))

@@ -1,0 +1,1 @@
+../../../../cuda/encode_plan.cu
