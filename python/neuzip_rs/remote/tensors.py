@@ -236,7 +236,7 @@ class _SparseFile:
 
     def open(self) -> _native.SafetensorsFile:
         """The native reader on the sparse file, told of its base if it has one."""
-        return _native.SafetensorsFile(str(self.path), base=self._fetch_base())
+        return _native.SafetensorsFile(str(self.path), base=self._fetch_base(), filled_in=True)
 
     def need(self, name: str) -> None:
         """Makes sure that a tensor can be read: its bytes, and those that it refers to."""

@@ -57,13 +57,22 @@ fn raise_in(path: &Path) -> impl FnOnce(Error) -> PyErr {
 
 #[pymethods]
 impl SafetensorsFile {
+    /// Opens the file; `filled_in` if the process writes its parts before they are read.
     #[new]
-    #[pyo3(signature = (path, *, base = None))]
-    fn new(py: Python<'_>, path: PathBuf, base: Option<PathBuf>) -> PyResult<Self> {
+    #[pyo3(signature = (path, *, base = None, filled_in = false))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        base: Option<PathBuf>,
+        filled_in: bool,
+    ) -> PyResult<Self> {
         let base = base.as_deref();
-        let file = py
-            .detach(|| safetensors::SafetensorsFile::open_with_base(&path, base))
-            .map_err(raise_in(&path))?;
+        let open = if filled_in {
+            safetensors::SafetensorsFile::open_filled_in
+        } else {
+            safetensors::SafetensorsFile::open_with_base
+        };
+        let file = py.detach(|| open(&path, base)).map_err(raise_in(&path))?;
         Ok(Self {
             file: RwLock::new(Some(Arc::new(file))),
             path,
