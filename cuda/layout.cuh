@@ -9,8 +9,7 @@
 
 #include "platform.cuh"
 
-// --- docs/format.md
-// ---------------------------------------------------------------------------------
+// --- docs/format.md ------------------------------------------------------------------------------
 
 constexpr uint32_t LANES = 64;
 constexpr uint32_t SLOTS = 256;
@@ -30,8 +29,7 @@ constexpr uint32_t HASH_STEP_LOW = 0xC2B2AE35u, HASH_STEP_HIGH = 0x27D4EB2Fu;
 enum PlaneMode : uint8_t { RAW = 0, CONSTANT = 1, CODED = 2, CONTEXTS = 3 };
 enum Relation : uint8_t { RELATION_CONTEXT = 0, RELATION_DIFFERENCE = 1, RELATION_INTEGER = 2 };
 
-// --- the plan
-// ---------------------------------------------------------------------------------------
+// --- the plan ------------------------------------------------------------------------------------
 
 // How the bytes of a chunk come about.
 enum ChunkKind : uint8_t {

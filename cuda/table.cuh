@@ -105,6 +105,20 @@ __device__ inline uint32_t best_window(const Counts& it, uint32_t width, uint64_
     return best;
 }
 
+// Calls `visit` with the number and the count of each symbol of a window.
+template <class Visit>
+__device__ __forceinline__ void visit_window(const Counts& it, uint32_t start, uint32_t width,
+                                             Visit visit) {
+    for (uint32_t i = 0; i < width; i++) {
+        uint32_t at = start + i;
+        if (at >= it.length) {
+            at -= it.length;
+            if (!it.whole() || at >= start) break;
+        }
+        visit(i, it.counts[at]);
+    }
+}
+
 // What one more slot gains a symbol, plus one; 0 for one that can have no more.
 __device__ inline uint64_t gain(uint64_t weight, uint32_t f) {
     return f < SLOTS - 1 ? weight * (log2_of(f + 1) - log2_of(f)) + 1 : 0;
@@ -163,18 +177,12 @@ __device__ inline bool fit_window(const Counts& it, bool escape, FitRoom& room, 
     if (!escape && mass < total) return false;
     uint32_t count = 0;
     uint64_t listed = 0;
-    for (uint32_t i = 0; i < width; i++) {
-        uint32_t at = start + i;
-        if (at >= it.length) {
-            at -= it.length;
-            if (!it.whole() || at >= start) break;
-        }
-        const uint64_t n = it.counts[at];
-        if (n == 0 || (escape && n * MIN_SHARE < total)) continue;
+    visit_window(it, start, width, [&](uint32_t i, uint64_t n) {
+        if (n == 0 || (escape && n * MIN_SHARE < total)) return;
         room.weights[count] = n;
         room.index[count++] = static_cast<uint8_t>(i);
         listed += n;
-    }
+    });
     const uint64_t escaped = total - listed;
     if (escape) {
         room.weights[count] = escaped ? escaped : 1;
@@ -247,19 +255,13 @@ __device__ inline bool estimate(const Counts& it, bool exact, uint64_t& cost, ui
     uint64_t listed_mass = 0, slots = 0;
     cost = 0;
     listed = 0;
-    for (uint32_t i = 0; i < width; i++) {
-        uint32_t at = start + i;
-        if (at >= it.length) {
-            at -= it.length;
-            if (!it.whole() || at >= start) break;
-        }
-        const uint64_t n = it.counts[at];
-        if (n == 0 || n * MIN_SHARE < total) continue;
+    visit_window(it, start, width, [&](uint32_t, uint64_t n) {
+        if (n == 0 || n * MIN_SHARE < total) return;
         listed++;
         listed_mass += n;
         slots += max(n * SLOTS, total);
         cost += n * min(log_total - log2_of(n), 8 * ONE_BIT);
-    }
+    });
     const uint64_t escaped = total - listed_mass;
     if (exact && listed == 1 && escaped == 0) {
         cost = 0;

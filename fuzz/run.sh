@@ -29,7 +29,7 @@ bin=$target_dir/$host/release
 
 # Inputs stay small: what a target does with more is the same again.
 longest() {
-  case $1 in header | differential | container | safetensors_*) echo 16384 ;; *) echo 512 ;; esac
+  case $1 in header | differential | container | safetensors_* | zipnn) echo 16384 ;; *) echo 512 ;; esac
 }
 
 if [ "$mode" = minimise ]; then

@@ -35,3 +35,4 @@ pub mod mutate;
 pub mod oracle;
 pub mod targets;
 pub mod wire;
+pub mod zipnn;

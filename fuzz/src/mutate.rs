@@ -5,12 +5,13 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::content::Random;
 use super::wire::{self, Head, Parts};
+use super::zipnn;
 
 /// libFuzzer's own mutation: of a buffer's first bytes, within the buffer; returns how many there are then.
 pub type Mutation = fn(&mut [u8], usize, usize) -> usize;
 
 /// Mutates a vector, which grows by a quarter at most.
-fn change(bytes: &mut Vec<u8>, mutation: Mutation) {
+pub(super) fn change(bytes: &mut Vec<u8>, mutation: Mutation) {
     let (size, room) = (bytes.len(), bytes.len() + bytes.len() / 4 + 16);
     bytes.resize(room, 0);
     let size = mutation(bytes, size, room).min(room);
@@ -279,6 +280,27 @@ fn change_json(json: &mut Vec<u8>, random: &mut Random, mutation: Mutation) {
     }
 }
 
+/// Changes the header and the data of a `.safetensors` file by `edit`, which says whether it could; any
+/// other file, and one of eight, is left to libFuzzer.
+fn edited(
+    data: &mut [u8],
+    size: usize,
+    max_size: usize,
+    seed: u32,
+    mutation: Mutation,
+    edit: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>, &mut Random) -> bool,
+) -> usize {
+    let mut random = Random::new(u64::from(seed));
+    let parts = split(&data[..size]).filter(|_| random.below(8) > 0);
+    if let Some((mut json, mut content)) = parts
+        && edit(&mut json, &mut content, &mut random)
+    {
+        let bytes = joined(&json, &content);
+        return put(data, max_size, &bytes);
+    }
+    mutation(data, size, max_size)
+}
+
 /// A plain `.safetensors` file.
 pub fn plain(
     data: &mut [u8],
@@ -287,21 +309,25 @@ pub fn plain(
     seed: u32,
     mutation: Mutation,
 ) -> usize {
-    let mut random = Random::new(u64::from(seed));
-    let Some((mut json, mut content)) = split(&data[..size]).filter(|_| random.below(8) > 0) else {
-        return mutation(data, size, max_size);
-    };
-    if random.below(2) == 0 {
-        change_json(&mut json, &mut random, mutation);
-    } else {
-        let before = content.len();
-        change(&mut content, mutation);
-        if random.below(8) > 0 {
-            content.resize(before, 0);
-        }
-    }
-    let bytes = joined(&json, &content);
-    put(data, max_size, &bytes)
+    edited(
+        data,
+        size,
+        max_size,
+        seed,
+        mutation,
+        |json, content, random| {
+            if random.below(2) == 0 {
+                change_json(json, random, mutation);
+            } else {
+                let before = content.len();
+                change(content, mutation);
+                if random.below(8) > 0 {
+                    content.resize(before, 0);
+                }
+            }
+            true
+        },
+    )
 }
 
 /// A compressed `.safetensors` file: streams keep their lengths, so that the header still fits.
@@ -312,33 +338,53 @@ pub fn safetensors(
     seed: u32,
     mutation: Mutation,
 ) -> usize {
+    edited(
+        data,
+        size,
+        max_size,
+        seed,
+        mutation,
+        |json, content, random| {
+            if random.below(3) == 0 {
+                change_json(json, random, mutation);
+                return true;
+            }
+            let begins: Vec<usize> = (0..content.len())
+                .filter(|&at| content[at..].starts_with(&wire::MAGIC))
+                .collect();
+            if begins.is_empty() {
+                return false;
+            }
+            let which = random.below(begins.len());
+            let end = begins.get(which + 1).copied().unwrap_or(content.len());
+            let range = begins[which]..end;
+            let mut stream = stream_of(&content[range.clone()], random, mutation);
+            if let Some(mut parts) = Parts::of(&stream).filter(|_| stream.len() != range.len()) {
+                // Payloads take up what the fields have left.
+                let wanted = (parts.payloads.len() + range.len()).saturating_sub(stream.len());
+                parts.payloads.resize(wanted, 0);
+                stream = parts.sealed();
+            }
+            stream.resize(range.len(), 0);
+            content.splice(range, stream);
+            true
+        },
+    )
+}
+
+/// A file of zipnn.
+pub fn zipnn(
+    data: &mut [u8],
+    size: usize,
+    max_size: usize,
+    seed: u32,
+    mutation: Mutation,
+) -> usize {
     let mut random = Random::new(u64::from(seed));
-    let Some((mut json, mut content)) = split(&data[..size]).filter(|_| random.below(8) > 0) else {
-        return mutation(data, size, max_size);
-    };
-    if random.below(3) == 0 {
-        change_json(&mut json, &mut random, mutation);
-    } else {
-        let begins: Vec<usize> = (0..content.len())
-            .filter(|&at| content[at..].starts_with(&wire::MAGIC))
-            .collect();
-        if begins.is_empty() {
-            return mutation(data, size, max_size);
-        }
-        let which = random.below(begins.len());
-        let end = begins.get(which + 1).copied().unwrap_or(content.len());
-        let range = begins[which]..end;
-        let mut stream = stream_of(&content[range.clone()], &mut random, mutation);
-        if let Some(parts) = Parts::of(&stream).filter(|_| stream.len() != range.len()) {
-            // Payloads take up what the fields have left.
-            let mut parts = parts;
-            let wanted = (parts.payloads.len() + range.len()).saturating_sub(stream.len());
-            parts.payloads.resize(wanted, 0);
-            stream = parts.sealed();
-        }
-        stream.resize(range.len(), 0);
-        content.splice(range, stream);
+    let alone = random.below(6) == 0;
+    let made = (!alone).then(|| zipnn::mutated(&data[..size], &mut random, mutation));
+    match made.flatten() {
+        Some(bytes) => put(data, max_size, &bytes),
+        None => mutation(data, size, max_size),
     }
-    let bytes = joined(&json, &content);
-    put(data, max_size, &bytes)
 }

@@ -9,6 +9,7 @@ use neuzip_rs::files::{
     verify_file,
 };
 use neuzip_rs::safetensors::{Header, SafetensorsFile};
+use neuzip_rs::zipnn as reader;
 use neuzip_rs::{
     CompressOptions, DecompressOptions, Dtype, Level, SimdTier, Stream, Threads, compress,
     compress_delta, content_hash,
@@ -18,13 +19,13 @@ use super::content::{self, Case};
 use super::legal::{self, Kind};
 use super::oracle::{about_data, agree, options, pinned, tiers};
 use super::wire::{self, Parts};
-use super::{gpu, mutate};
+use super::{gpu, mutate, zipnn as znn};
 
 /// What a target does.
 pub type Target = fn(&[u8]);
 
 /// Every target, by name.
-pub const ALL: [(&str, Target); 16] = [
+pub const ALL: [(&str, Target); 17] = [
     ("header", header),
     ("index", index),
     ("table", table),
@@ -41,6 +42,7 @@ pub const ALL: [(&str, Target); 16] = [
     ("safetensors_read", safetensors_read),
     ("roundtrip", roundtrip),
     ("differential", differential),
+    ("zipnn", zipnn),
 ];
 
 /// Preludes: what is accepted is consistent.
@@ -616,4 +618,52 @@ fn read_all(file: &SafetensorsFile) -> Vec<Option<Vec<u8>>> {
         tensors.push(read.map(|()| bytes));
     }
     tensors
+}
+
+/// Files of zipnn: read in memory and from a file, by one thread and by several, with the same result;
+/// never more than the limit. What is drawn from the input decodes to what was meant.
+pub fn zipnn(data: &[u8]) {
+    read_zipnn(data);
+    if let Ok((file, original)) = znn::drawn(&mut Unstructured::new(data)) {
+        assert!(
+            read_zipnn(&file).as_ref() == Some(&original),
+            "a legal file is refused or decoded to something else"
+        );
+    }
+}
+
+fn read_zipnn(data: &[u8]) -> Option<Vec<u8>> {
+    const LIMIT: u64 = 1 << 20;
+    let decompressed = |threads, limit| {
+        reader::decompress(data, Threads::new(threads), Some(limit), &mut QUIET.clone())
+    };
+    let header = about_data(reader::header(data));
+    let whole = match decompressed(1, LIMIT) {
+        Err(neuzip_rs::Error::OutputTooLarge { needed, limit }) => {
+            assert!(needed > limit && limit == LIMIT);
+            return None;
+        }
+        whole => about_data(whole),
+    };
+    let again = about_data(decompressed(3, LIMIT));
+    assert!(again == whole, "with several threads");
+    with_folder(|folder| {
+        let (src, dst) = (folder.join("x.znn"), folder.join("x"));
+        fs::write(&src, data).expect("room for a file");
+        let one = Threads::new(1);
+        let done = reader::decompress_file(&src, &dst, one, true, Some(LIMIT), &mut QUIET.clone());
+        let restored = about_data(done).map(|_| fs::read(&dst).expect("it was written"));
+        assert!(restored == whole, "from a file");
+        assert_eq!(dst.exists(), whole.is_some(), "something is left behind");
+    });
+    let header = header.filter(|_| whole.is_some());
+    if let (Some(header), Some(whole)) = (header, &whole) {
+        let len = whole.len() as u64;
+        assert!(len == header.original_bytes || (header.streaming && len > header.original_bytes));
+        if len > 0 {
+            assert!(decompressed(1, len - 1).is_err(), "the limit is ignored");
+        }
+        assert!(decompressed(1, len).is_ok(), "the limit is what there is");
+    }
+    whole
 }

@@ -37,7 +37,7 @@ pub use catalog::Catalog;
 pub use dtype::ElementType;
 pub use header::Header;
 pub use plain::MemoryTensor;
-pub use reader::{SafetensorsFile, StoredForm};
+pub use reader::{BundledForm, SafetensorsFile, StoredForm};
 
 use crate::CompressOptions;
 use crate::container::atomic::write_atomically;

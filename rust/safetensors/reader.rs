@@ -41,8 +41,23 @@ pub enum StoredForm {
         /// [`crate::content_hash`] of the bytes.
         content_hash: u128,
     },
-    /// A stream that needs another file, or a part of one that several tensors share.
+    /// A part of a stream that several tensors share.
+    Bundled(BundledForm),
+    /// A stream that needs another file.
     Elsewhere,
+}
+
+/// Where a tensor lies in a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BundledForm {
+    /// Number of the tensor that has the stream of the bundle.
+    pub owner: usize,
+    /// Its first byte in the decoded bundle.
+    pub start: u64,
+    /// Decoded bytes of the bundle.
+    pub total: u64,
+    /// If the tensor is stored as a repeat of the bundled one: [`crate::content_hash`] of its bytes.
+    pub content_hash: Option<u128>,
 }
 
 /// Bytes decoded between two reports: a multiple of every chunk length, and a moment's work.
@@ -198,10 +213,18 @@ impl SafetensorsFile {
         if !self.is_compressed() {
             return Ok(StoredForm::Plain);
         }
-        if self.member(index).is_some() {
-            return Ok(StoredForm::Elsewhere);
-        }
+        let bundled = |member: Member, content_hash| {
+            StoredForm::Bundled(BundledForm {
+                owner: member.owner,
+                start: member.start,
+                total: member.total,
+                content_hash,
+            })
+        };
         let stream = self.stream(index)?;
+        if let Some(member) = self.member(index) {
+            return Ok(bundled(member, None));
+        }
         let Some(reference) = stream.reference() else {
             return Ok(if is_alone(&stream) {
                 StoredForm::Stream
@@ -209,19 +232,25 @@ impl SafetensorsFile {
                 StoredForm::Elsewhere
             });
         };
-        let first = self.header.find(reference.name);
-        let fits = |&first: &usize| {
-            let target = self.stream(first)?;
-            let same = target.dtype() == stream.dtype() && target.shape() == stream.shape();
-            Ok::<_, Error>(same && self.member(first).is_none() && is_alone(&target))
+        let Some(first) = self.header.find(reference.name) else {
+            return Ok(StoredForm::Elsewhere);
         };
-        match first {
-            Some(first) if fits(&first)? => Ok(StoredForm::Repeat {
-                first,
-                content_hash: reference.content_hash,
-            }),
-            _ => Ok(StoredForm::Elsewhere),
-        }
+        let target = self.stream(first)?;
+        let same_type = target.dtype() == stream.dtype();
+        Ok(match self.member(first) {
+            Some(member)
+                if same_type && self.header.tensor_bytes(first) == stream.original_len() =>
+            {
+                bundled(member, Some(reference.content_hash))
+            }
+            None if same_type && target.shape() == stream.shape() && is_alone(&target) => {
+                StoredForm::Repeat {
+                    first,
+                    content_hash: reference.content_hash,
+                }
+            }
+            _ => StoredForm::Elsewhere,
+        })
     }
 
     pub(crate) fn map(&self) -> &Mapped {

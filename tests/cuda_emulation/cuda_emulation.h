@@ -151,8 +151,7 @@ inline uint3 blockIdx_emulated, blockDim_emulated, gridDim_emulated;
 #define threadIdx (emulation::current->thread)
 constexpr int warpSize = 32;
 
-// --- warp collectives
-// -----------------------------------------------------------------------------
+// --- warp collectives ----------------------------------------------------------------------------
 
 template <class T, class Pick>
 T emulated_shuffle(uint32_t mask, T value, int width, Pick pick) {
@@ -257,8 +256,7 @@ inline void __threadfence_block() {}
 inline void __nanosleep(unsigned) {}
 [[noreturn]] inline void __trap() { std::abort(); }
 
-// --- arithmetic
-// -----------------------------------------------------------------------------------
+// --- arithmetic ----------------------------------------------------------------------------------
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __popcll(uint64_t x) { return __builtin_popcountll(x); }
@@ -318,8 +316,7 @@ T max(T a, T b) {
     return a < b ? b : a;
 }
 
-// --- memory
-// ---------------------------------------------------------------------------------------
+// --- memory --------------------------------------------------------------------------------------
 
 template <class T>
 T __ldg(const T* p) {
@@ -366,8 +363,7 @@ T atomicCAS(T* p, V expected, W value) {
     return before;
 }
 
-// --- launches
-// -------------------------------------------------------------------------------------
+// --- launches ------------------------------------------------------------------------------------
 
 extern "C" {
 extern unsigned char __start_cuda_shared[] __attribute__((weak));

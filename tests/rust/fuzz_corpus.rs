@@ -70,6 +70,7 @@ replayed! {
     header index table
     plane_raw plane_constant plane_coded plane_contexts plane_scaled plane_zeros
     records delta container safetensors_rewrite safetensors_read roundtrip differential
+    zipnn
 }
 
 /// Inputs that nobody has thought about, of every length and from a generator: a smoke test of the targets

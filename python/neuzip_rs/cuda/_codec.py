@@ -25,14 +25,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from neuzip_rs import _native
 from neuzip_rs.cuda import _encode, _launch, _runtime, _torch
-from neuzip_rs.cuda._device import Bytes, Device, Event, cupy_device
+from neuzip_rs.cuda._device import ALIGNMENT, Bytes, Device, Event, aligned, cupy_device
 from neuzip_rs.cuda._encode_layout import Input, Structs, describe, plan_bytes
 from neuzip_rs.directory.content import read_varint
 from neuzip_rs.nn.codec import DTYPES, Codec, Header, named_dtype
 
 UNSETTLED_BYTES: Final = 512 << 20
 _LEVEL: Final = "fast"
-_ALIGNMENT: Final = 16
 # Enough for the lengths of most headers, and for the whole of the header of a small tensor.
 _FIRST_BYTES: Final = 4096
 _MAGIC_BYTES: Final = 4
@@ -166,7 +165,7 @@ class DeviceCodec(Codec):
         begin, end = first * state.chunk_bytes, min(stop * state.chunk_bytes, state.nbytes)
         whole = (begin, end) == (start, start + out.numel())
         # The fast kernel stores 16 bytes at a time.
-        fits = whole and out.data_ptr() % _ALIGNMENT == 0
+        fits = whole and out.data_ptr() % ALIGNMENT == 0
         target = out if fits else _room(end - begin, out.device)
         where = (state.plan.data_ptr(), first, stop - first)
         payloads, origin = code.data_ptr() + state.payloads, target.data_ptr() - begin
@@ -229,7 +228,7 @@ def _read(code: torch.Tensor) -> _State:
     stream = _outline(code)
     name, shape, nbytes = _native.stream_header(stream.data)
     header = Header(named_dtype(name), tuple(shape))
-    misplaced = code.data_ptr() % _ALIGNMENT
+    misplaced = code.data_ptr() % ALIGNMENT
     content, cuts, others = _native.device_plan([(stream.data, misplaced, 0, None)])
     plan = np.frombuffer(content, np.uint8).copy()
     chunks = plan[: (cuts + others) * _launch.CHUNK.itemsize].view(_launch.CHUNK)
@@ -259,7 +258,7 @@ def _outline(code: torch.Tensor) -> Bytes:
     stream: Bytes = np.zeros(code.numel(), np.uint8)
     head = first if length <= first.size else _host_bytes(code, min(length, code.numel()))
     # What follows the header is not looked at, but for zeros up to a multiple of 16.
-    kept = min(-(-length // _ALIGNMENT) * _ALIGNMENT, code.numel())
+    kept = min(aligned(length), code.numel())
     stream[: head.size] = head
     if kept > head.size:
         stream[:kept] = _host_bytes(code, kept)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -10,15 +10,13 @@ from neuzip_rs import _native
 from neuzip_rs._errors import BaseMismatchError
 from neuzip_rs._native import CompressedTensor
 from neuzip_rs.cuda import _launch, _pipeline, _runtime
-from neuzip_rs.cuda._device import Device, Memory, cupy_device, to_device
+from neuzip_rs.cuda._device import Device, Memory, aligned, cupy_device, to_device
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Array: TypeAlias = Any
 Compressed: TypeAlias = "CompressedTensor | Buffer"
-
-_ALIGNMENT: Final = 16
 
 
 def decompress_many(
@@ -177,7 +175,7 @@ def _upload(device: Device, opened: Sequence[CompressedTensor]) -> tuple[Memory,
     places, end = [], 0
     for c in opened:
         places.append(end)
-        end += -(-c.nbytes // _ALIGNMENT) * _ALIGNMENT
+        end += aligned(c.nbytes)
     content = np.zeros(end, np.uint8)
     for c, place in zip(opened, places, strict=True):
         content[place : place + c.nbytes] = np.frombuffer(memoryview(c), np.uint8)

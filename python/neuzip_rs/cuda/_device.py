@@ -7,7 +7,7 @@ what they were told as late and in as odd an order as CUDA allows.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, overload
 
 import numpy as np
 
@@ -96,6 +96,19 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Waits for everything on the device."""
+
+
+ALIGNMENT: Final = 16
+"""Payloads begin at multiples of this, and what kernels read and write widely."""
+
+
+@overload
+def aligned(count: int) -> int: ...
+@overload
+def aligned(count: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]": ...
+def aligned(count: Any) -> Any:
+    """The next multiple of `ALIGNMENT`: of a number, or of each of an array."""
+    return (count + (ALIGNMENT - 1)) // ALIGNMENT * ALIGNMENT
 
 
 def pointer(address: int) -> np.uint64:

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from neuzip_rs._dtypes import ITEMSIZE
+from neuzip_rs.cuda._device import aligned
 
 Structs: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -130,10 +131,6 @@ def plan_bytes(chunks: int) -> int:
     return _PLAN_CHUNK_BYTES * chunks + _PLAN_REST_BYTES
 
 
-def _aligned(count: Any) -> Any:  # noqa: ANN401 - numbers, or arrays of them
-    return (count + 15) // 16 * 16
-
-
 class Described(NamedTuple):
     """What the kernels are told, and the memory that they need.
 
@@ -170,9 +167,9 @@ def describe(inputs: Sequence[Input], wave_bytes: int = WAVE_BYTES) -> Described
         lengths = np.minimum(np.uint64(nbytes) - starts, np.uint64(1 << chunk_log2))
         elements = lengths // itemsize
         escapes = 1 if exponent_bits <= 8 else 2
-        zeros = _aligned((elements + SUB_BLOCK - 1) // SUB_BLOCK)
+        zeros = aligned((elements + SUB_BLOCK - 1) // SUB_BLOCK)
         # The raw plane takes less than the chunk.
-        planes = _aligned(lengths) + (1 + escapes) * _aligned(elements)
+        planes = aligned(lengths) + (1 + escapes) * aligned(elements)
         rooms.append(zeros + _STATES_BYTES + planes)
         chunks["data"], chunks["bytes"] = np.uint64(address) + starts, lengths
         chunks["tensor"] = number
@@ -187,7 +184,7 @@ def describe(inputs: Sequence[Input], wave_bytes: int = WAVE_BYTES) -> Described
         seen += [(number, width, nbytes // itemsize // width) for width in columns]
         parts.append(chunks)
         first += len(starts)
-        out += int(_aligned(lengths).sum())
+        out += int(aligned(lengths).sum())
     chunks = np.concatenate(parts) if parts else np.zeros(0, CHUNK)
     waves, scratch_bytes = _waves(
         chunks, np.concatenate(rooms) if rooms else np.zeros(0), wave_bytes
@@ -205,7 +202,7 @@ def _views(seen: Sequence[tuple[int, int, int]]) -> tuple[Structs, int]:
         sums = 8 * (columns + max(columns // _LEAST_RUN, 1))
         for name, nbytes in (("sums", sums), ("row_offsets", rows), ("column_offsets", columns)):
             view[name] = end
-            end += _aligned(nbytes)
+            end += aligned(nbytes)
     return made, end
 
 

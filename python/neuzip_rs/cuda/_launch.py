@@ -6,18 +6,22 @@ from typing import Final
 import numpy as np
 
 from neuzip_rs._errors import BaseMismatchError, CorruptDataError
-from neuzip_rs.cuda._device import Device, pointer
+from neuzip_rs.cuda._device import Device, pointer, to_device
 
 # Chunk of cuda/layout.cuh.
 CHUNK: Final = np.dtype(
     {
-        "names": ["payload", "out", "payload_bytes", "bytes", "flags", "tensor", "number"],
-        "formats": ["<u8", "<u8", "<u4", "<u4", "u1", "<u4", "<u4"],
-        "offsets": [0, 8, 40, 44, 53, 56, 60],
+        "names": [
+            *("payload", "out", "base", "payload_bytes", "bytes"),
+            *("kind", "flags", "tensor", "number"),
+        ],
+        "formats": ["<u8", "<u8", "<u8", "<u4", "<u4", "u1", "u1", "<u4", "<u4"],
+        "offsets": [0, 8, 16, 40, 44, 52, 53, 56, 60],
         "itemsize": 64,
     }
 )
 CUT_FLAG: Final = 4
+_COPY_KIND: Final = 6
 _CUT_THREADS: Final = 32
 _ANY_THREADS: Final = 128
 # Blocks on each multiprocessor: what registers leave room for, rounded up.
@@ -40,41 +44,51 @@ def decode_cut(
     device: Device, plan: int, first: int, count: int, payloads: int = 0, out: int = 0
 ) -> None:
     """Decodes those of a range of chunks that the fast kernel takes."""
-    if count:
-        device.launch(
-            "decode",
-            "decode_cut",
-            min(count, _CUT_BLOCKS * device.processors),
-            _CUT_THREADS,
-            *_arguments(device, plan, first, count, payloads, out),
-        )
+    grid = _CUT_BLOCKS * device.processors, _CUT_THREADS
+    _decode(device, "decode_cut", grid, (plan, first, count), payloads, out)
 
 
 def decode_any(
     device: Device, plan: int, first: int, count: int, payloads: int = 0, out: int = 0
 ) -> None:
     """Decodes those of a range of chunks that the fast kernel does not take."""
+    grid = _ANY_BLOCKS * device.processors, _ANY_THREADS
+    _decode(device, "decode_any", grid, (plan, first, count), payloads, out)
+
+
+def _decode(
+    device: Device,
+    kernel: str,
+    grid: tuple[int, int],
+    chunks: tuple[int, int, int],
+    payloads: int,
+    out: int,
+) -> None:
+    plan, first, count = chunks
     if count:
         device.launch(
             "decode",
-            "decode_any",
-            min(count, _ANY_BLOCKS * device.processors),
-            _ANY_THREADS,
-            *_arguments(device, plan, first, count, payloads, out),
+            kernel,
+            min(count, grid[0]),
+            grid[1],
+            pointer(plan),
+            np.uint32(first),
+            np.uint32(count),
+            pointer(payloads),
+            pointer(out),
+            pointer(device.status().address),
         )
 
 
-def _arguments(
-    device: Device, plan: int, first: int, count: int, payloads: int, out: int
-) -> tuple[np.uint32 | np.uint64, ...]:
-    return (
-        pointer(plan),
-        np.uint32(first),
-        np.uint32(count),
-        pointer(payloads),
-        pointer(out),
-        pointer(device.status().address),
-    )
+def copy(device: Device, parts: Sequence[tuple[int, int, int]]) -> None:
+    """Copies on the device: from an address, to an address, less than 4 GiB each."""
+    chunks = np.zeros(len(parts), CHUNK)
+    chunks["kind"] = _COPY_KIND
+    for chunk, (source, target, nbytes) in zip(chunks, parts, strict=True):
+        chunk["base"], chunk["out"], chunk["bytes"] = source, target, nbytes
+    plan = to_device(device, chunks.view(np.uint8))
+    decode_any(device, plan.address, 0, len(parts))
+    device.hold(plan)
 
 
 def check_content(device: Device, address: int, nbytes: int, expected: bytes, tensor: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from neuzip_rs import _native
 from neuzip_rs._errors import CorruptDataError
 from neuzip_rs.cuda import _launch
-from neuzip_rs.cuda._device import Bytes, Device, Event, Memory, Stream
+from neuzip_rs.cuda._device import Bytes, Device, Event, Memory, Stream, aligned
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -29,7 +29,6 @@ _SLOTS: Final = 4
 _PART_BYTES: Final = 2 << 20
 """What a thread reads at a time."""
 _MOST_READERS: Final = 8
-_ALIGNMENT: Final = 16
 
 
 class Source(Protocol):
@@ -157,12 +156,8 @@ def _wait(waiting: Stream, other: Stream) -> None:
         waiting.wait(other.record())
 
 
-def _aligned(count: int) -> int:
-    return -(-count // _ALIGNMENT) * _ALIGNMENT
-
-
 def _room_bytes(item: Item) -> int:
-    return 0 if item.stream is None else _aligned(item.source.nbytes)
+    return 0 if item.stream is None else aligned(item.source.nbytes)
 
 
 def _batches(items: Sequence[Item]) -> Iterator[range]:
@@ -199,7 +194,7 @@ class _Batch:
             if stream is not None:
                 placed += [(stream, target, out, base) for out in outs]
                 numbers += [number] * len(outs)
-                self._end += _aligned(source.nbytes)
+                self._end += aligned(source.nbytes)
         content, self._cuts, self._others = _native.device_plan(placed, verify=verify)
         host = device.staging(len(content))
         host[:] = np.frombuffer(content, np.uint8)

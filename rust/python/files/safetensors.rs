@@ -47,8 +47,18 @@ impl SafetensorsFile {
 /// Name, element type, shape and bytes.
 type Layout<'py> = (String, Bound<'py, PyString>, Bound<'py, PyTuple>, u64);
 
-/// Name, first byte in the file, bytes, form, number of the tensor that it repeats, hash of the bytes.
-type Place<'py> = (String, u64, u64, &'static str, usize, Bound<'py, PyBytes>);
+/// Name, first byte in the file, bytes, form, number of the tensor that has the stream, hash of the bytes, then
+/// the first byte in a bundle and the bytes of that.
+type Place<'py> = (
+    String,
+    u64,
+    u64,
+    &'static str,
+    usize,
+    Bound<'py, PyBytes>,
+    u64,
+    u64,
+);
 
 /// Says which file an error is about.
 fn raise_in(path: &Path) -> impl FnOnce(Error) -> PyErr {
@@ -160,21 +170,30 @@ impl SafetensorsFile {
         Ok(owner.map(|owner| file.header().name(owner).to_owned()))
     }
 
-    /// Where every tensor is stored, in the order of the data: name, first byte in the file, bytes, form,
-    /// and for the form "repeat" the number of the tensor it repeats and the hash of the decoded bytes.
+    /// Where every tensor is stored, in the order of the data: name, first byte in the file, bytes, form; for
+    /// the form "repeat" the number of the tensor it repeats and the hash of the decoded bytes; for the form
+    /// "bundled" the number of the tensor that has the stream, where in its bytes this one begins, and how many
+    /// it has. A repeat of a bundled tensor has all of these.
     fn places<'py>(&self, py: Python<'py>) -> PyResult<Vec<Place<'py>>> {
         let file = self.file()?;
         let place = |index| {
             let range = file.stored_range(index);
             let form = file.stored_form(index).map_err(raise_in(&self.path))?;
-            let (form, first, hash) = match form {
-                StoredForm::Plain => ("plain", index, 0),
-                StoredForm::Stream => ("stream", index, 0),
-                StoredForm::Elsewhere => ("elsewhere", index, 0),
+            let (form, first, hash, start, total) = match form {
+                StoredForm::Plain => ("plain", index, 0, 0, 0),
+                StoredForm::Stream => ("stream", index, 0, 0, 0),
+                StoredForm::Elsewhere => ("elsewhere", index, 0, 0, 0),
                 StoredForm::Repeat {
                     first,
                     content_hash,
-                } => ("repeat", first, content_hash),
+                } => ("repeat", first, content_hash, 0, 0),
+                StoredForm::Bundled(place) => (
+                    place.content_hash.map_or("bundled", |_| "repeat"),
+                    place.owner,
+                    place.content_hash.unwrap_or_default(),
+                    place.start,
+                    place.total,
+                ),
             };
             Ok((
                 file.header().name(index).to_owned(),
@@ -183,6 +202,8 @@ impl SafetensorsFile {
                 form,
                 first,
                 PyBytes::new(py, &hash.to_le_bytes()),
+                start,
+                total,
             ))
         };
         (0..file.header().len()).map(place).collect()
