@@ -61,7 +61,8 @@ class _Stored:
 
     def __init__(self, path: str) -> None:
         self.file = safe_open(path, "pt")
-        self._bytes = safetensors.safe_open(path, "pt")
+        open_bytes: Any = safetensors.safe_open
+        self._bytes = open_bytes(path, "pt")
 
     @cached_property
     def _names(self) -> dict[tuple[int, ...], list[str]]:
