@@ -102,6 +102,12 @@ impl SafetensorsFile {
         Self::of_map(Mapped::open(path)?, base)
     }
 
+    /// As [`SafetensorsFile::open_with_base`] for a file of which this process writes each part before
+    /// it is read; so are those beside it that it refers to.
+    pub(crate) fn open_filled_in(path: &Path, base: Option<&Path>) -> Result<Self> {
+        Self::of_map(Mapped::open_filled_in(path)?, base)
+    }
+
     pub(crate) fn of_map(map: Mapped, base: Option<&Path>) -> Result<Self> {
         Self::of_descendants(map, base, &[])
     }
@@ -115,7 +121,7 @@ impl SafetensorsFile {
         let read = read_headers(&map, base, descendants);
         let (data_at, header, compressed) = map.settle(read, true)?;
         Ok(Self {
-            siblings: Siblings::of(map.path()),
+            siblings: Siblings::of_map(&map),
             map,
             data_at,
             header,
