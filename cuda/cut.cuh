@@ -10,7 +10,7 @@
 // and behind the second, so that no read wraps around. The twin of rust/chunk/cut.rs.
 #pragma once
 
-#include "bits.cuh"
+#include "escapes.cuh"
 
 constexpr uint32_t TILE = 512;
 constexpr uint32_t PAGE = 512;
@@ -349,17 +349,15 @@ __device__ __forceinline__ void renormalise(uint32_t x0, uint32_t x1, uint32_t b
 
 // Puts escaped values, from number `used` on, in place of the escapes of a tile; returns how many
 // there were.
-__device__ __noinline__ uint32_t patch(CutRoom& room, const uint8_t* low, const uint8_t* high,
-                                       uint32_t escapes, uint32_t used, uint32_t shift) {
+__device__ __noinline__ uint32_t patch(CutRoom& room, Escapes escapes, uint32_t used,
+                                       uint32_t shift) {
     const uint32_t below = (1u << lane_id()) - 1;
     uint32_t met = 0;
     for (uint32_t i = lane_id(); i < TILE; i += 32) {
         const bool escaped = room.symbols[i] & ESCAPE_BIT;
         const uint32_t escaping = __ballot_sync(ALL_LANES, escaped);
         const uint32_t at = used + met + __popc(escaping & below);
-        if (escaped)
-            room.symbols[i] = static_cast<uint16_t>(
-                at < escapes ? (low[at] | (high ? high[at] << 8 : 0)) << shift : 0);
+        if (escaped) room.symbols[i] = static_cast<uint16_t>(escapes.symbol(at) << shift);
         met += __popc(escaping);
     }
     __syncwarp();
@@ -386,23 +384,17 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
     const uint64_t stream_at = raw_at + static_cast<uint64_t>(count / 8) * cut.raw_width;
     if (chunk.payload_bytes < stream_at) return ERROR_PAYLOAD;
     const uint4 head = __ldg(reinterpret_cast<const uint4*>(payload));
-    const uint32_t stream_bytes = head.x, escapes = head.y;
-    const uint64_t low_at = stream_at + ((static_cast<uint64_t>(stream_bytes) + 15) & ~15ull);
-    const uint64_t escape_room = (static_cast<uint64_t>(escapes) + 15) & ~15ull;
-    const uint64_t high_at = low_at + escape_room;
-    if ((head.z | head.w) != 0 ||
-        (width > 8 ? high_at + escape_room : high_at) != chunk.payload_bytes ||
-        (escapes && !model.plane[0].escape))
+    const uint32_t stream_bytes = head.x;
+    const uint64_t escapes_at = stream_at + ((static_cast<uint64_t>(stream_bytes) + 15) & ~15ull);
+    if ((head.z | head.w) != 0 || escapes_at > chunk.payload_bytes || head.y > count ||
+        (head.y && !model.plane[0].escape))
         return ERROR_PAYLOAD;
-    bool good = is_padding(payload, stream_at + stream_bytes, low_at);
-    if (escapes) {
-        good &= is_padding(payload, low_at + escapes, high_at);
-        if (width > 8) good &= is_padding(payload, high_at + escapes, high_at + escape_room);
-        for (uint32_t i = lane; i < escapes; i += 32) {
-            const uint32_t high = width > 8 ? payload[high_at + i] : 0;
-            good &= (high << 8 | payload[low_at + i]) >> width == 0;
-        }
-    }
+    Escapes escapes;
+    uint32_t end;
+    if (!read_escapes(payload, chunk.payload_bytes, escapes_at, head.y, width, escapes, end) ||
+        end != chunk.payload_bytes)
+        return ERROR_PAYLOAD;
+    bool good = is_padding(payload, stream_at + stream_bytes, escapes_at);
     const uint8_t* const states = payload + ALIGNMENT;
     // A state is the number of its next slot, and in byte 2 of a word, below a 1, what is above
     // that.
@@ -456,8 +448,7 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
         const uint32_t flags = symbols[0].x | symbols[0].y | symbols[0].z | symbols[0].w |
                                symbols[1].x | symbols[1].y | symbols[1].z | symbols[1].w;
         if (__any_sync(ALL_LANES, flags & (ESCAPE_BIT * 0x00010001u))) {
-            escapes_used += patch(room, payload + low_at, width > 8 ? payload + high_at : nullptr,
-                                  escapes, escapes_used, model.cut_shift);
+            escapes_used += patch(room, escapes, escapes_used, model.cut_shift);
             symbols[0] = ready[0];
             symbols[1] = ready[32];
         }
@@ -472,7 +463,7 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
         if (start % SUB_BLOCK == SUB_BLOCK - TILE) block += SUB_BLOCK / 8 * cut.raw_width;
         __syncwarp();
     }
-    good = cursor == stream_bytes && escapes_used == escapes && low0 == 0 && low1 == 0 &&
+    good = cursor == stream_bytes && escapes_used == head.y && low0 == 0 && low1 == 0 &&
            high0 == at_rest && high1 == at_rest;
     if (!__all_sync(ALL_LANES, good)) return ERROR_PAYLOAD;
     if (!(chunk.flags & CHUNK_VERIFY)) return ERROR_NONE;

@@ -12,6 +12,7 @@
 // Those from encode_chunks to encode_gather take a range of the chunks: scratch memory is used
 // again by the next.
 #include "elements.cuh"
+#include "escapes.cuh"
 
 constexpr uint32_t WARPS = 4;
 constexpr uint32_t PUBLISH_THREADS = 128;
@@ -118,14 +119,14 @@ __device__ inline uint32_t shared_zeros(const EncodeTensor& tensor, const Offset
 // each where the stream will be; false if a symbol cannot be represented.
 __device__ inline bool split_chunk(const EncodeTensor& tensor, const EncodeRoom& room,
                                    uint64_t origin, uint32_t count, const Scratch& scratch,
-                                   uint32_t& escapes, uint32_t& raw_bytes) {
+                                   uint32_t& escapes, uint32_t& head, uint32_t& raw_bytes) {
     const Cut cut(tensor);
     const Offsets offsets(tensor, tensor.model.scale);
     const uint8_t* data = reinterpret_cast<const uint8_t*>(tensor.data);
     const uint32_t full_width = raw_bits(tensor);
     const bool two_bytes = symbol_bits(tensor) > 8;
     escapes = raw_bytes = 0;
-    uint32_t zeros = 0, width = full_width, size = 0;
+    uint32_t zeros = 0, width = full_width, size = 0, smallest = ~0u, largest = 0;
     uint8_t* raw_block = scratch.raw;
     for (uint32_t batch = 0; batch < count; batch += 256) {
         const uint32_t block = batch / SUB_BLOCK * SUB_BLOCK;
@@ -178,11 +179,14 @@ __device__ inline bool split_chunk(const EncodeTensor& tensor, const EncodeRoom&
 #pragma unroll
         for (uint32_t j = 0; j < 8; j++) {
             if (!(escaped >> j & 1)) continue;
+            smallest = min(smallest, symbols[j]);
+            largest = max(largest, symbols[j]);
             scratch.low[at] = static_cast<uint8_t>(symbols[j]);
             if (two_bytes) scratch.high[at] = static_cast<uint8_t>(symbols[j] >> 8);
             at++;
         }
     }
+    head = escapes ? escapes_head(smallest, largest) : 0;
     return true;
 }
 
@@ -248,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         const uint32_t padded = aligned(chunk.bytes);
         // A stream of one raw chunk is not padded.
         uint32_t storage = 0, payload_bytes = tensor.chunks > 1 ? padded : chunk.bytes;
-        uint32_t stream_bytes = 0, escapes = 0, raw_bytes = 0;
+        uint32_t stream_bytes = 0, escapes = 0, of_escapes = 0, raw_bytes = 0;
         if (model.state != ENCODE_HOST && is_constant(data, chunk.bytes)) {
             storage = 1;
             payload_bytes = ALIGNMENT;
@@ -269,12 +273,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             const Scratch scratch(chunk.scratch, elements, raw_bits(tensor));
             const uint64_t origin = static_cast<uint64_t>(first + number - tensor.first_chunk)
                                     << (tensor.chunk_log2 - tensor.element_log2);
-            if (split_chunk(tensor, room, origin, elements, scratch, escapes, raw_bytes)) {
+            if (split_chunk(tensor, room, origin, elements, scratch, escapes, of_escapes,
+                            raw_bytes)) {
                 __syncwarp();
                 stream_bytes = encode_stream(room, elements, scratch);
                 const uint32_t length = aligned(HEAD_BYTES + zeros_bytes(tensor, elements)) +
                                         STATES_BYTES + aligned(raw_bytes) + aligned(stream_bytes) +
-                                        aligned(escapes) * (symbol_bits(tensor) > 8 ? 2 : 1);
+                                        aligned(escapes_bytes(escapes, of_escapes >> 16));
                 if (length < padded) {
                     storage = 2;
                     payload_bytes = length;
@@ -288,6 +293,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             chunk.payload_bytes = payload_bytes;
             chunk.stream_bytes = stream_bytes;
             chunk.escapes = escapes;
+            chunk.escapes_head = of_escapes;
             chunk.raw_bytes = raw_bytes;
         }
         __syncwarp();
@@ -349,8 +355,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         to = append(to, scratch.raw, chunk.raw_bytes);
         to =
             append(to, scratch.stream + aligned(elements) - chunk.stream_bytes, chunk.stream_bytes);
-        to = append(to, scratch.low, chunk.escapes);
-        if (symbol_bits(tensor) > 8) append(to, scratch.high, chunk.escapes);
+        write_escapes(to, chunk.escapes_head, scratch.low,
+                      symbol_bits(tensor) > 8 ? scratch.high : nullptr, chunk.escapes);
     }
 }
 

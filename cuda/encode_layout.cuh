@@ -125,7 +125,8 @@ struct EncodeChunk {
     uint32_t stream_bytes;
     uint32_t escapes;
     uint32_t raw_bytes;
-    uint32_t reserved;
+    // The smallest escaped symbol, and 2^16 times the bits of a difference.
+    uint32_t escapes_head;
 };
 
 static_assert(sizeof(EncodeModel) == 160 && sizeof(EncodeTensor) == 232);

@@ -4,7 +4,7 @@
 // rust/chunk/planes.rs.
 #pragma once
 
-#include "bits.cuh"
+#include "escapes.cuh"
 
 // Elements of a batch that a thread holds.
 constexpr uint32_t BATCH = 8;
@@ -14,10 +14,9 @@ struct PlaneRoom {
     // Of a raw plane: where its sub-block begins. Of a coded one: where its stream begins.
     uint32_t position;
     uint32_t stream_bytes, used;
-    // Where the low bytes of the escapes begin, where the high ones, how many there are, and how
-    // many have been taken.
-    uint32_t escapes_low, escapes_high, escapes, escapes_used;
-    uint32_t reserved;
+    Escapes escapes;
+    // How many escapes have been taken.
+    uint32_t escapes_used;
     uint16_t states[LANES];
 };
 
@@ -203,28 +202,19 @@ __device__ inline bool decode_planes(const uint8_t* plan, const Model& model,
         PlaneRoom& mine = room.plane[p];
         const uint32_t stream = cursor.take(stream_bytes);
         cursor.align();
-        good &= escapes == 0 || plane.escape;
-        uint32_t part[2];
-        for (uint32_t byte = 0; byte < 2; byte++) {
-            part[byte] = cursor.position;
-            if (byte && plane.width <= 8) continue;
-            cursor.take(escapes);
-            cursor.align();
-        }
-        if (!cursor.good) break;
+        if (!cursor.good || escapes > count || (escapes && !plane.escape)) return false;
+        Escapes found;
+        uint32_t end;
+        if (!read_escapes(payload, payload_bytes, cursor.position, escapes, plane.width, found,
+                          end))
+            return false;
+        cursor.position = end;
         if (lane == 0) {
             mine.position = stream;
             mine.stream_bytes = stream_bytes;
             mine.used = 0;
-            mine.escapes = escapes;
+            mine.escapes = found;
             mine.escapes_used = 0;
-            mine.escapes_low = part[0];
-            mine.escapes_high = plane.width > 8 ? part[1] : 0;
-        }
-        // Escaped values are below 2^width, whether they are reached or not.
-        for (uint32_t i = lane; i < escapes; i += 32) {
-            const uint32_t high = plane.width > 8 ? payload[part[1] + i] : 0;
-            good &= (high << 8 | payload[part[0] + i]) >> plane.width == 0;
         }
         const uint8_t* of_plane = payload + states + coded * STATES_BYTES;
         for (uint32_t half = 0; half < 2; half++) {
@@ -323,11 +313,7 @@ __device__ inline bool decode_planes(const uint8_t* plan, const Model& model,
                             const uint32_t escaping = __ballot_sync(ALL_LANES, escaped);
                             if (escaped) {
                                 const uint32_t at = escapes_used + __popc(escaping & below);
-                                symbol = 0;
-                                if (at < mine.escapes) {
-                                    symbol = payload[mine.escapes_low + at];
-                                    if (width > 8) symbol |= payload[mine.escapes_high + at] << 8;
-                                }
+                                symbol = mine.escapes.symbol(at);
                             }
                             escapes_used += __popc(escaping);
                             words[j + half] = words[j + half] << width | symbol;
@@ -377,7 +363,7 @@ __device__ inline bool decode_planes(const uint8_t* plan, const Model& model,
     for (uint32_t p = 0; p < model.planes; p++) {
         if (model.plane[p].mode != CODED && model.plane[p].mode != CONTEXTS) continue;
         const PlaneRoom& mine = room.plane[p];
-        good &= mine.used == mine.stream_bytes && mine.escapes_used == mine.escapes;
+        good &= mine.used == mine.stream_bytes && mine.escapes_used == mine.escapes.count;
         good &= mine.states[lane] == STATE_LOW && mine.states[32 + lane] == STATE_LOW;
     }
     return __all_sync(ALL_LANES, good);

@@ -158,6 +158,15 @@ __device__ inline void normalize(const uint64_t* weights, uint32_t count, uint32
     }
 }
 
+// Bits that an escaped symbol takes if escapes are between the first symbol that was counted and
+// the last.
+__device__ inline uint64_t escaped_bits(const Counts& it) {
+    uint32_t begin, end;
+    it.used(begin, end);
+    const uint32_t most = end > begin ? end - begin - 1 : 0;
+    return min(max(most ? 32 - __clz(most) : 0, 1), static_cast<int>(it.bits));
+}
+
 // Working memory of a fit.
 struct FitRoom {
     uint64_t weights[MAX_SYMBOLS];
@@ -192,7 +201,7 @@ __device__ inline bool fit_window(const Counts& it, bool escape, FitRoom& room, 
     normalize(room.weights, count, room.frequencies, room.values);
     cost = 0;
     for (uint32_t i = 0; i < count; i++) cost += room.weights[i] * slot_cost(room.frequencies[i]);
-    if (escape) cost += escaped * 8 * ((it.bits + 7) / 8) * ONE_BIT;
+    if (escape) cost += escaped * escaped_bits(it) * ONE_BIT;
     // Large frequencies first, equal ones by index: entries are listed by index.
     for (uint32_t i = 0; i < count; i++) {
         uint32_t rank = 0;
@@ -271,7 +280,7 @@ __device__ inline bool estimate(const Counts& it, bool exact, uint64_t& cost, ui
         listed++;
         slots += max(escaped * SLOTS, total);
         cost += escaped * min(log_total - log2_of(escaped), 8 * ONE_BIT);
-        cost += escaped * 8 * ((it.bits + 7) / 8) * ONE_BIT;
+        cost += escaped * escaped_bits(it) * ONE_BIT;
     }
     // All slots together are more than there are: every symbol gets fewer.
     const uint64_t more = log2_of(slots) - log_total;

@@ -22,6 +22,7 @@ mod error;
 pub mod files;
 mod headroom;
 mod huge_pages;
+mod little_endian;
 mod model;
 mod options;
 mod parallel;

@@ -564,7 +564,7 @@ fn model_chunk(
             .collect();
         head.extend((stream.len() as u32).to_le_bytes());
         head.extend((escaped.len() as u32).to_le_bytes());
-        coded.push((plane.width, states, stream, escaped));
+        coded.push((states, stream, escaped));
     }
     if model.zeros {
         head.extend(zeros.iter().map(|&z| z as u8));
@@ -576,7 +576,7 @@ fn model_chunk(
     }
     let mut payload = head;
     wire::align(&mut payload);
-    for (_, states, ..) in &coded {
+    for (states, ..) in &coded {
         payload.extend_from_slice(states);
     }
     for (number, plane) in model.planes.iter().enumerate() {
@@ -598,15 +598,30 @@ fn model_chunk(
         }
         wire::align(&mut payload);
     }
-    for (width, _, stream, escaped) in &coded {
+    for (_, stream, escaped) in &coded {
         payload.extend_from_slice(stream);
         wire::align(&mut payload);
-        for byte in 0..width.div_ceil(8) {
-            payload.extend(escaped.iter().map(|value| (value >> (8 * byte)) as u8));
-            wire::align(&mut payload);
-        }
+        write_escaped(escaped, &mut payload);
+        wire::align(&mut payload);
     }
     (payload, original)
+}
+
+fn write_escaped(escaped: &[u64], out: &mut Vec<u8>) {
+    let (Some(&least), Some(&most)) = (escaped.iter().min(), escaped.iter().max()) else {
+        return;
+    };
+    let bits = (u64::BITS - (most - least).leading_zeros()).max(1);
+    out.extend((least as u16).to_le_bytes());
+    out.extend([bits as u8, 0]);
+    let mut string = vec![0_u8; (escaped.len() * bits as usize).div_ceil(8)];
+    for (i, value) in escaped.iter().enumerate() {
+        for bit in 0..bits as usize {
+            let place = i * bits as usize + bit;
+            string[place / 8] |= (((value - least) >> bit & 1) as u8) << (place % 8);
+        }
+    }
+    out.extend(string);
 }
 
 type Symbol = ((u32, u32), Option<u64>, u64);

@@ -207,7 +207,7 @@ class Catalog:
 
 @final
 class SafetensorsFile:
-    def __new__(cls, path: str, *, base: str | None = None) -> Self: ...
+    def __new__(cls, path: str, *, base: str | None = None, filled_in: bool = False) -> Self: ...
     @property
     def base(self) -> str | None: ...
     def base_files(self) -> list[Path]: ...
@@ -246,7 +246,7 @@ class SafetensorsFile:
     def layouts(self) -> list[tuple[str, str, tuple[int, ...], int]]: ...
     def read_many(
         self,
-        first: int,
+        numbers: Sequence[int],
         outs: Sequence[Buffer | _Any],
         *,
         verify: bool = True,

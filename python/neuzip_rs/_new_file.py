@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ def new_file(target: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
     Raises:
         FileExistsError: The name has been taken, and what has it may not be replaced.
     """
+    # Before the work is done; what takes the name meanwhile is found when the file gets it.
+    if not overwrite and os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     mask = os.umask(0)
     os.umask(mask)
     # Not made of the name of the target, which may be as long as names can be.

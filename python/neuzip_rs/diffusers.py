@@ -11,6 +11,7 @@ by one.
 """
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import safetensors
@@ -55,6 +56,36 @@ class NeuzipConfig(QuantizationConfigMixin):
         return self.to_dict()
 
 
+class _Stored:
+    """A compressed file, and the plain file of bytes that it is to diffusers."""
+
+    def __init__(self, path: str) -> None:
+        self.file = safe_open(path, "pt")
+        open_bytes: Any = safetensors.safe_open
+        self._bytes = open_bytes(path, "pt")
+
+    @cached_property
+    def _names(self) -> dict[tuple[int, ...], list[str]]:
+        """The names of the tensors by the shape of what is stored."""
+        names: dict[tuple[int, ...], list[str]] = {}
+        for name in self._bytes.keys():  # noqa: SIM118 - no dict
+            shape = tuple(self._bytes.get_slice(name).get_shape())
+            names.setdefault(shape, []).append(str(name))
+        return names
+
+    def name_of(self, stored: Tensor) -> str | None:
+        """The name of the tensor that is stored so; None if it has no such thing."""
+        # Of small tensors the shape alone tells which stream they are in, and where.
+        for name in self._names.get(tuple(stored.shape), ()):
+            if torch.equal(self._bytes.get_tensor(name), stored):
+                return name
+        return None
+
+    def close(self) -> None:
+        self.file.__exit__(None, None, None)
+        self._bytes.__exit__(None, None, None)
+
+
 class NeuzipQuantizer(DiffusersQuantizer):
     """Decodes the tensors of a checkpoint; nothing is quantized."""
 
@@ -62,7 +93,7 @@ class NeuzipQuantizer(DiffusersQuantizer):
         """Made by diffusers, once for each model that is loaded."""
         super().__init__(quantization_config, **kwargs)
         self._files: dict[str, safe_open] = {}
-        self._stored: list[tuple[safe_open, str]] = []
+        self._stored: list[_Stored] = []
 
     def maybe_update_loaded_keys(
         self, loaded_keys: list[str], checkpoint_files: Files
@@ -71,9 +102,9 @@ class NeuzipQuantizer(DiffusersQuantizer):
         files = [checkpoint_files] if isinstance(checkpoint_files, str) else checkpoint_files or ()
         for path in map(str, files):
             if _native.content_kind(path) == "neuzip-safetensors":
-                file = safe_open(path, "pt")
-                self._stored.append((file, path))
-                self._files.update(dict.fromkeys(file.keys(), file))
+                stored = _Stored(path)
+                self._stored.append(stored)
+                self._files.update(dict.fromkeys(stored.file.keys(), stored.file))
         return loaded_keys
 
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -93,18 +124,18 @@ class NeuzipQuantizer(DiffusersQuantizer):
             return file.get_tensor(name)
         # Diffusers gave an old name up, so that what the file has under it has to do.
         if tensor.dtype == torch.uint8:
-            for file, path in self._stored:
-                known = _name_of(path, tensor)
+            for stored in self._stored:
+                known = stored.name_of(tensor)
                 if known is not None:
-                    return file.get_tensor(known)
+                    return stored.file.get_tensor(known)
         return tensor
 
     def _process_model_before_weight_loading(self, model: Model, **_: Any) -> Model:
         return model
 
     def _process_model_after_weight_loading(self, model: Model, **_: Any) -> Model:
-        for file in {id(file): file for file in self._files.values()}.values():
-            file.__exit__(None, None, None)
+        for stored in self._stored:
+            stored.close()
         self._files = {}
         self._stored = []
         model.is_quantized = False
@@ -127,18 +158,6 @@ class NeuzipQuantizer(DiffusersQuantizer):
     def is_compileable(self) -> bool:
         """Whether `torch.compile` takes a model: it does."""
         return True
-
-
-def _name_of(path: str, stored: Tensor) -> str | None:
-    """The name that a compressed file has for what it stores; None if it has no such thing."""
-    with safetensors.safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - no dict
-            # Of small tensors the shape alone tells which stream they are in, and where.
-            if file.get_slice(name).get_shape() == list(stored.shape) and torch.equal(
-                file.get_tensor(name), stored
-            ):
-                return str(name)
-    return None
 
 
 auto.AUTO_QUANTIZER_MAPPING.setdefault(_METHOD, NeuzipQuantizer)

@@ -15,9 +15,9 @@ everything is on the disk.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -225,6 +225,15 @@ class safe_open:
         """The text in the header, as the original file had it."""
         return self._file.metadata
 
+    def nbytes(self, name: str) -> int:
+        """The bytes of a tensor once it is decoded.
+
+        Raises:
+            KeyError: If there is none of that name.
+        """
+        self._check_name(name)
+        return self._file.nbytes(name)
+
     def get_tensor(self, name: str) -> Array:
         """Decodes one tensor.
 
@@ -238,33 +247,46 @@ class safe_open:
         self._read(name, buffer, 0)
         return self._adapter.finish(result, self._device)
 
-    def get_tensors(self) -> dict[str, Array]:
-        """Decodes every tensor, in the order of the data."""
+    def get_tensors(self, names: Iterable[str] | None = None) -> dict[str, Array]:
+        """Decodes many tensors, over all threads.
+
+        Args:
+            names: Which, by default every one, in the order of the data.
+
+        Returns:
+            The tensors by name, in the order in which they were named.
+
+        Raises:
+            KeyError: If there is none of a name.
+        """
         file, make, finish = self._file, self._room(), self._adapter.finish
-        if self._decodes_there():
-            layouts = file.layouts()
-            return self._read_there([(name, *self._layout_of(*rest)) for name, *rest in layouts])
-        if not isinstance(file, _native.SafetensorsFile):
+        layouts = self._layouts
+        if names is not None:
+            wanted = list(dict.fromkeys(names))
+            for name in wanted:
+                self._check_name(name)
+            layouts = {name: layouts[name] for name in wanted}
+        elif not isinstance(file, _native.SafetensorsFile):
             file.stream()
+        if self._decodes_there():
+            return self._read_there([(name, *self._layout(name)) for name in layouts])
         tensors: dict[str, Array] = {}
-        names: list[str] = []
-        made: list[tuple[Array, Array]] = []
+        pending: list[tuple[int, str, tuple[Array, Array]]] = []
         bytes_made = 0
-        layouts = file.layouts()
-        for name, spelling, shape, nbytes in layouts:
-            made.append(make_room(make, *self._layout_of(spelling, shape, nbytes)))
-            names.append(name)
+        for name, (number, spelling, shape, nbytes) in layouts.items():
+            made = make_room(make, *self._layout_of(spelling, shape, nbytes))
+            pending.append((number, name, made))
             bytes_made += nbytes
-            if bytes_made >= _BYTES_AT_ONCE or len(tensors) + len(names) == len(layouts):
+            if bytes_made >= _BYTES_AT_ONCE or len(tensors) + len(pending) == len(layouts):
                 file.read_many(
-                    len(tensors),
-                    [room for _, room in made],
+                    [number for number, _, _ in pending],
+                    [room for _, _, (_, room) in pending],
                     verify=self._verify,
                     threads=self._threads,
                 )
-                for name_made, (result, _) in zip(names, made, strict=True):
+                for _, name_made, (result, _) in pending:
                     tensors[name_made] = finish(result, self._device)
-                names, made, bytes_made = [], [], 0
+                pending, bytes_made = [], 0
         return tensors
 
     def get_slice(self, name: str) -> "SafeSlice":
@@ -288,10 +310,21 @@ class safe_open:
     def _layout(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The element type and the shape a tensor gets in the framework."""
         file = self._file
+        self._check_name(name)
+        return self._layout_of(file.dtype(name), file.shape(name), file.nbytes(name))
+
+    @cached_property
+    def _layouts(self) -> dict[str, tuple[int, str, tuple[int, ...], int]]:
+        """Number, type, shape and bytes of all tensors, in the order of the data."""
+        return {
+            name: (number, spelling, shape, nbytes)
+            for number, (name, spelling, shape, nbytes) in enumerate(self._file.layouts())
+        }
+
+    def _check_name(self, name: str) -> None:
         if name not in self._names:
             message = f"the file has no tensor {name!r}"
             raise KeyError(message)
-        return self._layout_of(file.dtype(name), file.shape(name), file.nbytes(name))
 
     def _layout_of(
         self, spelling: str, shape: tuple[int, ...], nbytes: int

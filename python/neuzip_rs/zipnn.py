@@ -231,8 +231,6 @@ class _Tensors:
         if limit is not None and total > limit:
             message = f"the decoded data has {total} bytes, more than the limit of {limit}"
             raise OutputTooLargeError(message)
-        if not overwrite and (target.exists() or target.is_symlink()):
-            raise FileExistsError(17, "File exists", str(target))
         written = 0
         with new_file(target, overwrite=overwrite) as file:
             for piece in self._pieces():
@@ -244,8 +242,5 @@ class _Tensors:
 
 def _element_bits(entry: _Entry) -> int:
     """Bits of an element, by which the safetensors package sorts."""
-    count = 1
-    for dimension in entry.shape:
-        count *= dimension
     digits = "".join(c for c in entry.spelling.split("_")[0] if c.isdigit())
     return int(digits) if digits else 8

@@ -188,10 +188,10 @@ impl CutCoder {
         let fused = self.form(coder, verified, past_cache);
         let mut escapes: [EscapedSymbols; MAX_DECODERS] = Default::default();
         for ((job, layout), escapes) in jobs.iter_mut().zip(layouts).zip(&mut escapes) {
-            let parts = layout.coded[0].escapes(job.payload);
+            let found = layout.coded[0].escapes(job.payload)?;
             match &self.coder {
-                Coder::Plain { plane, .. } => escapes.symbols = plane.escaped_values(parts)?,
-                Coder::Symbols(symbols) => *escapes = symbols.escaped(parts)?,
+                Coder::Plain { plane, .. } => escapes.symbols = plane.escaped_values(&found),
+                Coder::Symbols(symbols) => *escapes = symbols.escaped(&found),
             }
             job.out[elements * W::BYTES..].copy_from_slice(&job.payload[layout.edges.clone()]);
         }
@@ -621,13 +621,7 @@ impl CutCoder {
                 run(std::slice::from_mut(encoder), &indices[number..=number]);
             }
             let escapes = &scratch.escapes[number];
-            write_coded(
-                0,
-                states[number],
-                encoder,
-                (escapes, plane.table.escape_bytes()),
-                &mut job.payload,
-            );
+            write_coded(0, states[number], encoder, escapes, &mut job.payload);
             keep_if_shorter(job.chunk, &mut job.payload);
         }
     }

@@ -19,6 +19,7 @@ use super::payload::Payload;
 use crate::constants::{ALIGNMENT, ESCAPE, STATES_BYTES};
 use crate::entropy::rans::{ContextSpec, Decoder, Encoder, EscapedValues};
 use crate::error::{Error, Result};
+use crate::little_endian;
 use crate::model::delta::DeltaModel;
 use crate::planes::delta::{BLOCK, Block, DeltaCut};
 use crate::planes::words::{Word, with_word};
@@ -466,10 +467,7 @@ impl BitReader<'_> {
 /// Fewer bytes than a word has.
 #[cold]
 fn load_short(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |word, &byte| word << 8 | u64::from(byte))
+    little_endian::number(bytes)
 }
 
 /// Escaped symbols, byte plane by byte plane.
@@ -491,6 +489,7 @@ impl Escapes<'_> {
             .planes
             .chunks_exact(self.count)
             .map(|plane| plane[number]);
+        // The parts are byte planes: the bytes of a symbol do not lie together.
         bytes
             .rev()
             .fold(0, |symbol, byte| symbol << 8 | u64::from(byte))
@@ -514,10 +513,7 @@ impl Layout {
             let bytes = payload
                 .get(STATES_BYTES + at..STATES_BYTES + at + 4)
                 .unwrap_or_default();
-            bytes
-                .iter()
-                .rev()
-                .fold(0, |n, &byte| n << 8 | usize::from(byte))
+            little_endian::number(bytes) as usize
         };
         let (stream_len, escape_count) = (number(0), number(4));
         let mut position = 0_usize;

@@ -6,7 +6,7 @@
 //! the bytes before the first element and after the last one            | zero padding to 16
 //! per coded plane: [128 bytes] states
 //! per raw plane: its sub-blocks                                        | zero padding to 16
-//! per coded plane: stream | padding; escapes, low bytes | padding; escapes, high bytes | padding
+//! per coded plane: stream | padding; escapes if there are any | padding
 //! ```
 //! Place in docs/format.md: "Chunk payload". The encoder fills a payload from front to back; the
 //! decoder computes every position from the head before it reads anything else.
@@ -15,7 +15,9 @@ use std::ops::Range;
 
 use crate::constants::{ALIGNMENT, STATES_BYTES, SUB_BLOCK};
 use crate::error::{Error, Result};
+use crate::little_endian::number;
 use crate::model::{Model, PlaneMode};
+use crate::planes::escapes::{self, EscapePart};
 use crate::planes::raw::{TrailingZeros, raw_len};
 
 /// A model together with the length of the chunk it is applied to.
@@ -33,20 +35,23 @@ pub(crate) struct PayloadLayout {
     pub(crate) raw: Vec<Range<usize>>,
 }
 
-/// Positions of one coded plane; `escapes` are its low bytes, then its high bytes if it has any.
+/// Positions of one coded plane.
 pub(crate) struct CodedLayout {
     pub(crate) states: Range<usize>,
     pub(crate) stream: Range<usize>,
-    pub(crate) escapes: [Range<usize>; 2],
+    pub(crate) escapes: EscapePart,
+    /// Width of the plane's symbols.
+    pub(crate) bits: u32,
 }
 
 impl CodedLayout {
-    /// Both parts of the escapes.
-    pub(crate) fn escapes<'p>(&self, payload: &'p [u8]) -> [&'p [u8]; 2] {
-        [
-            &payload[self.escapes[0].clone()],
-            &payload[self.escapes[1].clone()],
-        ]
+    /// Reads the escaped symbols.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for one that is wider than the plane.
+    pub(crate) fn escapes(&self, payload: &[u8]) -> Result<Vec<u16>> {
+        let EscapePart { range, count } = &self.escapes;
+        escapes::read(self.bits, &payload[range.clone()], *count)
     }
 }
 
@@ -119,8 +124,7 @@ impl ChunkShape<'_> {
                 .and_then(|at| payload.get(at))
                 .ok_or_else(cut)?;
             let (stream, escapes) = head.split_at(4);
-            let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | usize::from(b));
-            sizes.push((number(stream), number(escapes)));
+            sizes.push((number(stream) as usize, number(escapes) as usize));
         }
         let zeros = cursor.take(self.zero_counts()).ok_or_else(cut)?;
         let edges = cursor.take(self.edge_bytes()).ok_or_else(cut)?;
@@ -151,23 +155,28 @@ impl ChunkShape<'_> {
             }
         }
         let mut coded = Vec::new();
-        for ((states, (stream, escapes)), plane) in
+        for ((states, (stream, count)), plane) in
             states.into_iter().zip(sizes).zip(self.model.coded_planes())
         {
             let stream = cursor.take(stream).ok_or_else(cut)?;
             cursor.align()?;
-            if escapes > 0 && !plane.has_escape() {
+            if count > 0 && !plane.has_escape() {
                 return Err(Error::corrupt("a plane without an escape has escapes"));
             }
-            let mut parts = [0..0, 0..0];
-            for part in &mut parts[..plane.escape_bytes()] {
-                *part = cursor.take(escapes).ok_or_else(cut)?;
-                cursor.align()?;
+            if count > self.elements() {
+                return Err(Error::corrupt("a plane has more escapes than elements"));
             }
+            let len = match count {
+                0 => 0,
+                _ => escapes::len(&payload[cursor.position..], count).ok_or_else(cut)?,
+            };
+            let range = cursor.take(len).ok_or_else(cut)?;
+            cursor.align()?;
             coded.push(CodedLayout {
                 states,
                 stream,
-                escapes: parts,
+                escapes: EscapePart { range, count },
+                bits: plane.bits,
             });
         }
         if cursor.position != payload.len() {
@@ -207,8 +216,8 @@ pub(crate) fn plane_bytes(
             PlaneMode::Constant(_) => (0, 0),
             PlaneMode::Raw => (raw.next().map_or(0, Range::len), 0),
             PlaneMode::Coded(_) | PlaneMode::Contexts(_) => coded.next().map_or((0, 0), |part| {
-                let escapes: usize = part.escapes.iter().map(Range::len).sum();
-                (part.stream.len() + escapes, HEAD_BYTES + STATES_BYTES)
+                let content = part.stream.len() + part.escapes.range.len();
+                (content, HEAD_BYTES + STATES_BYTES)
             }),
         };
         PlaneBytes { content, overhead }

@@ -17,7 +17,10 @@ mod records;
 mod tests;
 
 pub(crate) use delta::DeltaCoder;
-pub(crate) use hash::{ChunkHash, HASH_KEYS, HASH_STEPS, chunk_hash};
+pub(crate) use hash::{ChunkHash, chunk_hash};
+// What kernels hash with.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use hash::{HASH_KEYS, HASH_STEPS};
 pub(crate) use layout::plane_bytes;
 pub(crate) use payload::Payload;
 pub(crate) use records::{decode_records, encode_records, records_layout};

@@ -3,6 +3,7 @@
 use super::layout::{self, ChunkShape};
 use crate::constants::{ALIGNMENT, STATES_BYTES};
 use crate::entropy::rans::Encoder;
+use crate::planes::escapes;
 
 /// Streams from this length on stay in the room that they were encoded in; it is made anew for each tensor.
 const APART_BYTES: usize = 1 << 15;
@@ -135,7 +136,7 @@ pub(super) fn write_coded(
     index: usize,
     states: usize,
     encoder: &mut Encoder,
-    (escapes, escape_bytes): (&[u16], usize),
+    escaped: &[u16],
     payload: &mut Payload,
 ) {
     let stream_len = encoder.stream().len();
@@ -145,17 +146,12 @@ pub(super) fn write_coded(
         payload.extend_from_slice(encoder.stream());
     }
     payload.pad();
-    for byte in 0..escape_bytes {
-        let part = payload.extend_stale(escapes.len());
-        for (to, escape) in part.iter_mut().zip(escapes) {
-            *to = escape.to_le_bytes()[byte];
-        }
-        payload.pad();
-    }
+    escapes::write(escaped, |len| payload.extend_stale(len));
+    payload.pad();
     let payload = payload.bytes_mut();
     let head = index * layout::HEAD_BYTES;
     payload[head..head + 4].copy_from_slice(&(stream_len as u32).to_le_bytes());
-    payload[head + 4..head + 8].copy_from_slice(&(escapes.len() as u32).to_le_bytes());
+    payload[head + 4..head + 8].copy_from_slice(&(escaped.len() as u32).to_le_bytes());
     let states = states + index * STATES_BYTES;
     payload[states..states + STATES_BYTES].copy_from_slice(&encoder.states());
 }

@@ -7,7 +7,7 @@ use super::layout::{ChunkShape, PayloadLayout};
 use super::payload::{Payload, write_coded, write_front};
 use super::{AnyCoder, DecodeJob, EncodeJob, ModelCoder, keep_if_shorter};
 use crate::constants::SUB_BLOCK;
-use crate::entropy::rans::{Decoder, Encoder, Value};
+use crate::entropy::rans::{Decoder, Encoder, EscapedValues, Value};
 use crate::error::Result;
 use crate::model::{Plane, PlaneMode};
 use crate::planes::coded::{IndexTable, IndexedPlane, PlaneCoder};
@@ -185,18 +185,16 @@ fn write_payload(
             escapes,
             contexts,
         } = &coded[index];
-        let escape_bytes = match plane {
+        match plane {
             AnyCoder::Table(plane) => {
                 let encoders = std::slice::from_mut(encoder);
                 Encoder::encode(coder.kernels, &plane.spec, encoders, &[indices]);
-                plane.table.escape_bytes()
             }
             AnyCoder::Contexts(plane) => {
                 encoder.encode_contexts(coder.kernels, &plane.spec, contexts, indices);
-                plane.tables.bits().div_ceil(8) as usize
             }
-        };
-        write_coded(index, states, encoder, (escapes, escape_bytes), payload);
+        }
+        write_coded(index, states, encoder, escapes, payload);
     }
 }
 
@@ -255,10 +253,10 @@ impl<W: Word> Task for Join<'_, '_, W> {
 
         let mut escapes = Vec::with_capacity(layout.coded.len());
         for (plane, part) in coder.planes().iter().zip(&layout.coded) {
-            let parts = part.escapes(payload);
+            let symbols = part.escapes(payload)?;
             escapes.push(match plane {
-                AnyCoder::Table(plane) => plane.escaped_values(parts)?,
-                AnyCoder::Contexts(plane) => plane.escaped_values(parts)?,
+                AnyCoder::Table(plane) => plane.escaped_values(&symbols),
+                AnyCoder::Contexts(_) => EscapedValues::new(symbols.iter().copied()),
             });
         }
         let mut coded = Vec::with_capacity(layout.coded.len());

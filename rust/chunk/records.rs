@@ -15,6 +15,7 @@ use super::{
 };
 use crate::constants::ALIGNMENT;
 use crate::error::{Error, Result};
+use crate::little_endian;
 use crate::model::records::Records;
 use crate::simd::Kernels;
 
@@ -106,11 +107,7 @@ pub(crate) fn records_layout<'p>(
     }
     let mut parts = Vec::with_capacity(classes);
     for (class, model) in records.models.iter().enumerate() {
-        let len = &head[4 * class..4 * class + 4];
-        let len = len
-            .iter()
-            .rev()
-            .fold(0, |len, &byte| len << 8 | usize::from(byte));
+        let len = little_endian::number(&head[4 * class..4 * class + 4]) as usize;
         let (part, later) = rest.split_at_checked(len).ok_or_else(cut)?;
         rest = later;
         if !len.is_multiple_of(ALIGNMENT) {

@@ -133,8 +133,8 @@ impl External {
             Ok::<&[u8], Error>(taken)
         };
         let derivation = Derivation::of_code(take(position, 1)?[0])?;
-        let hash = take(position, 16)?.iter().rev();
-        let content_hash = hash.fold(0, |hash, &byte| hash << 8 | u128::from(byte));
+        let hash = take(position, 16)?.first_chunk().ok_or_else(cut)?;
+        let content_hash = u128::from_le_bytes(*hash);
         let start = read_varint(bytes, position)?;
         let text = |position: &mut usize| {
             let len = usize::try_from(read_varint(bytes, position)?).map_err(|_| cut())?;

@@ -5,6 +5,7 @@
 
 use crate::constants::{ALIGNMENT, HASH_BYTES};
 use crate::error::{Error, Result};
+use crate::little_endian;
 
 /// How a chunk is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,10 +191,6 @@ impl<'a> Index<'a> {
     }
 
     fn number(&self, position: usize, width: usize) -> u64 {
-        let bytes = &self.bytes[position..position + width];
-        bytes
-            .iter()
-            .rev()
-            .fold(0, |number, &byte| number << 8 | u64::from(byte))
+        little_endian::number(&self.bytes[position..position + width])
     }
 }

@@ -21,6 +21,8 @@ use memmap2::Mmap;
 
 #[cfg(unix)]
 use super::lost_pages::Guard;
+#[cfg(target_os = "linux")]
+use super::read_ahead::is_in_memory;
 use crate::error::{Error, Result};
 
 /// A file system error and the file it concerns, carried inside an [`io::Error`].
@@ -75,6 +77,8 @@ pub(crate) struct Mapped {
     file: File,
     path: PathBuf,
     opened_as: Fingerprint,
+    /// Whether this process fills in the file while it is read, which is no change then.
+    is_filled_in: bool,
 }
 
 impl Mapped {
@@ -110,7 +114,20 @@ impl Mapped {
             file,
             path: path.to_path_buf(),
             opened_as,
+            is_filled_in: false,
         })
+    }
+
+    /// Maps a file of which parts are written, by this process, before they are read.
+    pub(crate) fn open_filled_in(path: &Path) -> Result<Self> {
+        let mut map = Self::open(path)?;
+        map.is_filled_in = true;
+        Ok(map)
+    }
+
+    /// Whether the file is filled in while it is read.
+    pub(crate) fn is_filled_in(&self) -> bool {
+        self.is_filled_in
     }
 
     /// The content of the file.
@@ -129,7 +146,7 @@ impl Mapped {
         let metadata = self.file.metadata().map_err(at(&self.path))?;
         let what = if metadata.len() < self.opened_as.0 {
             "the file was cut short while it was read"
-        } else if fingerprint(&metadata) != self.opened_as {
+        } else if fingerprint(&metadata) != self.opened_as && !self.is_filled_in {
             "the file changed while it was read"
         } else if self.has_lost_pages() {
             "a part of the file could not be read"
@@ -217,6 +234,25 @@ impl Mapped {
     fn release(&self, _range: Range<usize>) {}
 }
 
+impl Mapped {
+    /// Tells the system that bytes will be read soon, unless they are in memory already.
+    #[cfg(target_os = "linux")]
+    pub(super) fn will_need(&self, range: Range<usize>) {
+        let (Some(map), Some(bytes)) = (&self.map, self.bytes().get(range.clone())) else {
+            return;
+        };
+        if !is_in_memory(bytes) {
+            let advised = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+            // A system that does not take the advice only reads later.
+            drop(advised);
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unused_self, reason = "as the other one")]
+    pub(super) fn will_need(&self, _range: Range<usize>) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +298,12 @@ mod tests {
         fs::write(&path, b"before").unwrap();
         let mapped = Mapped::open(&path).unwrap();
         fs::write(&path, b"after it").unwrap();
+        assert!(matches!(mapped.unchanged(), Err(Error::Io(_))));
+        // What is filled in changes, but does not become shorter.
+        let mapped = Mapped::open_filled_in(&path).unwrap();
+        fs::write(&path, b"once more").unwrap();
+        mapped.unchanged().unwrap();
+        fs::write(&path, b"short").unwrap();
         assert!(matches!(mapped.unchanged(), Err(Error::Io(_))));
     }
 

@@ -15,5 +15,6 @@ pub(crate) mod memory;
 pub(crate) mod output;
 pub(crate) mod pieces;
 pub(crate) mod prelude;
+pub(crate) mod read_ahead;
 pub(crate) mod stream;
 pub(crate) mod writer;

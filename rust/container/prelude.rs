@@ -512,8 +512,9 @@ impl<'a> Prelude<'a> {
             bytes.ok_or_else(cut)
         };
         let content_hash = |position: &mut usize| {
-            let hash = take(position, CONTENT_HASH_BYTES)?.iter().rev();
-            Ok::<_, Error>(hash.fold(0, |hash, &byte| hash << 8 | u128::from(byte)))
+            let hash = take(position, CONTENT_HASH_BYTES)?;
+            let hash = hash.first_chunk().ok_or_else(cut)?;
+            Ok::<_, Error>(u128::from_le_bytes(*hash))
         };
         match take(position, 1)?[0] {
             DELTA => {

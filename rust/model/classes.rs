@@ -12,7 +12,7 @@ use super::log2::{LOG2_FRACTION_BITS, log2};
 use super::normalize::{ONE_BIT, table_cost};
 use super::scale_fit::Matrix;
 use super::second::context_frequencies;
-use super::select::{Candidate, Input};
+use super::select::Candidate;
 use super::{Model, Plane, PlaneMode};
 use crate::constants::{ESCAPE, MAX_SYMBOLS};
 use crate::error::Result;
@@ -24,6 +24,8 @@ const ROUNDS: usize = 6;
 const CLASSES: [usize; 2] = [2, 4];
 /// Elements of a line that classes can pay for, at least.
 const MIN_LINE: usize = 64;
+/// Bits that an escaped symbol takes, most often.
+const ESCAPED_BITS: u32 = 6;
 /// Costs are kept with so many fraction bits.
 const COST_FRACTION_BITS: u32 = 8;
 
@@ -131,7 +133,6 @@ fn kinds(table: &FrequencyTable) -> (Vec<u8>, usize) {
 /// # Errors
 /// When the threads asked for cannot be had.
 pub(super) fn with_classes(
-    input: &Input<'_>,
     matrix: &Matrix<'_>,
     candidate: &Candidate,
     scale: &ScaleOffsets,
@@ -171,7 +172,7 @@ pub(super) fn with_classes(
             kinds: count,
             counts: counts(matrix, scale, kinds, axis)?,
             escape: table.has_escape(),
-            escaped_bits: 8 * table.escape_bytes() as u64,
+            escaped_bits: table.bits().min(ESCAPED_BITS).into(),
         };
         let one = counts.by_class(&vec![0; lines], 1);
         without = counts
@@ -200,8 +201,8 @@ pub(super) fn with_classes(
     let Some((bytes, tables, classes)) = best else {
         return Ok(None);
     };
-    // One table is faster: a 2048th of the tensor is worth several.
-    if bytes + (input.bytes.len() as u64 >> 11) >= without {
+    // One table is twice as fast: several have to be worth it.
+    if bytes + (without >> 8) >= without {
         return Ok(None);
     }
     let mut planes = model.planes.clone();

@@ -82,11 +82,11 @@ impl FloatCut {
         }))
     }
 
-    /// What a second symbol has to save to be worth its time, of so many bytes: more above two bits, which
-    /// decoders tell apart with three comparisons.
+    /// What a second symbol has to save to be worth decoding in twice the time, of so many bytes: more above
+    /// two bits, which decoders tell apart with three comparisons.
     pub(super) fn slowness(&self, bytes: u64) -> u64 {
         let second_bits = self.second + u32::from(self.sign == SignPlace::Second);
-        let second = if second_bits > 0 { bytes >> 11 } else { 0 };
+        let second = if second_bits > 0 { bytes >> 8 } else { 0 };
         second + (bytes >> 12) * u64::from(second_bits.saturating_sub(2))
     }
 

@@ -118,11 +118,6 @@ impl FrequencyTable {
         &self.entries
     }
 
-    /// Bytes that one escaped value takes.
-    pub(crate) fn escape_bytes(&self) -> usize {
-        self.bits.div_ceil(8) as usize
-    }
-
     /// The symbol an index stands for.
     pub(crate) fn symbol(&self, index: u8) -> u16 {
         (u32::from(self.base) + u32::from(index)) as u16 & self.mask()

@@ -110,11 +110,6 @@ impl Plane {
             PlaneMode::Raw | PlaneMode::Constant(_) => false,
         }
     }
-
-    /// Bytes that one escaped symbol takes.
-    pub(crate) fn escape_bytes(&self) -> usize {
-        self.bits.div_ceil(8) as usize
-    }
 }
 
 /// See the module documentation.

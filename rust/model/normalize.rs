@@ -163,7 +163,7 @@ pub(crate) fn estimate(counts: &[u32], bits: u32, exact: bool) -> Option<(u64, u
         listed += 1;
         slots += (escaped * SLOTS as u64).max(total);
         cost += escaped * (log_total - log2(escaped)).min(8 * ONE_BIT);
-        cost += escaped * 8 * u64::from(bits.div_ceil(8)) * ONE_BIT;
+        cost += escaped * escaped_bits(counts, bits) * ONE_BIT;
     }
     // All slots together are more than there are: every symbol gets fewer.
     cost += total * (log2(slots) - log_total).saturating_sub(8 * ONE_BIT);
@@ -189,6 +189,12 @@ fn heaviest(counts: &[u32], width: usize) -> (usize, u64) {
         }
     }
     best
+}
+
+/// Bits that an escaped symbol takes if escapes are between the first symbol that was counted and the last.
+fn escaped_bits(counts: &[u32], bits: u32) -> u64 {
+    let most = used_range(counts).len().saturating_sub(1);
+    u64::from((usize::BITS - most.leading_zeros()).clamp(1, bits))
 }
 
 /// A table over the best window, with or without an escape for what it leaves out.
@@ -243,7 +249,7 @@ fn fit_window(
     let base = (first + start) as u64;
     let table = FrequencyTable::new(bits, base, escape, entries).ok()?;
     if escape {
-        cost += escaped * 8 * table.escape_bytes() as u64 * ONE_BIT;
+        cost += escaped * escaped_bits(counts, bits) * ONE_BIT;
     }
     Some((table, cost))
 }

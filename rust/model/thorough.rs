@@ -72,7 +72,7 @@ pub(super) fn with_classes(
         return Ok((candidate, scale));
     };
     let lines = scale.clone().unwrap_or_else(|| matrix.offsets(&[], &[]));
-    let found = classes::with_classes(input, &matrix, &candidate, &lines)?;
+    let found = classes::with_classes(&matrix, &candidate, &lines)?;
     Ok(match found {
         Some((candidate, classes)) => (candidate, Some(classes)),
         None => (candidate, scale),

@@ -1,8 +1,7 @@
 //! Coded planes: symbols to table indices and escapes, then through the entropy coder.
 //!
 //! A coded plane has three parts in a payload: the 64 states, the byte stream, and the escaped
-//! values in element order, low bytes first and, for symbols of more than 8 bits, the high bytes
-//! after them. Place in docs/format.md: "Coded plane".
+//! values in element order (`super::escapes`). Place in docs/format.md: "Coded plane".
 
 use super::words::Word;
 use crate::constants::{ESCAPE, LANES, MAX_SYMBOLS, STATES_BYTES, SUB_BLOCK};
@@ -55,14 +54,9 @@ impl PlaneCoder {
         }
     }
 
-    /// Reads the escaped values of a plane from their parts, low bytes first.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] for a value that is wider than the plane.
-    pub(crate) fn escaped_values(&self, [low, high]: [&[u8]; 2]) -> Result<EscapedValues> {
-        escaped_values(self.table.bits(), [low, high], |symbol| {
-            self.placement.place(symbol)
-        })
+    /// The values of escaped symbols.
+    pub(crate) fn escaped_values(&self, symbols: &[u16]) -> EscapedValues {
+        EscapedValues::new(symbols.iter().map(|&symbol| self.placement.place(symbol)))
     }
 
     /// Starts decoding a plane; `stream` may go on for `beyond` bytes that do not belong to it.
@@ -115,20 +109,6 @@ impl PlaneCoder {
         }
         Some(indices)
     }
-}
-
-/// The escaped values of symbols of this width, from their low bytes and high bytes.
-pub(super) fn escaped_values(
-    bits: u32,
-    [low, high]: [&[u8]; 2],
-    place: impl Fn(u16) -> u16,
-) -> Result<EscapedValues> {
-    let symbol = |i: usize| u16::from_le_bytes([low[i], high.get(i).copied().unwrap_or(0)]);
-    let symbols = (0..low.len()).map(symbol);
-    if symbols.clone().any(|symbol| u32::from(symbol) >> bits != 0) {
-        return Err(Error::corrupt("an escaped symbol is out of range"));
-    }
-    Ok(EscapedValues::new(symbols.map(place)))
 }
 
 /// The index of every symbol of a plane; rare symbols have [`ESCAPE`], impossible ones [`NO_INDEX`].

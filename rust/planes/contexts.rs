@@ -2,11 +2,11 @@
 //!
 //! Place in docs/format.md: "Context tables".
 
-use super::coded::{IndexedPlane, NO_INDEX, escaped_values};
+use super::coded::{IndexedPlane, NO_INDEX};
 use super::scale::ScaleOffsets;
 use super::words::{Word, low_mask};
 use crate::constants::{ESCAPE, MAX_SYMBOLS};
-use crate::entropy::rans::{ContextSpec, Decoder, EscapedValues, ValueMap};
+use crate::entropy::rans::{ContextSpec, Decoder, ValueMap};
 use crate::error::Result;
 use crate::model::Plane;
 use crate::model::contexts::{ContextSource, ContextTables};
@@ -110,14 +110,6 @@ impl ContextCoder {
                 context_of(symbol, first, width, self.tables.contexts() as i16 - 1)
             }
         }
-    }
-
-    /// As [`super::coded::PlaneCoder::escaped_values`].
-    ///
-    /// # Errors
-    /// [`crate::Error::Corrupt`] for a value that is wider than the plane.
-    pub(crate) fn escaped_values(&self, parts: [&[u8]; 2]) -> Result<EscapedValues> {
-        escaped_values(self.tables.bits(), parts, |symbol| symbol)
     }
 
     /// Puts the next symbols below what `words` already hold.

@@ -4,6 +4,7 @@ pub(crate) mod coded;
 pub(crate) mod contexts;
 pub(crate) mod cut;
 pub(crate) mod delta;
+pub(crate) mod escapes;
 pub(crate) mod raw;
 pub(crate) mod scale;
 pub(crate) mod symbols;

@@ -114,23 +114,15 @@ impl SymbolCoder {
         }
     }
 
-    /// Reads the escaped first symbols from their parts.
-    ///
-    /// # Errors
-    /// [`crate::Error::Corrupt`] for one that is wider than the plane.
-    pub(crate) fn escaped(&self, parts: [&[u8]; 2]) -> Result<EscapedSymbols> {
-        let symbols = match &self.first {
-            First::Single(coder) => coder.escaped_values(parts)?,
-            First::Classes(coder) => coder.escaped_values(parts)?,
-        };
-        let symbol = |number| u16::from_le_bytes(symbols.get(number));
-        let each = || (0..symbols.count()).map(symbol);
-        let value = |symbol| u16::from_le_bytes(self.cut.first_bytes(symbol));
-        Ok(EscapedSymbols {
-            values: EscapedValues::new(each().map(value)),
-            contexts: EscapedValues::new(each().map(|symbol| self.context_of(symbol).into())),
-            symbols,
-        })
+    /// What escaped first symbols stand for.
+    pub(crate) fn escaped(&self, symbols: &[u16]) -> EscapedSymbols {
+        let value = |&symbol: &u16| u16::from_le_bytes(self.cut.first_bytes(symbol));
+        let context = |&symbol: &u16| self.context_of(symbol).into();
+        EscapedSymbols {
+            symbols: EscapedValues::new(symbols.iter().copied()),
+            values: EscapedValues::new(symbols.iter().map(value)),
+            contexts: EscapedValues::new(symbols.iter().map(context)),
+        }
     }
 
     /// Decodes the next values of every chunk, at most `N` of them, as [`Decoder::fill`] does.

@@ -26,8 +26,11 @@ enum Found {
     Repeat(usize),
     /// It is the first of a bundle, which is this.
     Bundle(Explanation),
-    /// It is a later one of a bundle.
-    Bundled,
+    /// It is a later one of a bundle: the bundle's first tensor, and where it begins behind that.
+    Bundled {
+        owner: usize,
+        start: u64,
+    },
 }
 
 impl SafetensorsFile {
@@ -86,8 +89,8 @@ impl SafetensorsFile {
                 let repeat = repeats[index].filter(|it| external(it.first).is_none());
                 let found = if let Some(external) = external(index) {
                     Found::Explained(elsewhere(&sources[index], external)?)
-                } else if bundles.place(index).is_some() {
-                    Found::Bundled
+                } else if let Some((owner, start)) = bundles.place(index) {
+                    Found::Bundled { owner, start }
                 } else if let Some(bundle) = bundles.gather(&sources, index) {
                     let Tensor {
                         data, dtype, shape, ..
@@ -126,11 +129,8 @@ impl SafetensorsFile {
                         open.insert(index, explained);
                         shared
                     }
-                    Found::Bundled => {
-                        let place = bundles.place(index);
-                        let bundle =
-                            place.and_then(|(owner, start)| Some((open.get(&owner)?, start)));
-                        let (explained, start) = bundle.ok_or(Error::Interrupted)?;
+                    Found::Bundled { owner, start } => {
+                        let explained = open.get(&owner).ok_or(Error::Interrupted)?;
                         explained.shared(Share {
                             start,
                             bytes,

@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::reader::SafetensorsFile;
 use super::siblings::Elsewhere;
 use crate::container::pieces::{AHEAD, PIECE_BYTES, on_this_thread, piece_end, room, trim};
+use crate::container::read_ahead::ReadAhead;
 use crate::error::{Error, Result};
 use crate::parallel::in_order;
 use crate::{DecompressOptions, Stream, content_hash};
@@ -203,6 +204,27 @@ impl<'a, I: Iterator<Item = usize>> Iterator for Groups<'a, I> {
     }
 }
 
+/// Groups of the tensors `indices`, of which the bytes are asked for before a thread needs them.
+fn groups_ahead<'a>(
+    file: &'a SafetensorsFile,
+    indices: impl Iterator<Item = usize> + Clone,
+    options: &DecompressOptions,
+) -> impl Iterator<Item = Result<(usize, Group<'a>)>> {
+    let stored = |index| file.stored_range(index);
+    let total = indices.clone().map(stored).map(|it| it.end - it.start);
+    let mut reader = ReadAhead::new(file.map(), total.sum());
+    Groups::new(file, indices, options).inspect(move |group| {
+        if let Ok((_, parts)) = group
+            && let Some(part) = parts.first()
+        {
+            let range = stored(part.index);
+            // About there: a tensor is compressed evenly.
+            let share = part.start as f64 / file.header().tensor_bytes(part.index).max(1) as f64;
+            reader.reached(range.start + ((range.end - range.start) as f64 * share) as u64);
+        }
+    })
+}
+
 /// Checks large tensors that are stored as repeats against the hash of the whole.
 #[derive(Default)]
 struct RepeatCheck {
@@ -247,7 +269,7 @@ pub(super) fn decode_all(
         options.threads,
         AHEAD,
         &mut Vec::new(),
-        Groups::new(file, 0..file.header().len(), options),
+        groups_ahead(file, 0..file.header().len(), options),
         |group, buffer: &mut Vec<u8>| {
             let total = group.iter().map(|part| part.bytes).sum();
             let mut rest = room(buffer, total)?;
@@ -300,7 +322,7 @@ impl SafetensorsFile {
         }
         let (indices, outs): (Vec<usize>, Vec<&mut [u8]>) = requests.into_iter().unzip();
         let (mut outs, mut rest) = (outs.into_iter(), &mut [][..]);
-        let groups = Groups::new(self, indices.into_iter(), options).map(|group| {
+        let groups = groups_ahead(self, indices.into_iter(), options).map(|group| {
             let (weight, group) = group?;
             let with_room = group.into_iter().map(|part| {
                 if part.start == 0 {

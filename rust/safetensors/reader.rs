@@ -102,6 +102,12 @@ impl SafetensorsFile {
         Self::of_map(Mapped::open(path)?, base)
     }
 
+    /// As [`SafetensorsFile::open_with_base`] for a file of which this process writes each part before
+    /// it is read; so are those beside it that it refers to.
+    pub(crate) fn open_filled_in(path: &Path, base: Option<&Path>) -> Result<Self> {
+        Self::of_map(Mapped::open_filled_in(path)?, base)
+    }
+
     pub(crate) fn of_map(map: Mapped, base: Option<&Path>) -> Result<Self> {
         Self::of_descendants(map, base, &[])
     }
@@ -115,7 +121,7 @@ impl SafetensorsFile {
         let read = read_headers(&map, base, descendants);
         let (data_at, header, compressed) = map.settle(read, true)?;
         Ok(Self {
-            siblings: Siblings::of(map.path()),
+            siblings: Siblings::of_map(&map),
             map,
             data_at,
             header,
@@ -324,11 +330,7 @@ impl SafetensorsFile {
             Some(Dtype::Uint8) => true,
             dtype => dtype == Some(stream.dtype()),
         };
-        let is_elsewhere = stream.reference().is_some() || stream.external().is_some();
-        dtype_fits
-            && !is_elsewhere
-            && stream.base_hash().is_none()
-            && stream.original_len() == member.total
+        dtype_fits && is_alone(stream) && stream.original_len() == member.total
     }
 
     /// Says in an error which tensor it is about.
@@ -415,9 +417,7 @@ impl SafetensorsFile {
         if !self.is_compressed() {
             return Ok(true);
         }
-        let stream = self.stream(index)?;
-        let is_elsewhere = stream.reference().is_some() || stream.external().is_some();
-        Ok(!is_elsewhere && stream.base_hash().is_none())
+        Ok(is_alone(&self.stream(index)?))
     }
 
     /// Reads original bytes of a tensor that [`SafetensorsFile::holds`] is true of.
@@ -595,12 +595,13 @@ impl SafetensorsFile {
         options: &DecompressOptions,
         progress: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let mut indices = 0..if self.is_compressed() {
+        // Tensors of a plain file have no base.
+        let compressed = if self.is_compressed() {
             self.header.len()
         } else {
             0
         };
-        let checked = indices.try_for_each(|index| {
+        let checked = (0..compressed).try_for_each(|index| {
             match self.bundle(index) {
                 None => drop(self.content(index, options)?),
                 Some(owner) if owner == index => drop(self.stream(index)?),

@@ -14,6 +14,7 @@ use super::SafetensorsFile;
 use super::casts::cast;
 use super::dtype::ElementType;
 use crate::container::external::External;
+use crate::container::mapped::Mapped;
 use crate::container::pieces::PIECE_BYTES;
 use crate::error::{Error, Result, try_zeroed};
 use crate::{DecompressOptions, Dtype, Stream, content_hash};
@@ -24,6 +25,8 @@ const STEP_BYTES: usize = 4 << 20;
 /// The files around a file, opened when they are needed.
 pub(crate) struct Siblings {
     folder: PathBuf,
+    /// Whether this process fills the files in while they are read.
+    are_filled_in: bool,
     open: Mutex<HashMap<String, Arc<SafetensorsFile>>>,
 }
 
@@ -42,7 +45,16 @@ impl Siblings {
     pub(crate) fn of(path: &Path) -> Self {
         Self {
             folder: path.parent().map(Path::to_path_buf).unwrap_or_default(),
+            are_filled_in: false,
             open: Mutex::default(),
+        }
+    }
+
+    /// Those of a mapped file.
+    pub(super) fn of_map(map: &Mapped) -> Self {
+        Self {
+            are_filled_in: map.is_filled_in(),
+            ..Self::of(map.path())
         }
     }
 
@@ -124,7 +136,12 @@ impl Siblings {
         if let Some(file) = open.get(name) {
             return Ok(file.clone());
         }
-        let file = Arc::new(SafetensorsFile::open(&self.folder.join(name))?);
+        let path = self.folder.join(name);
+        let file = Arc::new(if self.are_filled_in {
+            SafetensorsFile::open_filled_in(&path, None)?
+        } else {
+            SafetensorsFile::open(&path)?
+        });
         open.insert(name.to_owned(), file.clone());
         Ok(file)
     }

@@ -15,6 +15,7 @@
 use super::chunk::{Chunk, Part};
 use crate::Dtype;
 use crate::error::{Error, Result};
+use crate::little_endian::number;
 
 const HEADER_BYTES: usize = 32;
 /// The most bytes a plane of a chunk can have when it is Huffman coded.
@@ -78,11 +79,6 @@ fn take<'a>(data: &mut &'a [u8], count: usize) -> Result<&'a [u8]> {
         .ok_or_else(|| Error::corrupt("it ends early"))?;
     *data = rest;
     Ok(taken)
-}
-
-/// A little-endian number of up to eight bytes.
-fn number(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b))
 }
 
 fn unsupported(what: impl Into<String>) -> Error {

@@ -73,6 +73,17 @@ class Reader:
             fields = [x | byte << 8 * b for x, byte in zip(fields, byte_plane, strict=True)]
         return fields
 
+    def escaped_values(self, count: int, width: int) -> list[int]:
+        """The smallest value, bits per difference, then a bit string of differences."""
+        smallest, v, reserved = self.number(2), self.number(1), self.number(1)
+        require(1 <= v <= width and reserved == 0, "differences have 1 to width bits")
+        bits = self.number((count * v + 7) // 8)
+        require(bits >> count * v == 0, "unused bits are zero")
+        differences = [bits >> i * v & (1 << v) - 1 for i in range(count)]
+        needed = max(max(differences).bit_length(), 1)
+        require(min(differences) == 0 and needed == v, "differences are as short as they can be")
+        return [smallest + difference for difference in differences]
+
     def align(self) -> None:
         """Skips zero bytes up to a multiple of 16."""
         require(not any(self.take(-self.at % 16)), "padding is zero")
@@ -556,12 +567,10 @@ def decode_model_payload(
         require(min(states) >= 256, "states are from 256 on")
         code = Reader(reader.take(stream_bytes))
         reader.align()
-        escaped = list(reader.take(escapes))
-        reader.align()
-        if model.planes[i].width > 8:
-            escaped = [a | b << 8 for a, b in zip(escaped, reader.take(escapes), strict=True)]
-            reader.align()
         plane = model.planes[i]
+        require(escapes <= n, "there are no more escapes than elements")
+        escaped = reader.escaped_values(escapes, plane.width) if escapes else []
+        reader.align()
         tables = plane.contexts.tables() if plane.contexts else [plane.table or Table(0, False, [])]
         contexts = contexts_of(plane, model, columns, classes)
         columns[i] = decode_plane(plane.width, tables, contexts, states, code, escaped)

@@ -261,11 +261,16 @@ def model_payload(plan: Plan, model: Model, chunk: int, out: Fields) -> None:
     for i, (_, stream, escaped) in coded.items():
         out.put(f"{where} plane {i} stream", stream)
         out.align(f"{where} plane {i} stream")
-        out.put(f"{where} plane {i} low", bytes(x % 256 for x in escaped))
-        out.align(f"{where} plane {i} low")
-        if model.planes[i].width > 8:
-            out.put(f"{where} plane {i} high", bytes(x // 256 for x in escaped))
-            out.align(f"{where} plane {i} high")
+        if escaped:
+            smallest = min(escaped)
+            v = max((max(escaped) - smallest).bit_length(), 1)
+            out.number(f"{where} plane {i} smallest", smallest, 2)
+            out.number(f"{where} plane {i} escape width", v, 1)
+            out.number(f"{where} plane {i} escape reserved", 0, 1)
+            bits = sum(x - smallest << j * v for j, x in enumerate(escaped))
+            differences = bits.to_bytes((len(escaped) * v + 7) // 8, "little")
+            out.put(f"{where} plane {i} escaped", differences)
+        out.align(f"{where} plane {i} escaped")
 
 
 def records_payload(plan: Plan, records: Records, chunk: int, original: bytes, out: Fields) -> None:

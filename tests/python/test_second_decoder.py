@@ -234,9 +234,22 @@ def test_an_escaped_value_may_be_in_the_table() -> None:
     model = Model(0, [Plane(page.CODED, 8, table=table)], 7)
     data = b"\7\7\7\0\7\7\1" * 100
     sevens = data.replace(b"\0", b"\7")
-    changes = {"chunk 0 plane 0 low": b"\7\1" * 100}
-    changes["chunk 0 hash"] = page.chunk_hash(sevens).to_bytes(8, "little")
-    agree(encode(Plan(data, models=[model], storages=[2]), changes), sevens)
+    sevens_and_ones = sum(6 << 6 * i for i in range(100))  # 3 bits each, from 1 on
+    changes = {
+        "chunk 0 plane 0 smallest": b"\1\0",
+        "chunk 0 plane 0 escape width": b"\3",
+        "chunk 0 plane 0 escaped": sevens_and_ones.to_bytes(75, "little"),
+        "chunk 0 hash": page.chunk_hash(sevens).to_bytes(8, "little"),
+    }
+    plan = Plan(data, models=[model], storages=[2])
+    agree(encode(plan, changes), sevens)
+    wider = sum(6 << 8 * i for i in range(100))  # the same in 4 bits each
+    changes["chunk 0 plane 0 escape width"] = b"\4"
+    changes["chunk 0 plane 0 escaped"] = wider.to_bytes(100, "little")
+    with pytest.raises(page.CorruptError, match="as short as they can be"):
+        page.decode(encode(plan, changes))
+    with pytest.raises(nz.CorruptDataError):
+        native(encode(plan, changes))
 
 
 def test_bytes_beyond_a_constant_chunk_are_free() -> None:
@@ -374,7 +387,8 @@ def traits(stream: Stream) -> set[str]:
             found |= model_traits(model)
             for i, plane in enumerate(model.coded()):
                 if any(payload[8 * i + 4 : 8 * i + 8]):
-                    found |= {f"escapes of {1 + (model.planes[plane].width > 8)} bytes"}
+                    width = "wide" if model.planes[plane].width > 8 else "narrow"
+                    found |= {f"escapes of {width} planes"}
     return found
 
 
@@ -390,7 +404,8 @@ OF_THE_PACKAGE = {
     *("raw plane", "wide raw plane", "constant plane", "coded plane", "wide coded plane"),
     *("table with escape", "table without escape"),
     *("wide table with escape", "wide table without escape"),
-    *("escapes of 1 bytes", "escapes of 2 bytes", "trailing zeros", "no trailing zeros"),
+    *("escapes of narrow planes", "escapes of wide planes"),
+    *("trailing zeros", "no trailing zeros"),
     *("phase 0", "phase 1"),
 }
 EVERYTHING = OF_THE_PACKAGE | {
@@ -500,6 +515,26 @@ def with_end(end: bytes) -> Change:
     return lambda value: value + end
 
 
+def so_many(count: int, width: int) -> Change:
+    """A bit string with fewer or more fields, zeros if more."""
+
+    def recount(value: bytes) -> bytes:
+        bits = int.from_bytes(value, "little") & (1 << count * width) - 1
+        return bits.to_bytes((count * width + 7) // 8, "little")
+
+    return recount
+
+
+def each_one_more(count: int, width: int) -> Change:
+    """The fields of a bit string, each one more."""
+
+    def increase(value: bytes) -> bytes:
+        ones = sum(1 << i * width for i in range(count))
+        return (int.from_bytes(value, "little") + ones).to_bytes(len(value), "little")
+
+    return increase
+
+
 def without_end(count: int) -> Change:
     return lambda value: value[:-count]
 
@@ -574,8 +609,7 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
         for base, name in (
             *(("chunks", "prelude"), ("chunks", "chunk 2 original"), ("coded", "prelude")),
             *(("coded", "chunk 0 head"), ("coded", "chunk 0 plane 2")),
-            *(("coded", "chunk 0 plane 1 stream"), ("coded", "chunk 0 plane 1 low")),
-            ("coded", "chunk 0 plane 1 high"),
+            *(("coded", "chunk 0 plane 1 stream"), ("coded", "chunk 0 plane 1 escaped")),
         )
     ],
     ("padding is zero", "coded", {"prelude padding": b""}),
@@ -910,7 +944,7 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
     ("the input does not end early", "chunks", {"chunk 1 original": without_end(16)}),
     ("the input does not end early", "plain", {"payloads": b""}),
     ("the input does not end early", "plain", {"chunk 0 plane 0 stream bytes": plus(1 << 31)}),
-    ("the input does not end early", "coded", {"chunk 0 plane 1 escapes": plus(1 << 31)}),
+    ("the input does not end early", "coded", {"chunk 0 plane 1 escapes": plus(700)}),
     *[
         ("no more trailing zeros than bits", base, Broken({"chunk 0 zeros": bytes([zeros])}))
         for base, zeros in (
@@ -936,8 +970,7 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
         "there are enough escaped values",
         "coded",
         {
-            "chunk 0 plane 1 low": without_end(1),
-            "chunk 0 plane 1 high": without_end(1),
+            "chunk 0 plane 1 escaped": so_many(18, 9),
             "chunk 0 plane 1 escapes": plus(-1),
         },
     ),
@@ -945,18 +978,35 @@ ILLEGAL: list[tuple[str, str, Broken]] = [
         "all escaped values are used",
         "coded",
         {
-            "chunk 0 plane 1 low": with_end(b"\1"),
-            "chunk 0 plane 1 high": with_end(b"\1"),
+            "chunk 0 plane 1 escaped": so_many(20, 9),
             "chunk 0 plane 1 escapes": plus(1),
         },
     ),
     (
         "all escaped values are used",
         "plain",
-        {"chunk 0 plane 0 low": b"\1", "chunk 0 plane 0 escapes": plus(1)},
+        {
+            "chunk 0 plane 0 escaped padding": b"\0\0\1".ljust(16, b"\0"),
+            "chunk 0 plane 0 escapes": plus(1),
+        },
     ),
-    ("escaped values are below 2^width", "coded", {"chunk 0 plane 1 high": at(0, 2)}),
-    ("escaped values are below 2^width", "narrow", {"chunk 0 plane 0 low": at(0, 16)}),
+    (
+        "there are no more escapes than elements",
+        "coded",
+        {"chunk 0 plane 1 escapes": plus(750 - 18)},
+    ),
+    ("escaped values are below 2^width", "coded", {"chunk 0 plane 1 smallest": plus(412)}),
+    ("escaped values are below 2^width", "narrow", {"chunk 0 plane 0 smallest": plus(15)}),
+    *[
+        ("differences have 1 to width bits", "coded", {f"chunk 0 plane 1 escape {name}": change})
+        for name, change in (("width", b"\0"), ("width", b"\12"), ("reserved", b"\1"))
+    ],
+    ("unused bits are zero", "coded", {"chunk 0 plane 1 escaped": with_top_bit}),
+    (
+        "differences are as short as they can be",
+        "narrow",
+        {"chunk 0 plane 0 smallest": plus(-1), "chunk 0 plane 0 escaped": each_one_more(1205, 4)},
+    ),
 ]
 DERIVATIONS = {"external": page.SAME, "rounded": page.ROUNDED, "cut off": page.CUT_OFF}
 UNSUPPORTED = {

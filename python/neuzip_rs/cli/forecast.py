@@ -13,7 +13,7 @@ from neuzip_rs._spelling import NAMES
 from neuzip_rs.cli.contents import directory_facts, merged, tensor_facts
 from neuzip_rs.cli.report import ratio
 from neuzip_rs.directory.content import COMPRESSED_KINDS, Progress
-from neuzip_rs.directory.doubles import can_be_named, catalog_of, in_order
+from neuzip_rs.directory.doubles import catalog_for, catalog_of, in_order
 from neuzip_rs.directory.transfer import Meter
 from neuzip_rs.directory.tree import scan
 
@@ -53,10 +53,9 @@ class Forecast:
             with meter.part(file.size) as progress:
                 if kind == "safetensors":
                     inner = Forecast(self._level, self._threads, progress)
-                    known = None
-                    if catalog is not None and can_be_named(file.name):
-                        known = (catalog, file.name)
-                    facts = inner.file(file.path, kind, known)
+                    known = catalog_for(file.name, catalog)
+                    named = None if known is None else (known, file.name)
+                    facts = inner.file(file.path, kind, named)
                 else:
                     facts = {
                         "kind": kind,

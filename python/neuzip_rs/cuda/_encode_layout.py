@@ -74,7 +74,7 @@ CHUNK: Final = np.dtype(
         ("stream_bytes", "<u4"),
         ("escapes", "<u4"),
         ("raw_bytes", "<u4"),
-        ("reserved", "<u4"),
+        ("escapes_head", "<u4"),
     ]
 )
 SUB_BLOCK: Final = 4096

@@ -45,6 +45,11 @@ def can_be_named(name: str) -> bool:
     return True
 
 
+def catalog_for(name: str, catalog: _native.Catalog | None) -> _native.Catalog | None:
+    """The catalog of a file's directory, if there is one and references can name the file."""
+    return catalog if can_be_named(name) else None
+
+
 def catalog_of(
     root: Path,
     shards: Sequence[TreeFile],

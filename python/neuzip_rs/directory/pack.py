@@ -10,7 +10,7 @@ from neuzip_rs._bases import Base, BaseArguments, base_arguments, chains
 from neuzip_rs._errors import NeuzipError
 from neuzip_rs.directory.config import loader_kind, mark_config
 from neuzip_rs.directory.content import Progress, file_pieces, sha256
-from neuzip_rs.directory.doubles import can_be_named, catalog_of, in_order, is_zip, stored_members
+from neuzip_rs.directory.doubles import catalog_for, catalog_of, in_order, is_zip, stored_members
 from neuzip_rs.directory.manifest import MANIFEST_NAME, Entry, Kind, Manifest
 from neuzip_rs.directory.places import check_apart, check_places
 from neuzip_rs.directory.transfer import (
@@ -221,7 +221,8 @@ class _Packer:
             self._meter.part(file.size) as progress,
         ):
             arguments = self._bases.arguments(file.name)
-            if self._catalog is None or arguments or not can_be_named(file.name):
+            catalog = None if arguments else catalog_for(file.name, self._catalog)
+            if catalog is None:
                 size, stored_size = _native.compress_file(
                     str(file.path),
                     str(target),
@@ -232,7 +233,7 @@ class _Packer:
                     **arguments,
                 )
             else:
-                size, stored_size = self._catalog.compress_file(
+                size, stored_size = catalog.compress_file(
                     file.name,
                     str(file.path),
                     str(target),
@@ -244,16 +245,12 @@ class _Packer:
 
     def _refer(self, file: TreeFile) -> Entry | None:
         """Stores a checkpoint as what it shares with .safetensors files and the rest."""
-        if (
-            self._catalog is None
-            or _in_repository(file.name)
-            or not can_be_named(file.name)
-            or not is_zip(file.path)
-        ):
+        catalog = catalog_for(file.name, self._catalog)
+        if catalog is None or _in_repository(file.name) or not is_zip(file.path):
             return None
         target = self._work.target(file.name)
         # No progress: how many bytes are done is told by who takes the file in the end.
-        sizes = self._catalog.compress_ranges(
+        sizes = catalog.compress_ranges(
             file.name,
             str(file.path),
             str(target),

@@ -9,10 +9,10 @@ in which they are needed, and everything that transformers does with tensors sta
 """
 
 import math
-import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
@@ -37,6 +37,8 @@ _KEPT: Final = _FLOATS | {
     "F8_E5M2": torch.float8_e5m2,
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
+_BYTES_AT_ONCE: Final = 128 << 20
+"""What is decoded in one call: enough for many cores, while what came before is taken."""
 _ANY: Final = "neuzip"
 """Stands for the pattern of the converter that takes every tensor no other one wants."""
 
@@ -56,13 +58,14 @@ class Checkpoint:
             CorruptDataError: A header is damaged.
         """
         self._files: dict[str, safe_open] = {}
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
+        self._waiting: deque[_Asked] = deque()
         for path in files:
             if _native.content_kind(path) == "neuzip-safetensors":
                 file = safe_open(path, "pt", threads=threads, verify=verify)
                 self._files.update(dict.fromkeys(file.keys(), file))
-        workers = threads or os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(workers, "neuzip") if self._files else None
+        # One thread, which decodes many tensors at a time over all cores.
+        self._decoder = ThreadPoolExecutor(1, "neuzip") if self._files else None
 
     def __contains__(self, name: str) -> bool:
         """Whether a tensor of this name is compressed."""
@@ -83,21 +86,59 @@ class Checkpoint:
             NeuzipError: It cannot be decoded, or another one could not: the model is lost then,
                 and what is waiting in the background need not be decoded.
         """
-        if self._error is not None:
-            raise self._error
+        self._raise_earlier()
         try:
             tensor = self._files[name].get_tensor(name)
         except Exception as error:
             self._error = error
             raise
-        return tensor if dtype is None else tensor.to(dtype)
+        return _cast(tensor, dtype)
 
     def begin(self, name: str, dtype: Dtype = None) -> "Future[Array]":
         """Decodes a tensor in the background."""
-        if self._pool is None:
+        if self._decoder is None:
             message = "nothing in this checkpoint is compressed"
             raise ValueError(message)
-        return self._pool.submit(self.decode, name, dtype)
+        asked = _Asked(name, dtype, Future())
+        self._waiting.append(asked)
+        self._decoder.submit(self._decode_waiting)
+        return asked.future
+
+    def _decode_waiting(self) -> None:
+        """Decodes what has been asked for by now, or some of it, for there will be more calls."""
+        batch: list[_Asked] = []
+        batch_bytes = 0
+        while self._waiting and batch_bytes < _BYTES_AT_ONCE:
+            batch.append(self._waiting.popleft())
+            name = batch[-1].name
+            batch_bytes += self._files[name].nbytes(name)
+        by_file: dict[int, list[_Asked]] = {}
+        for asked in batch:
+            by_file.setdefault(id(self._files[asked.name]), []).append(asked)
+        for together in by_file.values():
+            self._decode_together(together)
+
+    def _decode_together(self, batch: "list[_Asked]") -> None:
+        """Decodes tensors of one file; if that fails, it fails for all of them."""
+        file = self._files[batch[0].name]
+        try:
+            self._raise_earlier()
+            tensors = file.get_tensors(asked.name for asked in batch)
+            for asked in batch:
+                # One that is asked for twice becomes two tensors.
+                tensor = tensors.pop(asked.name, None)
+                if tensor is None:
+                    tensor = file.get_tensor(asked.name)
+                asked.future.set_result(_cast(tensor, asked.dtype))
+        except BaseException as error:  # raised again where the tensors are taken
+            self._error = error
+            for asked in batch:
+                if not asked.future.done():
+                    asked.future.set_exception(error)
+
+    def _raise_earlier(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def layout(self, name: str) -> tuple[Dtype, tuple[int, ...]]:
         """The type of a tensor, None if it is no float, and its shape."""
@@ -117,12 +158,26 @@ class Checkpoint:
 
     def close(self) -> None:
         """Gives up what has not been decoded, and closes the files."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        if self._decoder is not None:
+            self._decoder.shutdown(wait=True, cancel_futures=True)
+            self._decoder = None
+        while self._waiting:
+            self._waiting.pop().future.cancel()
         for file in {id(file): file for file in self._files.values()}.values():
             file.__exit__(None, None, None)
         self._files = {}
+
+
+class _Asked(NamedTuple):
+    """A tensor that is to be decoded."""
+
+    name: str
+    dtype: Dtype
+    future: "Future[Array]"
+
+
+def _cast(tensor: Tensor, dtype: Dtype) -> Tensor:
+    return tensor if dtype is None else tensor.to(dtype)
 
 
 class _Collecting:

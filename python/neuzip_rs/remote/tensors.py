@@ -150,17 +150,17 @@ class RemoteSafetensors:
 
     def read_many(
         self,
-        first: int,
+        numbers: "Sequence[int]",
         outs: "Sequence[Buffer | Any]",
         *,
         verify: bool = True,
         threads: int | None = None,
     ) -> None:
-        """Decodes tensors that follow each other, each as soon as it is here."""
+        """Decodes tensors, given by their place in `keys()`, each as soon as it is here."""
         names = self.keys()
-        for offset, out in enumerate(outs):
-            self._file.need(names[first + offset])
-            self._native.read_many(first + offset, [out], verify=verify, threads=threads)
+        for number, out in zip(numbers, outs, strict=True):
+            self._file.need(names[number])
+            self._native.read_many([number], [out], verify=verify, threads=threads)
 
 
 class LocalWithBase:
@@ -236,7 +236,7 @@ class _SparseFile:
 
     def open(self) -> _native.SafetensorsFile:
         """The native reader on the sparse file, told of its base if it has one."""
-        return _native.SafetensorsFile(str(self.path), base=self._fetch_base())
+        return _native.SafetensorsFile(str(self.path), base=self._fetch_base(), filled_in=True)
 
     def need(self, name: str) -> None:
         """Makes sure that a tensor can be read: its bytes, and those that it refers to."""

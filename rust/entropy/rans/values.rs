@@ -83,7 +83,8 @@ impl EscapedValues {
         self.count
     }
 
-    /// Low and high bytes, [`LANES`] more than there are values.
+    /// Low and high bytes, [`LANES`] more than there are values, for kernels.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn padded(&self) -> [&[u8]; 2] {
         const NONE: &[u8] = &[0; LANES];
         if self.count == 0 {

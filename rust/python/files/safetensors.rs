@@ -67,13 +67,22 @@ fn raise_in(path: &Path) -> impl FnOnce(Error) -> PyErr {
 
 #[pymethods]
 impl SafetensorsFile {
+    /// Opens the file; `filled_in` if the process writes its parts before they are read.
     #[new]
-    #[pyo3(signature = (path, *, base = None))]
-    fn new(py: Python<'_>, path: PathBuf, base: Option<PathBuf>) -> PyResult<Self> {
+    #[pyo3(signature = (path, *, base = None, filled_in = false))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        base: Option<PathBuf>,
+        filled_in: bool,
+    ) -> PyResult<Self> {
         let base = base.as_deref();
-        let file = py
-            .detach(|| safetensors::SafetensorsFile::open_with_base(&path, base))
-            .map_err(raise_in(&path))?;
+        let open = if filled_in {
+            safetensors::SafetensorsFile::open_filled_in
+        } else {
+            safetensors::SafetensorsFile::open_with_base
+        };
+        let file = py.detach(|| open(&path, base)).map_err(raise_in(&path))?;
         Ok(Self {
             file: RwLock::new(Some(Arc::new(file))),
             path,
@@ -269,28 +278,29 @@ impl SafetensorsFile {
         (0..header.len()).map(layout).collect()
     }
 
-    /// Reads whole tensors, the first of them `first` in the order of the data, each into fresh
-    /// memory of its length: torch tensors or writable buffers.
-    #[pyo3(signature = (first, outs, *, verify = true, threads = None))]
+    /// Reads whole tensors, given by their numbers in the order of the data, each into fresh memory
+    /// of its length: torch tensors or writable buffers.
+    #[pyo3(signature = (numbers, outs, *, verify = true, threads = None))]
     fn read_many(
         &self,
         py: Python<'_>,
-        first: usize,
+        numbers: Vec<usize>,
         outs: Vec<Bound<'_, PyAny>>,
         verify: bool,
         threads: Option<usize>,
     ) -> PyResult<()> {
         let file = self.file()?;
-        if outs.len() > file.header().len().saturating_sub(first) {
-            return Err(PyValueError::new_err("more outputs than tensors"));
+        let count = file.header().len();
+        if outs.len() != numbers.len() || numbers.iter().any(|&number| number >= count) {
+            return Err(PyValueError::new_err(
+                "an output for each tensor, and tensors of the file",
+            ));
         }
         let outs: Vec<Bytes> = outs.iter().map(Bytes::of_array).collect::<PyResult<_>>()?;
         let options = decompress_options(verify, threads);
         run(py, None, |progress| {
-            let requests: Vec<(usize, &mut [u8])> = (first..)
-                .zip(&outs)
-                .map(|(index, out)| (index, out.as_mut_slice()))
-                .collect();
+            let slices = outs.iter().map(Bytes::as_mut_slice);
+            let requests: Vec<(usize, &mut [u8])> = numbers.into_iter().zip(slices).collect();
             for (_, out) in &requests {
                 huge_pages::advise(out.as_ptr(), out.len());
             }

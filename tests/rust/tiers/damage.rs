@@ -28,7 +28,7 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     use Level::{Default, Fast, Max};
     [
         ("bfloat16", Bfloat16, Weights, Fast, 10_300, 1, "rans8+raw8"),
-        ("escapes", Bfloat16, Rare, Default, 10_300, 1, "rans8+raw8"),
+        ("escapes", Bfloat16, Rare, Default, 10_300, 1, "rans9+raw7"),
         (
             "joint bit",
             Bfloat16,
@@ -48,15 +48,7 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
             "scale-offsets",
         ),
         ("float16", Float16, Rare, Default, 6_200, 1, "rans"),
-        (
-            "float32",
-            Float32,
-            Weights,
-            Default,
-            5_150,
-            1,
-            "rans8+raw24",
-        ),
+        ("float32", Float32, Weights, Fast, 5_150, 1, "rans8+raw24"),
         (
             "upcast",
             Float32,
@@ -88,7 +80,7 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
         ("float8", Float8E4m3fn, Weights, Max, 20_500, 1, "rans"),
         ("signs", Bfloat16, Signs, Max, 10_240, 64, "sign-flips"),
         ("classes", Float16, Classes, Max, 10_240, 64, "contexts"),
-        ("two symbols", Bfloat16, Octaves, Max, 17_000, 1, "contexts"),
+        ("two symbols", Bfloat16, Octaves, Max, 34_000, 1, "contexts"),
         ("integers", Int64, Positive, Default, 2_100, 1, "const"),
         (
             "few values",
@@ -106,7 +98,7 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     .map(|(name, dtype, content, level, count, columns, feature)| {
         let data = tensor(dtype, content, count, columns, 11);
         // A second symbol does not pay for its states in small chunks.
-        let chunk_bytes = if content == Octaves { 1 << 14 } else { 1 << 12 };
+        let chunk_bytes = if content == Octaves { 1 << 15 } else { 1 << 12 };
         let options = CompressOptions {
             level,
             chunk_bytes: Some(chunk_bytes),
