@@ -5,8 +5,6 @@
 //! alone (measured: 1.33 instead of 1.27 times the plain time of a model). The same threads are there at
 //! once. Where there is no OpenMP, or `NEUZIP_NUM_THREADS` decides, threads are those of
 //! [`crate::parallel`].
-//!
-//! Place in docs/format.md: none.
 
 #![allow(unsafe_code, reason = "OpenMP is a C library that others have loaded")]
 
