@@ -64,7 +64,12 @@ class Places:
     def exists(self) -> bool:
         """Whether something is there, file or folder."""
         self._forget()
-        return bool(self.fs.exists(self.path))
+        # Not the file system's own question, for which that of HTTP begins to fetch the file.
+        try:
+            self.fs.info(self.path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def is_folder(self) -> bool:
         """Whether it is a folder."""
