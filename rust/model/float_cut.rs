@@ -86,7 +86,7 @@ impl FloatCut {
     /// two bits, which decoders tell apart with three comparisons.
     pub(super) fn slowness(&self, bytes: u64) -> u64 {
         let second_bits = self.second + u32::from(self.sign == SignPlace::Second);
-        let second = if second_bits > 0 { bytes >> 8 } else { 0 };
+        let second = if second_bits > 0 { bytes / 160 } else { 0 };
         second + (bytes >> 12) * u64::from(second_bits.saturating_sub(2))
     }
 
