@@ -17,7 +17,7 @@ use crate::constants::{ALIGNMENT, STATES_BYTES, SUB_BLOCK};
 use crate::error::{Error, Result};
 use crate::little_endian::number;
 use crate::model::{Model, PlaneMode};
-use crate::planes::escapes::{self, EscapePart};
+use crate::planes::escapes;
 use crate::planes::raw::{TrailingZeros, raw_len};
 
 /// A model together with the length of the chunk it is applied to.
@@ -39,9 +39,10 @@ pub(crate) struct PayloadLayout {
 pub(crate) struct CodedLayout {
     pub(crate) states: Range<usize>,
     pub(crate) stream: Range<usize>,
-    pub(crate) escapes: EscapePart,
+    escapes: Range<usize>,
+    escape_count: usize,
     /// Width of the plane's symbols.
-    pub(crate) bits: u32,
+    bits: u32,
 }
 
 impl CodedLayout {
@@ -50,8 +51,7 @@ impl CodedLayout {
     /// # Errors
     /// [`Error::Corrupt`] for one that is wider than the plane.
     pub(crate) fn escapes(&self, payload: &[u8]) -> Result<Vec<u16>> {
-        let EscapePart { range, count } = &self.escapes;
-        escapes::read(self.bits, &payload[range.clone()], *count)
+        escapes::read(self.bits, &payload[self.escapes.clone()], self.escape_count)
     }
 }
 
@@ -155,27 +155,28 @@ impl ChunkShape<'_> {
             }
         }
         let mut coded = Vec::new();
-        for ((states, (stream, count)), plane) in
+        for ((states, (stream, escape_count)), plane) in
             states.into_iter().zip(sizes).zip(self.model.coded_planes())
         {
             let stream = cursor.take(stream).ok_or_else(cut)?;
             cursor.align()?;
-            if count > 0 && !plane.has_escape() {
+            if escape_count > 0 && !plane.has_escape() {
                 return Err(Error::corrupt("a plane without an escape has escapes"));
             }
-            if count > self.elements() {
+            if escape_count > self.elements() {
                 return Err(Error::corrupt("a plane has more escapes than elements"));
             }
-            let len = match count {
+            let len = match escape_count {
                 0 => 0,
-                _ => escapes::len(&payload[cursor.position..], count).ok_or_else(cut)?,
+                _ => escapes::len(&payload[cursor.position..], escape_count).ok_or_else(cut)?,
             };
-            let range = cursor.take(len).ok_or_else(cut)?;
+            let escapes = cursor.take(len).ok_or_else(cut)?;
             cursor.align()?;
             coded.push(CodedLayout {
                 states,
                 stream,
-                escapes: EscapePart { range, count },
+                escapes,
+                escape_count,
                 bits: plane.bits,
             });
         }
@@ -216,7 +217,7 @@ pub(crate) fn plane_bytes(
             PlaneMode::Constant(_) => (0, 0),
             PlaneMode::Raw => (raw.next().map_or(0, Range::len), 0),
             PlaneMode::Coded(_) | PlaneMode::Contexts(_) => coded.next().map_or((0, 0), |part| {
-                let content = part.stream.len() + part.escapes.range.len();
+                let content = part.stream.len() + part.escapes.len();
                 (content, HEAD_BYTES + STATES_BYTES)
             }),
         };

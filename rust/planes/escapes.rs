@@ -4,8 +4,6 @@
 //! five or six bits, where a whole symbol with a mantissa bit takes nine (docs/design.md). Place in
 //! docs/format.md: "Coded plane".
 
-use std::ops::Range;
-
 use crate::error::{Error, Result};
 
 /// Bytes before the differences: the smallest symbol, and bits per difference.
@@ -94,13 +92,6 @@ pub(crate) fn read(bits: u32, part: &[u8], count: usize) -> Result<Vec<u16>> {
         return Err(Error::corrupt("the escapes have more bits than they need"));
     }
     Ok(escapes)
-}
-
-/// Where the escapes of a plane lie in a payload, and how many there are.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct EscapePart {
-    pub(crate) range: Range<usize>,
-    pub(crate) count: usize,
 }
 
 #[cfg(test)]
