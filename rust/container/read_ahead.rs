@@ -4,6 +4,8 @@
 //! goes through a file says where it is, and the bytes of a window in front of it are asked for, which
 //! the system does while it decodes. Invariants: no byte changes and no error comes of it; no more is
 //! asked for than the caller is going to read in all; pages that are there already cost a look at a few.
+//!
+//! Place in docs/format-files.md: none.
 
 #![allow(
     unsafe_code,

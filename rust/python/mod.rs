@@ -14,6 +14,7 @@ mod device;
 mod errors;
 mod explain;
 mod files;
+mod pieces;
 mod report;
 mod team;
 mod tensor;

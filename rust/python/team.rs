@@ -5,12 +5,15 @@
 //! alone (measured: 1.33 instead of 1.27 times the plain time of a model). The same threads are there at
 //! once. Where there is no OpenMP, or `NEUZIP_NUM_THREADS` decides, threads are those of
 //! [`crate::parallel`].
+//!
+//! Place in docs/format.md: none.
 
 #![allow(unsafe_code, reason = "OpenMP is a C library that others have loaded")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
+use super::pieces::Pieces;
 use crate::container::stream::Stream;
 use crate::error::{Error, Result};
 use crate::options::{DecompressOptions, Threads};
@@ -36,11 +39,7 @@ pub(super) fn decode(
     let Some(team) = team else {
         return stream.decode_to_use(start, out, &options(threads));
     };
-    let pieces = Mutex::new(Pieces {
-        position: start,
-        rest: out,
-        piece_bytes,
-    });
+    let pieces = Mutex::new(Pieces::new(start, out, piece_bytes));
     let failed = Mutex::new(Ok(()));
     let work = || {
         let decode_next = || {
@@ -60,28 +59,6 @@ pub(super) fn decode(
     };
     openmp::run(team, threads, &work);
     failed.into_inner().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What is left of an output, cut at multiples of a length.
-struct Pieces<'o> {
-    position: u64,
-    rest: &'o mut [u8],
-    piece_bytes: u64,
-}
-
-impl<'o> Pieces<'o> {
-    fn next(&mut self) -> Option<(u64, &'o mut [u8])> {
-        if self.rest.is_empty() {
-            return None;
-        }
-        let position = self.position;
-        let step = self.piece_bytes - position % self.piece_bytes;
-        let rest = std::mem::take(&mut self.rest);
-        let (now, later) = rest.split_at_mut(rest.len().min(step as usize));
-        self.position = position.saturating_add(now.len() as u64);
-        self.rest = later;
-        Some((position, now))
-    }
 }
 
 #[cfg(target_os = "linux")]

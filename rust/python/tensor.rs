@@ -13,6 +13,7 @@ use super::buffers::{Bytes, overlap};
 use super::errors::to_py;
 use super::explain::explanation_dict;
 use super::fits_python;
+use super::pieces::Pieces;
 use super::report::run;
 use super::team;
 use crate::codec::compress_with;
@@ -357,16 +358,11 @@ fn decompress_into(
     run(py, None, |progress| {
         let stream = parse()?;
         let total = out.len() as u64;
-        let (mut rest, mut done) = (out, 0);
-        while !rest.is_empty() {
-            // Up to the next border, which is one of a chunk, wherever the range begins. A range
-            // that is outside the tensor is refused there.
-            let position = start.saturating_add(done);
-            let step = STEP_BYTES - position % STEP_BYTES;
-            let (now, later) = rest.split_at_mut(rest.len().min(step as usize));
-            stream.decode_into(position, now, &options)?;
-            done += now.len() as u64;
-            rest = later;
+        let mut done = 0;
+        // Borders are ones of chunks. A range that is outside the tensor is refused there.
+        for (position, piece) in Pieces::new(start, out, STEP_BYTES) {
+            stream.decode_into(position, piece, &options)?;
+            done += piece.len() as u64;
             progress(done, total)?;
         }
         Ok(())
