@@ -21,6 +21,8 @@ pytest.importorskip("s3fs", reason="s3fs is not installed")
 import fsspec  # noqa: E402 - after the reasons to skip
 
 import neuzip_rs as nz  # noqa: E402
+from tests.python import command  # noqa: E402
+from tests.python.integrations.howto import follow  # noqa: E402
 from tests.python.integrations.servers import Counted, RangeServer, http_server  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -504,17 +506,17 @@ def test_base_that_is_none(tmp_path: Path, make: object, said: str) -> None:
     nz.safetensors.save_file({"a": np.ones(5)}, tmp_path / "c.nz.safetensors")
     base = tmp_path / "base"
     make(base)
-    for command, name in (
+    for verb, name in (
         ("compress", "m.safetensors"),
         ("decompress", "c.nz.safetensors"),
         ("verify", "c.nz.safetensors"),
     ):
         result = run(
-            command,
+            verb,
             tmp_path / name,
             "--base",
             base,
-            "-f"[: 2 * (command != "verify")] or "-q",
+            "-f"[: 2 * (verb != "verify")] or "-q",
             code=1,
         )
         assert said in result.stderr.decode()
@@ -524,3 +526,37 @@ def test_base_that_is_none(tmp_path: Path, make: object, said: str) -> None:
         nz.safetensors.save_file({"a": np.ones(5)}, tmp_path / "x", base=base)
     with pytest.raises(error, match=said):
         nz.safetensors.load_file(tmp_path / "c.nz.safetensors", base=base)
+
+
+GIVEN = """
+import torch
+import neuzip_rs as nz
+
+tensors = {"model.embed_tokens.weight": torch.randn(64, 64).bfloat16()}
+data = b"lines of a log" * 99
+for step in (1, 2):
+    nz.safetensors.save_file(tensors, f"s3://models/step-{step}-nz/model.safetensors")
+    nz.safetensors.decompress_file(
+        f"s3://models/step-{step}-nz/model.safetensors",
+        f"s3://models/step-{step}/model.safetensors",
+    )
+nz.safetensors.decompress_file("s3://models/step-1-nz/model.safetensors", "web/m.safetensors")
+nz.safetensors.decompress_file(
+    "s3://models/step-1-nz/model.safetensors", "s3://models/m.safetensors"
+)
+nz.safetensors.compress_file("s3://models/m.safetensors", "s3://models/llama-nz/model.safetensors")
+nz.save({"step": 3}, "web/state.nz")
+torch.save(tensors, "pytorch_model.bin")
+nz.safetensors.compress_file("pytorch_model.bin", "s3://models/pytorch_model.bin.nz")
+"""
+
+
+def test_page_of_instructions(s3: S3, web: RangeServer, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    s3.fs.mkdir("models")
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = command.environment(PYTHONPATH=paths, **s3.environment)
+    hosts = {"https://example.org": web.url, "https://host": web.url}
+    assert follow("stores.md", tmp_path, environment, given=GIVEN, hosts=hosts) == 2
+    assert s3.fs.cat_file("models/m.html").startswith(b"<!doctype html>")
+    assert (tmp_path / "m.nz.safetensors").is_file()
