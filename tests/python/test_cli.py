@@ -573,11 +573,13 @@ def test_version_is_quick_and_needs_no_parser(run_python: Callable[..., str]) ->
         "print(sorted({'typer', 'rich', 'numpy', 'torch'} & sys.modules.keys()))\n"
     )
     assert done == f"neuzip {nz.__version__}\n[]"
+    # Processor time, as a busy machine takes its time; Windows does not tell that of children.
+    clock = time.perf_counter if os.name == "nt" else lambda: sum(os.times()[2:4])
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = clock()
         assert neuzip("--version").stdout.split() == [b"neuzip", nz.__version__.encode()]
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     assert min(seconds) <= 0.15
 
 
