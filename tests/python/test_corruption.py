@@ -257,7 +257,7 @@ import neuzip_rs as nz
 broken = bytearray(bytes(nz.compress(bytes(range(256)) * 400)))
 broken[-1] ^= 1
 seen = []
-sys.unraisablehook = seen.append
+sys.unraisablehook = lambda found: seen.append(str(found.exc_value))
 gc.disable()
 try:
     nz.decompress(broken, framework="bytes")
@@ -268,6 +268,10 @@ assert not seen, seen
 """
 
 
+@pytest.mark.skipif(
+    sys.version_info[:3] == (3, 12, 1),
+    reason="that release crashes when a BytesIO is collected with its view, whoever made it",
+)
 def test_nothing_is_reported_when_an_error_is_collected(run_python: RunPython) -> None:
     """Until Python 3.13 only the development mode says what goes wrong in a collection."""
     run_python(COLLECTED_PROGRAM, PYTHONDEVMODE="1")
