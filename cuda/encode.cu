@@ -394,10 +394,14 @@ __device__ inline void publish_scale(const EncodeTensor& tensor, const Offsets& 
             plan[places[axis] + i] = static_cast<uint8_t>(lists[axis][i]);
         places[axis + 1] = places[axis] + (counts[axis] + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     }
-    for (uint64_t i = threadIdx.x; i < counts[1]; i += PUBLISH_THREADS) {
-        const uint32_t word = static_cast<uint32_t>(static_cast<int32_t>(lists[1][i]))
-                              << min(offsets.shift, 31u);
-        if (tensor.element_log2 < 2)
+    const bool narrow = tensor.element_log2 < 2;
+    // Without a list they are those of one load.
+    const uint64_t words = counts[1] ? counts[1] : narrow ? 8 : 4;
+    for (uint64_t i = threadIdx.x; i < words; i += PUBLISH_THREADS) {
+        const int32_t offset =
+            (counts[1] ? lists[1][i] : 0) + (narrow ? static_cast<int32_t>(COLUMN_BIAS) : 0);
+        const uint32_t word = static_cast<uint32_t>(offset) << min(offsets.shift, 31u);
+        if (narrow)
             reinterpret_cast<uint16_t*>(plan + places[2])[i] = static_cast<uint16_t>(word);
         else
             reinterpret_cast<uint32_t*>(plan + places[2])[i] = word;
@@ -409,7 +413,7 @@ __device__ inline void publish_scale(const EncodeTensor& tensor, const Offsets& 
     for (uint32_t axis = 0; axis < 2; axis++)
         scale.list[axis] =
             counts[axis] ? static_cast<uint32_t>(places[axis] / ALIGNMENT) : 0;
-    scale.column_words = counts[1] ? static_cast<uint32_t>(places[2] / ALIGNMENT) : 0;
+    scale.column_words = static_cast<uint32_t>(places[2] / ALIGNMENT);
     *reinterpret_cast<Scale*>(plan + at) = scale;
 }
 

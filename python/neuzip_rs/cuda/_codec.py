@@ -249,7 +249,7 @@ def _settle(device: Device, code: torch.Tensor, state: _State) -> None:
 
 
 def _kept(memory: torch.Tensor, nbytes: int) -> torch.Tensor:
-    """The first bytes of memory, which may be used again when the device has done what it was told."""
+    """The first bytes of memory, the rest of which may be used again in the order of streams."""
     if memory.is_cuda:
         memory.record_stream(torch.cuda.current_stream(memory.device))
     kept = _room(nbytes, memory.device)

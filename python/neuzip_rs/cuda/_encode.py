@@ -146,18 +146,22 @@ def is_cut(tensor: Structs, chunks: Structs, scale: Offsets | None) -> Structs:
 
 
 def can_encode(array: Array, level: str = "fast") -> bool:
-    """Whether an array is one that this module encodes: floats on a CUDA device, contiguous."""
+    """Whether an array is one that this module encodes: floats on a CUDA device."""
     if level not in LEVELS:
         return False
     device = str(getattr(array, "device", ""))
     if not device.startswith(("cuda", "<CUDA")):
         return False
-    # What torch has only promised to conjugate or to negate.
-    if any(getattr(array, name, lambda: False)() for name in ("is_conj", "is_neg")):
-        return False
-    contiguous = getattr(array, "is_contiguous", None)
-    is_dense = contiguous() if contiguous is not None else array.flags.c_contiguous
-    return _name_of(array) in EXPONENT_BITS and bool(is_dense)
+    # Sparse tensors are refused elsewhere.
+    strided = str(getattr(array, "layout", "torch.strided")) == "torch.strided"
+    return _name_of(array) in EXPONENT_BITS and strided
+
+
+def _dense(array: Array) -> Array:
+    """The elements of an array one after the other, on its device."""
+    if hasattr(array, "data_ptr"):
+        return array.detach().resolve_conj().resolve_neg().contiguous()
+    return _runtime.cupy().ascontiguousarray(array).reshape(array.shape)
 
 
 def _name_of(array: Array) -> str:
@@ -195,17 +199,19 @@ def compress_many(arrays: Iterable[Array], *, level: str = "fast") -> list[Compr
         device, stream = frame.place_of([arrays[number] for number in here])
         with cupy_device(device, stream, frame) as current:
             names = [_name_of(arrays[number]) for number in here]
+            dense = [_dense(arrays[number]) for number in here]
             inputs = [
                 Input(
-                    _pointer(arrays[number]),
-                    int(arrays[number].nbytes),
+                    _pointer(array),
+                    int(array.nbytes),
                     name,
-                    _native.chunk_log2(name, int(arrays[number].nbytes), level=level),
-                    views(name, arrays[number].shape) if level == "default" else (),
+                    _native.chunk_log2(name, int(array.nbytes), level=level),
+                    views(name, array.shape) if level == "default" else (),
                 )
-                for number, name in zip(here, names, strict=True)
+                for array, name in zip(dense, names, strict=True)
             ]
-            shapes = [tuple(arrays[number].shape) for number in here]
+            shapes = [tuple(array.shape) for array in dense]
+            # What is dense stays until the device is done, which `encode` waits for.
             streams = encode(current, inputs, shapes, level=level)
             for number, made in zip(here, streams, strict=True):
                 kind = "torch" if hasattr(arrays[number], "data_ptr") else "cupy"

@@ -168,7 +168,7 @@ def scale_room(one: "Input") -> ScaleRoom:
     elements = one.nbytes // ITEMSIZE[one.dtype]
     word = 4 if ITEMSIZE[one.dtype] > _NARROW_BYTES else 2
     lists = [aligned(elements // columns) + aligned(columns) for columns in one.columns]
-    words = [aligned(word * columns) for columns in one.columns]
+    words = [max(aligned(word * columns), aligned(1)) for columns in one.columns]
     both = max(a + b for a, b in zip(lists, words, strict=True))
     return ScaleRoom(SCALE_BYTES + max(lists), SCALE_BYTES + both)
 

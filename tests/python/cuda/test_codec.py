@@ -214,9 +214,9 @@ def test_training_is_exact_and_no_element_visits_the_host(use: Use, tells_late: 
     )
     found = train(compressed, optimizer, 3)
     assert torch.equal(torch.stack(found), torch.stack(expected))
-    # 232 bytes for a tensor and 64 for a chunk; these tensors have one chunk each, and up to 100 rows
-    # and 96 columns, with a byte for the offset of each. Three weights, and two states of each after
-    # the first use: compressed once, and then in every step.
+    # 232 bytes for a tensor and 64 for a chunk; these tensors have one chunk each, and up to 100
+    # rows and 96 columns, with a byte for the offset of each. Three weights, and two states of each
+    # after the first use: compressed once, and then in every step.
     assert device.downloaded <= (296 + 48 + 112 + 96) * (3 + 3 * 3 * 3)
     for (name, p), q in zip(plain.named_parameters(), compressed.parameters(), strict=True):
         assert isinstance(q, CompressedWeight) == (p.numel() >= 4096), name

@@ -67,9 +67,7 @@ def test_a_launch_takes_many_tensors(level: str) -> None:
         tensors.append((contents(kind, dtype, math.prod(shape), i), dtype, shape))
     for processors in (1, 10):
         found = encode_many(tensors, 12, processors=processors, wave_bytes=1 << 16, level=level)
-        expected = [
-            compressed(data, dtype, 12, level, shape) for data, dtype, shape in tensors
-        ]
+        expected = [compressed(data, dtype, 12, level, shape) for data, dtype, shape in tensors]
         assert found == expected
 
 
