@@ -120,8 +120,8 @@ struct Fields {
     }
     __device__ __forceinline__ void go_on() { from += TILE / 8 * WIDTH; }
     // Two to a word, each field's lowest bit, the sign, at the top and the others at the bottom;
-    // other bits between them. A field of which the sign is the highest bit of a byte has the others
-    // in the byte above: each is shifted to where that is so, and two bytes of it are taken.
+    // other bits between them. A field of which the sign is the highest bit of a byte has the
+    // others in the byte above: each is shifted to where that is so, and two bytes of it are taken.
     __device__ __forceinline__ static void spread(const uint2 raw, uint32_t x[4]) {
         if (WIDTH == 8) {
             const uint32_t a = raw.x << 7, b = __funnelshift_l(raw.x, raw.y, 7), c = raw.y >> 25;
@@ -199,9 +199,9 @@ struct Lines {
     }
     // The words of four columns of four bytes, or of eight of two.
     __device__ __forceinline__ uint4 words(uint32_t more) const {
-        return __ldg(reinterpret_cast<const uint4*>(
-                         columns + static_cast<uint64_t>(column) * word_bytes) +
-                     (word_bytes ? more : 0));
+        return __ldg(
+            reinterpret_cast<const uint4*>(columns + static_cast<uint64_t>(column) * word_bytes) +
+            (word_bytes ? more : 0));
     }
     __device__ __forceinline__ void go_on() {
         row += more_rows;
@@ -289,8 +289,7 @@ __device__ __forceinline__ void put_fields(const uint2 raw, const uint4 symbols,
     Fields<WIDTH>::spread(raw, x);
     if (SCALED) {
         const uint32_t unit = 0x00010001u << lines.shift;
-        uint32_t row =
-            static_cast<uint32_t>(lines.rows[lines.row]) * unit + COLUMN_BIAS * unit;
+        uint32_t row = static_cast<uint32_t>(lines.rows[lines.row]) * unit + COLUMN_BIAS * unit;
         // Compilers would multiply for each pair.
         asm("" : "+r"(row));
         const uint4 columns = lines.words(0);

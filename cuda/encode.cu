@@ -411,8 +411,7 @@ __device__ inline void publish_scale(const EncodeTensor& tensor, const Offsets& 
     scale.columns = offsets.width;
     scale.shift = offsets.shift;
     for (uint32_t axis = 0; axis < 2; axis++)
-        scale.list[axis] =
-            counts[axis] ? static_cast<uint32_t>(places[axis] / ALIGNMENT) : 0;
+        scale.list[axis] = counts[axis] ? static_cast<uint32_t>(places[axis] / ALIGNMENT) : 0;
     scale.column_words = static_cast<uint32_t>(places[2] / ALIGNMENT);
     *reinterpret_cast<Scale*>(plan + at) = scale;
 }
@@ -477,8 +476,9 @@ extern "C" __global__ void __launch_bounds__(PUBLISH_THREADS, 1)
         model.element_log2 = tensor.element_log2;
         model.coded = tensor.model.entries > 0;
         model.cut_shift = static_cast<uint8_t>(cut ? shift : 0);
-        model.flags = static_cast<uint8_t>((tensor.model.trailing_zeros ? MODEL_TRAILING_ZEROS : 0) |
-                                           (is_scaled ? MODEL_SCALED : 0));
+        model.flags =
+            static_cast<uint8_t>((tensor.model.trailing_zeros ? MODEL_TRAILING_ZEROS : 0) |
+                                 (is_scaled ? MODEL_SCALED : 0));
         model.scale = is_scaled ? scale_at / ALIGNMENT : 0;
         model.sign_position =
             static_cast<uint8_t>(is_constant(sign)    ? (8u << tensor.element_log2) - 1

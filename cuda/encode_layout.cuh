@@ -72,8 +72,9 @@ struct EncodeTensor {
     // Matrices that it can be seen as, at the level `default`.
     uint8_t views;
     // Room for the plan to decode it: a Chunk for each chunk, two Models, SLOTS words, SLOTS Slots;
-    // if it has views, a Scale, and offsets of rows and of columns, each rounded up to 16 bytes, then
-    // those of columns as words of 16 bits, or 32 for elements of four bytes and more. 0: none.
+    // if it has views, a Scale, and offsets of rows and of columns, each rounded up to 16 bytes,
+    // then those of columns as words of 16 bits, or 32 for elements of four bytes and more. 0:
+    // none.
     uint64_t plan;
     // What elements are like: of EncodeTrait.
     uint32_t traits;

@@ -134,8 +134,9 @@ struct Scale {
     uint32_t shift;
     // Of signed bytes.
     uint32_t list[6];
-    // Of the fast kernel: the offsets of the columns as they are added, words of 16 or 32 bits, those
-    // of 16 with COLUMN_BIAS added to the offset. Without a list of columns there are 16 bytes.
+    // Of the fast kernel: the offsets of the columns as they are added, words of 16 or 32 bits,
+    // those of 16 with COLUMN_BIAS added to the offset. Without a list of columns there are 16
+    // bytes.
     uint32_t column_words;
     uint32_t reserved[2];
 };
