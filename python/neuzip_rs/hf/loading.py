@@ -9,6 +9,7 @@ in which they are needed, and everything that transformers does with tensors sta
 """
 
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,7 @@ _KEPT: Final = _FLOATS | {
     "F8_E5M2": torch.float8_e5m2,
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
+_SUFFIX: Final = ".safetensors"
 _BYTES_AT_ONCE: Final = 128 << 20
 """What is decoded in one call: enough for many cores, while what came before is taken."""
 _ANY: Final = "neuzip"
@@ -61,7 +63,9 @@ class Checkpoint:
         self._error: BaseException | None = None
         self._waiting: deque[_Asked] = deque()
         for path in files:
-            if _native.content_kind(path) == "neuzip-safetensors":
+            kind = _native.content_kind(path)
+            # A header that is damaged makes a file one of another kind: opening it says how.
+            if kind == "neuzip-safetensors" or (kind == "other" and path.endswith(_SUFFIX)):
                 file = safe_open(path, "pt", threads=threads, verify=verify)
                 self._files.update(dict.fromkeys(file.keys(), file))
         # One thread, which decodes many tensors at a time over all cores.
@@ -90,7 +94,7 @@ class Checkpoint:
         try:
             tensor = self._files[name].get_tensor(name)
         except Exception as error:
-            self._error = error
+            self.fail(error)
             raise
         return _cast(tensor, dtype)
 
@@ -99,46 +103,58 @@ class Checkpoint:
         if self._decoder is None:
             message = "nothing in this checkpoint is compressed"
             raise ValueError(message)
-        asked = _Asked(name, dtype, Future())
+        asked = _Asked(name, dtype, _Decoded(self))
         self._waiting.append(asked)
-        self._decoder.submit(self._decode_waiting)
+        # By a weak reference: a load that was given up is not carried on in the background.
+        self._decoder.submit(_decode_waiting_of, weakref.ref(self))
         return asked.future
 
-    def _decode_waiting(self) -> None:
-        """Decodes what has been asked for by now, or some of it, for there will be more calls."""
-        batch: list[_Asked] = []
-        batch_bytes = 0
-        while self._waiting and batch_bytes < _BYTES_AT_ONCE:
-            batch.append(self._waiting.popleft())
-            name = batch[-1].name
-            batch_bytes += self._files[name].nbytes(name)
-        by_file: dict[int, list[_Asked]] = {}
-        for asked in batch:
-            by_file.setdefault(id(self._files[asked.name]), []).append(asked)
-        for together in by_file.values():
-            self._decode_together(together)
+    def decode_waiting(self) -> None:
+        """Decodes what has been asked for by now, or some of it, for there will be more calls.
 
-    def _decode_together(self, batch: "list[_Asked]") -> None:
-        """Decodes tensors of one file; if that fails, it fails for all of them."""
-        file = self._files[batch[0].name]
+        If anything fails, it fails for all of that: somebody waits for each tensor, and would do so
+        for ever.
+        """
+        batch: list[_Asked] = []
         try:
             self._raise_earlier()
-            tensors = file.get_tensors(asked.name for asked in batch)
+            batch_bytes = 0
+            while self._waiting and batch_bytes < _BYTES_AT_ONCE:
+                batch.append(self._waiting.popleft())
+                name = batch[-1].name
+                batch_bytes += self._files[name].nbytes(name)
+            by_file: dict[int, list[_Asked]] = {}
             for asked in batch:
-                # One that is asked for twice becomes two tensors.
-                tensor = tensors.pop(asked.name, None)
-                if tensor is None:
-                    tensor = file.get_tensor(asked.name)
-                asked.future.set_result(_cast(tensor, asked.dtype))
+                by_file.setdefault(id(self._files[asked.name]), []).append(asked)
+            for together in by_file.values():
+                self._decode_together(together)
         except BaseException as error:  # raised again where the tensors are taken
-            self._error = error
+            self.fail(error)
+            while self._waiting:
+                batch.append(self._waiting.popleft())
             for asked in batch:
                 if not asked.future.done():
                     asked.future.set_exception(error)
 
+    def _decode_together(self, batch: "list[_Asked]") -> None:
+        """Decodes tensors of one file."""
+        file = self._files[batch[0].name]
+        tensors = file.get_tensors(asked.name for asked in batch)
+        for asked in batch:
+            # One that is asked for twice becomes two tensors.
+            tensor = tensors.pop(asked.name, None)
+            if tensor is None:
+                tensor = file.get_tensor(asked.name)
+            asked.future.set_result(_cast(tensor, asked.dtype))
+
     def _raise_earlier(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def fail(self, error: BaseException) -> None:
+        """Gives up the whole model: nothing that is waiting is decoded after this."""
+        if self._error is None:
+            self._error = error
 
     def layout(self, name: str) -> tuple[Dtype, tuple[int, ...]]:
         """The type of a tensor, None if it is no float, and its shape."""
@@ -166,6 +182,30 @@ class Checkpoint:
         for file in {id(file): file for file in self._files.values()}.values():
             file.__exit__(None, None, None)
         self._files = {}
+
+
+class _Decoded(Future["Array"]):
+    """A tensor that is decoded in the background."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self._checkpoint = weakref.ref(checkpoint)
+
+    def result(self, timeout: float | None = None) -> Array:
+        """The tensor; who is interrupted while waiting for it wants none of the others."""
+        try:
+            return super().result(timeout)
+        except BaseException as error:
+            checkpoint = self._checkpoint()
+            if checkpoint is not None:
+                checkpoint.fail(error)
+            raise
+
+
+def _decode_waiting_of(reference: weakref.ref[Checkpoint]) -> None:
+    checkpoint = reference()
+    if checkpoint is not None:
+        checkpoint.decode_waiting()
 
 
 class _Asked(NamedTuple):

@@ -13,7 +13,7 @@ from neuzip_rs.nn import modules
 from neuzip_rs.nn.codec import DTYPES, codec_for
 from neuzip_rs.nn.record import Layout, Record
 from neuzip_rs.nn.rounding import Rounding, check_rounding, effective
-from neuzip_rs.nn.weight import CompressedWeight
+from neuzip_rs.nn.weight import WHY_NOT_FLATTENED, CompressedWeight
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -54,7 +54,8 @@ def compress_(
         The module.
 
     Raises:
-        TypeError: If a parameter has a type that cannot be compressed; `exclude` it.
+        TypeError: If a parameter has a type that cannot be compressed; `exclude` it. If the module
+            is sharded by FullyShardedDataParallel.
         ValueError: If an argument has a value it cannot have, or a pattern matches nothing.
         NotImplementedError: If a parameter is on a device without a codec.
         RuntimeError: If a parameter is in use by a graph.
@@ -133,6 +134,17 @@ def _check_arguments(module: object, min_numel: object) -> None:
     if min_numel < 0:
         message = f"min_numel must not be negative, not {min_numel}"
         raise ValueError(message)
+    for name, part in module.named_modules():
+        if is_flattened(part):
+            where = f"module.{name}" if name else "module"
+            message = f"{where} is a FullyShardedDataParallel: {WHY_NOT_FLATTENED}"
+            raise TypeError(message)
+
+
+def is_flattened(part: nn.Module) -> bool:
+    """Whether a module is the first kind of FSDP, which keeps views of one flat parameter."""
+    where = "torch.distributed.fsdp.fully_sharded_data_parallel"
+    return any(base.__module__ == where for base in type(part).__mro__)
 
 
 def _numel(parameter: torch.Tensor) -> int:

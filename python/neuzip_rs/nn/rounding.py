@@ -104,7 +104,8 @@ def split(flat: torch.Tensor, rounding: Rounding) -> tuple[torch.Tensor, torch.T
         The quotients, of the same type and length, and the scale of each block.
         Quotients that are not finite are the elements themselves.
     """
-    size = rounding.block_size
+    # A block that is longer than the tensor ends with it.
+    size = min(rounding.block_size, max(flat.numel(), 1))
     blocks = -(-flat.numel() // size)
     quotients = torch.empty_like(flat)
     scales = torch.empty(blocks, dtype=SCALE_TYPES[flat.dtype], device=flat.device)

@@ -38,6 +38,10 @@ HOW_TO_WRITE: Final = (
     "a compressed weight cannot be written in place. Train it with nz.optim.InBackward, replace "
     "all of it with `with torch.no_grad(): weight.copy_(tensor)`, or nz.nn.decompress_ the module"
 )
+WHY_NOT_FLATTENED: Final = (
+    "FSDP1 makes views of one flat parameter, which cannot be compressed one by one. "
+    "Use fully_shard (FSDP2) with neuzip_rs.fsdp, or InBackward with process_group="
+)
 
 
 _Handler: TypeAlias = Callable[
@@ -237,7 +241,11 @@ class CompressedWeight(torch.Tensor):
 
     @data.setter
     def data(self, _: object) -> None:
-        raise RuntimeError(HOW_TO_WRITE)
+        # FSDP1 is the one that puts views in place of parameters without being asked to.
+        message = (
+            f"{HOW_TO_WRITE}. If it is FullyShardedDataParallel that does: {WHY_NOT_FLATTENED}"
+        )
+        raise RuntimeError(message)
 
     def numpy(self, *, force: bool = False) -> Result:
         """The decoded elements as an array of its own."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from neuzip_rs.nn.compress import is_flattened
 from neuzip_rs.nn.weight import CompressedWeight
 
 Factory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -122,15 +123,13 @@ def check_steps(accumulate_steps: object) -> int:
 
 
 def _wrapper(part: nn.Module) -> str | None:
-    kind = type(part)
-    names = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
     if isinstance(part, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return (
             "it would average gradients after InBackward has used them. Give InBackward the module "
             "inside, model.module, and the processes: InBackward(model.module, factory, "
             "process_group=torch.distributed.group.WORLD) averages each gradient before it is used"
         )
-    if any(name.startswith("torch.distributed.fsdp.fully_sharded_data_parallel") for name in names):
+    if is_flattened(part):
         return (
             "FSDP flattens and shards parameters, so that there is no gradient of one parameter. "
             "Give InBackward the module without it, with process_group= for data parallelism"

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-_FIRST_BYTES: Final = 8 << 10
-"""What is fetched before anything is known: with the rest of a bundle, at most 64 KiB of originals
-that compress to 56, no more than 64 KiB besides the header and a tensor's own bytes."""
+_LENGTH_BYTES: Final = 8
+"""What is fetched before anything is known: the length of the header. More would save a request
+where it is short, but a bundle may take all of the 64 KiB that reading a tensor may cost."""
 _MAX_HEADER_BYTES: Final = 100_000_000
 _PRELUDE_BYTES: Final = 4096
 _BUNDLED_RANK: Final = 3
@@ -328,8 +328,8 @@ class _SparseFile:
 
     def _read_header(self) -> tuple[int, dict[str, tuple[int, int]]]:
         """Fetches the header; what is wrong with it, the native reader says."""
-        self._ensure(0, min(self.size, _FIRST_BYTES))
-        length = int.from_bytes(self._read(0, 8), "little")
+        self._ensure(0, min(self.size, _LENGTH_BYTES))
+        length = int.from_bytes(self._read(0, _LENGTH_BYTES), "little")
         if self.size < 8 or length > min(self.size - 8, _MAX_HEADER_BYTES):
             message = f"{self._place.url}: no .safetensors file: its header would not fit"
             raise CorruptDataError(message)

@@ -75,6 +75,5 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
 
 def test_page_of_instructions(tmp_path: Path) -> None:
     make("unet").save_pretrained(tmp_path / "unet")
-    compress_directory(tmp_path / "unet", tmp_path / "unet-nz")
     paths = os.pathsep.join(path for path in sys.path if path)
-    assert follow("diffusers.md", tmp_path, command.environment(PYTHONPATH=paths)) == 1
+    assert follow("diffusers.md", tmp_path, command.environment(PYTHONPATH=paths)) == 2

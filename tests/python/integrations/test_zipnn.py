@@ -7,6 +7,9 @@ import pytest
 
 pytest.importorskip("zipnn", reason="zipnn is not installed")
 
+import os
+import sys
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 from zipnn import ZipNN
 
 import neuzip_rs as nz
-from tests.python import zipnn_samples
+from tests.python import command, zipnn_samples
+from tests.python.integrations.howto import follow
 
 DTYPES = st.sampled_from(zipnn_samples.DTYPES)
 
@@ -71,3 +75,25 @@ def test_the_samples_are_what_it_writes(tmp_path: Path, monkeypatch: pytest.Monk
     found = nz.safetensors.load_file(tmp_path / "plain.safetensors", framework="torch")
     for name, (_, shape, data) in zipnn_samples.tensors().items():
         assert (tuple(found[name].shape), bits(found[name])) == (shape, data)
+
+
+GIVEN = """
+compressed = open("model.safetensors.znn", "rb").read()
+"""
+
+
+def test_page_of_instructions(tmp_path: Path) -> None:
+    nz.safetensors.save_file({"w": weights("bfloat16", 8000, 0, "weights")}, tmp_path / "m.nz")
+    nz.safetensors.decompress_file(tmp_path / "m.nz", tmp_path / "original")
+    original = (tmp_path / "original").read_bytes()
+    compressed = ZipNN(bytearray_dtype="bfloat16", threads=1).compress(bytearray(original))
+    (tmp_path / "model.safetensors.znn").write_bytes(compressed)
+    samples = zipnn_samples.DATA / zipnn_samples.TENSORS
+    (tmp_path / "tuned.znn.safetensors").write_bytes(samples.read_bytes())
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = command.environment(PYTHONPATH=paths)
+    assert follow("migrate.md", tmp_path, environment, given=GIVEN) == 2
+    for name in ("model.safetensors", "again.safetensors"):
+        assert (tmp_path / name).read_bytes() == original
+    assert nz.safetensors.load_file(tmp_path / "tuned.safetensors", framework="torch")
+    assert (tmp_path / "model.nz.safetensors").is_file()

@@ -121,7 +121,7 @@ def test_special_values(dtype: torch.dtype, precision: int) -> None:
     assert (error <= values[normal].double().abs() * 2.0**-precision).all()
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 512, 100_000])
+@pytest.mark.parametrize("block_size", [1, 7, 512, 100_000, 2**32 - 1])
 @pytest.mark.parametrize("numel", [1, 511, 512, 513, 5000])
 def test_blocks_and_lengths(block_size: int, numel: int) -> None:
     torch.manual_seed(0)

@@ -124,6 +124,11 @@ def wrappers() -> None:
         flat = FullyShardedDataParallel(nn.Linear(8, 8), device_id=torch.device("cpu"))
     with pytest.raises(TypeError, match=r"FSDP.*process_group"):
         nz.optim.InBackward(nn.Sequential(flat), adamw)
+    with pytest.raises(TypeError, match=r"module\.0 is a FullyShardedDataParallel.*fully_shard"):
+        nz.nn.compress_(nn.Sequential(flat))
+    compressed = nz.nn.compress_(nn.Linear(8, 8), min_numel=1)
+    with pytest.raises(RuntimeError, match=r"FullyShardedDataParallel.*fully_shard"):
+        FullyShardedDataParallel(compressed, device_id=torch.device("cpu"))
     sharded = fully_shard(nn.Linear(8, 8), mesh=init_device_mesh("cpu", (2,)))
     with pytest.raises(TypeError, match=r"DTensor.*FSDP2"):
         nz.optim.InBackward(sharded, adamw)
