@@ -90,7 +90,7 @@ class Checkpoint:
             NeuzipError: It cannot be decoded, or another one could not: the model is lost then,
                 and what is waiting in the background need not be decoded.
         """
-        self._raise_earlier()
+        self.raise_earlier()
         try:
             tensor = self._files[name].get_tensor(name)
         except Exception as error:
@@ -117,7 +117,7 @@ class Checkpoint:
         """
         batch: list[_Asked] = []
         try:
-            self._raise_earlier()
+            self.raise_earlier()
             batch_bytes = 0
             while self._waiting and batch_bytes < _BYTES_AT_ONCE:
                 batch.append(self._waiting.popleft())
@@ -147,7 +147,8 @@ class Checkpoint:
                 tensor = file.get_tensor(asked.name)
             asked.future.set_result(_cast(tensor, asked.dtype))
 
-    def _raise_earlier(self) -> None:
+    def raise_earlier(self) -> None:
+        """Raises what went wrong with any tensor before."""
         if self._error is not None:
             raise self._error
 
@@ -349,8 +350,19 @@ class DecodeAlone(ConversionOps):
             name: Its name.
             dtype: The type it is to have, if not its own.
         """
+        self._checkpoint = checkpoint
+        self._shape = checkpoint.layout(name)[1]
         self._decoded = checkpoint.begin(name, dtype)
 
     def convert(self, input_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """The decoded tensor in place of its bytes."""
-        return {target: self._decoded.result() for target in input_dict}
+        """The decoded tensor in place of its bytes.
+
+        Transformers would turn an error into a line of a report: it is raised when the model is
+        complete, which until then has something else here.
+        """
+        try:
+            tensor = self._decoded.result()
+        except Exception as error:
+            self._checkpoint.fail(error)
+            tensor = torch.empty(self._shape)
+        return dict.fromkeys(input_dict, tensor)

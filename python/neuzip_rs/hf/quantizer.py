@@ -89,6 +89,7 @@ class NeuzipQuantizer(HfQuantizer):
     def postprocess_model(self, model: Model, **_: Any) -> Model:
         """Leaves a model that behaves as any other, and saves itself compressed."""
         if self._checkpoint is not None:
+            self._checkpoint.raise_earlier()
             self._checkpoint.close()
             self._checkpoint = None
         # Saving undoes what the model's own converters did.

@@ -87,6 +87,21 @@ def test_every_damage_is_an_error(tmp_path: Path, name: str, kept: bool) -> None
     assert isinstance(load_all(compressed, kept=kept), tf.PreTrainedModel)
 
 
+def test_damage_of_tensors_that_no_converter_is_asked_about(tmp_path: Path) -> None:
+    plain, compressed = make_folders(tmp_path, "llama", max_shard_size="60KB")
+    # Renamed to what the model has not, so that transformers takes the names back.
+    options = {"key_mapping": {r"^(model|lm_head)\.": r"other.\1."}}
+    expected = tf.AutoModelForCausalLM.from_pretrained(plain, **options)
+    loaded = tf.AutoModelForCausalLM.from_pretrained(compressed, **options)
+    assert differences(loaded, expected) == []
+    shard = min(compressed.glob("*.safetensors"))
+    good = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(good[:-40] + bytes([good[-40] ^ 1]) + good[-39:])
+    found = outcome(lambda: tf.AutoModelForCausalLM.from_pretrained(compressed, **options))
+    assert isinstance(found, nz.CorruptDataError)
+
+
 def test_index_that_names_other_files(tmp_path: Path) -> None:
     _, compressed = make_folders(tmp_path, "llama", max_shard_size="60KB")
     index = compressed / "model.safetensors.index.json"
