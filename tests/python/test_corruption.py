@@ -248,3 +248,26 @@ def test_hostile_sizes_allocate_nothing(run_python: RunPython) -> None:
     refused, kibibytes = map(int, run_python(HOSTILE_PROGRAM).split())
     assert refused == 20_000
     assert kibibytes < 2048
+
+
+COLLECTED_PROGRAM = """
+import gc, sys
+import neuzip_rs as nz
+
+broken = bytearray(bytes(nz.compress(bytes(range(256)) * 400)))
+broken[-1] ^= 1
+seen = []
+sys.unraisablehook = seen.append
+gc.disable()
+try:
+    nz.decompress(broken, framework="bytes")
+except nz.CorruptDataError as error:
+    error.__notes__ = [error]
+gc.collect()
+assert not seen, seen
+"""
+
+
+def test_nothing_is_reported_when_an_error_is_collected(run_python: RunPython) -> None:
+    """Until Python 3.13 only the development mode says what goes wrong in a collection."""
+    run_python(COLLECTED_PROGRAM, PYTHONDEVMODE="1")

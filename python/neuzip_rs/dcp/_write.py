@@ -163,8 +163,8 @@ class LocalWriter(FileSystemWriter):
         self, item: "WriteItem", data: io.BytesIO | torch.Tensor, base: Checkpoint | None
     ) -> nz.CompressedTensor:
         if item.type == WriteItemType.BYTE_IO:
-            raw = cast("io.BytesIO", data).getbuffer()
-            return nz.compress(raw, level=self._level, threads=self._threads)
+            with cast("io.BytesIO", data).getbuffer() as raw:
+                return nz.compress(raw, level=self._level, threads=self._threads)
         tensor = cast("torch.Tensor", data).detach()
         if type(tensor) is not torch.Tensor:
             # Classes that hold their elements elsewhere, as `neuzip_rs.fsdp` has one.
