@@ -151,6 +151,25 @@ test-slow: $(VENV)/.dev ## Run the tests that take minutes: large trainings, hun
 	$(say) "pytest, slow tests"
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
+.PHONY: test-gpu
+test-gpu: $(VENV)/.dev ## Run the tests that need a CUDA device, and CuPy (neuzip_rs[cuda12] or [cuda13])
+	$(say) "pytest, GPU tests"
+	@$(PY) -m pytest -m gpu $(PYTEST_ARGS)
+
+# Caching allocators would hide accesses behind the end of an array.
+.PHONY: test-gpu-sanitizer
+test-gpu-sanitizer: $(VENV)/.dev ## Run them under compute-sanitizer, but for the large tensors
+	@for tool in memcheck racecheck synccheck; do \
+	  printf '%s\n' "compute-sanitizer --tool $$tool"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(PY) -m pytest -m gpu -k "not large" $(PYTEST_ARGS) || exit 1; \
+	done
+
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/.dev ## Measure on a CUDA device: decode, encode, load, train; then products from 12 bits
+	@$(PY) -m benches.gpu
+	@$(PY) -m benches.gpu_fused
+
 # Where the files lie that test-second decodes.
 CORPUS ?= .demo/corpus
 

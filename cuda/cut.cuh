@@ -91,6 +91,54 @@ __device__ __forceinline__ uint2 load_byte_fields(const Cut& cut, const uint8_t*
     return {bytes[0], bytes[1]};
 }
 
+// Where a thread finds the raw fields of its elements where the raw plane is one string of fields
+// of 7 or 8 bits: 32 threads side by side have 8 fields each, and then the next 256.
+template <uint32_t WIDTH>
+struct Fields {
+    static_assert(WIDTH == 7 || WIDTH == 8, "others are taken apart in another way");
+    const uint8_t* from;
+    uint32_t skip;
+
+    __device__ __forceinline__ explicit Fields(const uint8_t* plane)
+        : from(plane + lane_id() * WIDTH), skip(0) {
+        if (WIDTH == 7) {
+            // Words begin at multiples of 4: planes do, and so does all that threads go on by.
+            skip = lane_id() * WIDTH % 4;
+            from -= skip;
+            skip *= 8;
+        }
+    }
+    // The fields of half `half` of a tile, from the lowest bit on, with other bits above them.
+    __device__ __forceinline__ uint2 load(uint32_t half) const {
+        const uint8_t* const at = from + half * 32 * WIDTH;
+        if (WIDTH == 8) return __ldg(reinterpret_cast<const uint2*>(at));
+        const uint32_t* const words = reinterpret_cast<const uint32_t*>(at);
+        const uint32_t w0 = __ldg(words), w1 = __ldg(words + 1);
+        // Only what has some of the bits is read.
+        const uint32_t w2 = skip >= 16 ? __ldg(words + 2) : 0;
+        return {__funnelshift_r(w0, w1, skip), __funnelshift_r(w1, w2, skip)};
+    }
+    __device__ __forceinline__ void go_on() { from += TILE / 8 * WIDTH; }
+    // Two to a word, each field's lowest bit, the sign, at the top and the others at the bottom;
+    // other bits between them. A field of which the sign is the highest bit of a byte has the
+    // others in the byte above: each is shifted to where that is so, and two bytes of it are taken.
+    __device__ __forceinline__ static void spread(const uint2 raw, uint32_t x[4]) {
+        if (WIDTH == 8) {
+            const uint32_t a = raw.x << 7, b = __funnelshift_l(raw.x, raw.y, 7), c = raw.y >> 25;
+            x[0] = __byte_perm(a, 0, 0x1201);
+            x[1] = __byte_perm(a, b, 0x3423);
+            x[2] = __byte_perm(b, 0, 0x1201);
+            x[3] = __byte_perm(b, c, 0x3423);
+        } else {
+            const uint32_t fourth = __funnelshift_r(raw.x, raw.y, 21);
+            x[0] = __byte_perm(raw.x << 7, raw.x, 0x4501);
+            x[1] = __byte_perm(raw.x << 1, raw.x << 2, 0x6712);
+            x[2] = __byte_perm(fourth, raw.y << 4, 0x4501);
+            x[3] = __byte_perm(raw.y << 5, raw.y << 6, 0x6712);
+        }
+    }
+};
+
 // The raw bits of eight elements of four bytes: two or three byte planes, and a bit string.
 __device__ __forceinline__ void load_words(const Cut& cut, const uint8_t* block, uint32_t i,
                                            uint32_t raw[8]) {
@@ -119,35 +167,48 @@ __device__ __forceinline__ void load_words(const Cut& cut, const uint8_t* block,
 }
 
 // Scale offsets of a thread's next eight elements: their row and column, 32 * 8 elements further
-// each time.
+// each time. Where there are none of rows or of columns, all lines are line 0.
 struct Lines {
     const int8_t* rows;
     const uint8_t* columns;
     uint32_t width, shift;
     uint32_t row, column;
+    uint32_t more_rows, more_columns, one_row, word_bytes;
 
-    __device__ __forceinline__ Lines(const uint8_t* plan, const Scale& scale, uint64_t first)
-        : rows(scale.list[0] ? reinterpret_cast<const int8_t*>(
-                                   plan + static_cast<uint64_t>(scale.list[0]) * ALIGNMENT)
-                             : nullptr),
-          columns(scale.column_words ? plan + static_cast<uint64_t>(scale.column_words) * ALIGNMENT
-                                     : nullptr),
+    __device__ __forceinline__ Lines(const uint8_t* plan, const Scale& scale, uint64_t first,
+                                     uint32_t bytes)
+        // What is reserved is 0.
+        : rows(reinterpret_cast<const int8_t*>(
+              scale.list[0] ? plan + static_cast<uint64_t>(scale.list[0]) * ALIGNMENT
+                            : reinterpret_cast<const uint8_t*>(scale.reserved))),
+          columns(plan + static_cast<uint64_t>(scale.column_words) * ALIGNMENT),
           // A model without scale offsets has no Scale: whatever is read must not be divided by.
           width(max(static_cast<uint32_t>(scale.columns), 1u)),
-          shift(scale.shift) {
+          shift(scale.shift),
+          one_row(scale.list[0] != 0),
+          word_bytes(scale.list[1] ? bytes : 0) {
         const uint64_t i = first + 8 * lane_id();
-        row = static_cast<uint32_t>(i / width);
+        row = static_cast<uint32_t>(i / width) * one_row;
         column = static_cast<uint32_t>(i % width);
+        more_rows = 8 * 32 / width * one_row;
+        more_columns = 8 * 32 % width;
     }
-    __device__ __forceinline__ uint32_t row_offset() const {
-        return rows && shift < 32 ? static_cast<uint32_t>(static_cast<int>(rows[row])) << shift : 0;
+    // An offset at its place in an element.
+    __device__ __forceinline__ uint32_t placed(int offset) const {
+        return shift < 32 ? static_cast<uint32_t>(offset) << shift : 0;
+    }
+    // The words of four columns of four bytes, or of eight of two.
+    __device__ __forceinline__ uint4 words(uint32_t more) const {
+        return __ldg(
+            reinterpret_cast<const uint4*>(columns + static_cast<uint64_t>(column) * word_bytes) +
+            (word_bytes ? more : 0));
     }
     __device__ __forceinline__ void go_on() {
-        column += 8 * 32;
+        row += more_rows;
+        column += more_columns;
         if (column >= width) {
-            const uint32_t more = column / width;
-            row += more;
-            column -= more * width;
+            column -= width;
+            row += one_row;
         }
     }
 };
@@ -155,10 +216,9 @@ struct Lines {
 // Adds scale offsets to the magnitudes of pairs of elements, modulo 2^(bits - 1).
 __device__ __forceinline__ void add_to_pairs(const Lines& lines, uint32_t magnitude,
                                              uint32_t x[4]) {
-    const uint32_t row = (lines.row_offset() & (magnitude & 0xffff)) * 0x00010001u;
-    uint4 columns{0, 0, 0, 0};
-    if (lines.columns)
-        columns = __ldg(reinterpret_cast<const uint4*>(lines.columns + 2 * lines.column));
+    const int offset = lines.rows[lines.row] - static_cast<int>(COLUMN_BIAS);
+    const uint32_t row = (lines.placed(offset) & (magnitude & 0xffff)) * 0x00010001u;
+    const uint4 columns = lines.words(0);
     const uint32_t of[4] = {columns.x, columns.y, columns.z, columns.w};
 #pragma unroll
     for (uint32_t pair = 0; pair < 4; pair++) {
@@ -170,14 +230,14 @@ __device__ __forceinline__ void add_to_pairs(const Lines& lines, uint32_t magnit
 
 __device__ __forceinline__ void add_to_words(const Lines& lines, uint32_t x[8]) {
     const uint32_t magnitude = 0x7fffffffu;
-    const uint32_t row = lines.row_offset();
+    const uint32_t row = lines.placed(lines.rows[lines.row]);
 #pragma unroll
-    for (uint32_t j = 0; j < 8; j++) {
-        const uint32_t column =
-            lines.columns
-                ? __ldg(reinterpret_cast<const uint32_t*>(lines.columns) + lines.column + j)
-                : 0;
-        x[j] = pick(magnitude, x[j] + row + column, x[j]);
+    for (uint32_t half = 0; half < 2; half++) {
+        const uint4 columns = lines.words(half);
+        const uint32_t of[4] = {columns.x, columns.y, columns.z, columns.w};
+#pragma unroll
+        for (uint32_t j = 4 * half; j < 4 * half + 4; j++)
+            x[j] = pick(magnitude, x[j] + row + of[j % 4], x[j]);
     }
 }
 
@@ -198,6 +258,52 @@ struct RunningHash {
         key_high += 32 * element_bytes * HASH_STEP_HIGH;
     }
 };
+
+// Stores and hashes eight elements of two bytes.
+__device__ __forceinline__ void store_pairs(const uint32_t x[4], uint8_t* out, RunningHash& hash) {
+    hash.add(0, x[0], x[1]);
+    hash.add(1, x[2], x[3]);
+    __stcs(reinterpret_cast<uint4*>(out), uint4{x[0], x[1], x[2], x[3]});
+}
+
+// Units of scale offsets for which two offsets and a magnitude stay within 16 bits together.
+constexpr uint32_t MOST_FOLDED_SHIFT = 4;
+
+// What is taken off symbols at their place, so that both offsets can be added as positive ones.
+__device__ __forceinline__ uint32_t folded_bias(uint32_t shift) { return 2 * COLUMN_BIAS << shift; }
+
+// A slot, or a symbol at its place, with less in its symbol.
+__device__ __forceinline__ uint32_t less(uint32_t slot, uint32_t bias) {
+    return pick(0x7fffu, slot - bias, slot);
+}
+
+// Puts eight elements together from placed symbols and fields of known width, and stores them. With
+// scale offsets symbols are less by `folded_bias`.
+template <uint32_t WIDTH, bool SCALED>
+__device__ __forceinline__ void put_fields(const uint2 raw, const uint4 symbols, const Lines& lines,
+                                           uint8_t* out, RunningHash& hash) {
+    constexpr uint32_t MANTISSA = ((1u << (WIDTH - 1)) - 1) * 0x00010001u;
+    constexpr uint32_t SIGN = 0x80008000u;
+    const uint32_t of[4] = {symbols.x, symbols.y, symbols.z, symbols.w};
+    uint32_t x[4];
+    Fields<WIDTH>::spread(raw, x);
+    if (SCALED) {
+        const uint32_t unit = 0x00010001u << lines.shift;
+        uint32_t row = static_cast<uint32_t>(lines.rows[lines.row]) * unit + COLUMN_BIAS * unit;
+        // Compilers would multiply for each pair.
+        asm("" : "+r"(row));
+        const uint4 columns = lines.words(0);
+        const uint32_t more[4] = {columns.x, columns.y, columns.z, columns.w};
+#pragma unroll
+        for (uint32_t pair = 0; pair < 4; pair++)
+            x[pair] = pick(SIGN, x[pair], ((x[pair] & MANTISSA) | of[pair]) + more[pair] + row);
+    } else {
+#pragma unroll
+        for (uint32_t pair = 0; pair < 4; pair++)
+            x[pair] = (x[pair] & (MANTISSA | SIGN)) | of[pair];
+    }
+    store_pairs(x, out, hash);
+}
 
 // Puts eight elements together and stores them at `out`; `i` is the number of the first in its
 // sub-block.
@@ -234,9 +340,7 @@ __device__ __forceinline__ void put_together(const Cut& cut, const uint8_t* bloc
         }
         if (scaled) add_to_pairs(lines, BYTES == 2 ? 0x7fff7fffu : 0x007f007fu, x);
         if constexpr (BYTES == 2) {
-            hash.add(0, x[0], x[1]);
-            hash.add(1, x[2], x[3]);
-            __stcs(reinterpret_cast<uint4*>(out), uint4{x[0], x[1], x[2], x[3]});
+            store_pairs(x, out, hash);
         } else {
             const uint2 packed{__byte_perm(x[0], x[1], 0x6420), __byte_perm(x[2], x[3], 0x6420)};
             hash.add(0, packed.x, packed.y);
@@ -350,14 +454,15 @@ __device__ __forceinline__ void renormalise(uint32_t x0, uint32_t x1, uint32_t b
 // Puts escaped values, from number `used` on, in place of the escapes of a tile; returns how many
 // there were.
 __device__ __noinline__ uint32_t patch(CutRoom& room, Escapes escapes, uint32_t used,
-                                       uint32_t shift) {
+                                       uint32_t shift, uint32_t bias) {
     const uint32_t below = (1u << lane_id()) - 1;
     uint32_t met = 0;
     for (uint32_t i = lane_id(); i < TILE; i += 32) {
         const bool escaped = room.symbols[i] & ESCAPE_BIT;
         const uint32_t escaping = __ballot_sync(ALL_LANES, escaped);
         const uint32_t at = used + met + __popc(escaping & below);
-        if (escaped) room.symbols[i] = static_cast<uint16_t>(escapes.symbol(at) << shift);
+        if (escaped)
+            room.symbols[i] = static_cast<uint16_t>(less(escapes.symbol(at) << shift, bias));
         met += __popc(escaping);
     }
     __syncwarp();
@@ -367,7 +472,9 @@ __device__ __noinline__ uint32_t patch(CutRoom& room, Escapes escapes, uint32_t 
 // Decodes a chunk in whose room the table of its model is.
 //
 // What is frequent has a variant of its own: RAW_WIDTH is the width of the raw plane if it is known
-// (0: any), of placed symbols; SCALED says that there may be scale offsets.
+// (0: any), of placed symbols; SCALED says that there may be scale offsets, and with a known width
+// that there are, in units of at most 2^MOST_FOLDED_SHIFT, and that symbols in the room are less by
+// `folded_bias`.
 template <uint32_t BYTES, uint32_t RAW_WIDTH, bool SCALED>
 __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Model& model,
                                                   const Chunk& chunk, CutRoom& room) {
@@ -410,14 +517,16 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
     store_page(room, 1, load_page(stream, stream_bytes, 1));
     uint4 next = load_page(stream, stream_bytes, 2);
     uint32_t pages = 2, cursor = 0, escapes_used = 0;
-    const bool scaled = SCALED && model.flags & MODEL_SCALED;
+    const bool scaled = SCALED && (RAW_WIDTH != 0 || model.flags & MODEL_SCALED);
     Lines lines(
         plan,
         *reinterpret_cast<const Scale*>(plan + static_cast<uint64_t>(model.scale) * ALIGNMENT),
-        scaled ? chunk.first : 0);
+        scaled ? chunk.first : 0, BYTES == 4 ? 4 : 2);
+    const uint32_t bias = SCALED && RAW_WIDTH ? folded_bias(lines.shift) : 0;
     RunningHash hash(BYTES);
     uint8_t* out = reinterpret_cast<uint8_t*>(chunk.out) + lane * 8 * BYTES;
     const uint8_t* block = payload + raw_at;
+    Fields<RAW_WIDTH ? RAW_WIDTH : 8> fields(block);
     const uint8_t* const ring = reinterpret_cast<const uint8_t*>(room.ring);
     __syncwarp();
 
@@ -448,19 +557,26 @@ __device__ __forceinline__ Error decode_cut_chunk(const uint8_t* plan, const Mod
         const uint32_t flags = symbols[0].x | symbols[0].y | symbols[0].z | symbols[0].w |
                                symbols[1].x | symbols[1].y | symbols[1].z | symbols[1].w;
         if (__any_sync(ALL_LANES, flags & (ESCAPE_BIT * 0x00010001u))) {
-            escapes_used += patch(room, escapes, escapes_used, model.cut_shift);
+            escapes_used += patch(room, escapes, escapes_used, model.cut_shift, bias);
             symbols[0] = ready[0];
             symbols[1] = ready[32];
         }
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
-            const uint32_t i = start % SUB_BLOCK + half * 256 + lane * 8;
-            put_together<BYTES>(cut, block, i, symbols[half], scaled, lines, out, hash);
+            if constexpr (RAW_WIDTH != 0) {
+                put_fields<RAW_WIDTH, SCALED>(fields.load(half), symbols[half], lines, out, hash);
+            } else {
+                const uint32_t i = start % SUB_BLOCK + half * 256 + lane * 8;
+                put_together<BYTES>(cut, block, i, symbols[half], scaled, lines, out, hash);
+            }
             out += 256 * BYTES;
             hash.go_on(BYTES);
             if (scaled) lines.go_on();
         }
-        if (start % SUB_BLOCK == SUB_BLOCK - TILE) block += SUB_BLOCK / 8 * cut.raw_width;
+        if (RAW_WIDTH != 0)
+            fields.go_on();
+        else if (start % SUB_BLOCK == SUB_BLOCK - TILE)
+            block += SUB_BLOCK / 8 * cut.raw_width;
         __syncwarp();
     }
     good = cursor == stream_bytes && escapes_used == head.y && low0 == 0 && low1 == 0 &&

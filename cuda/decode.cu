@@ -31,21 +31,34 @@ extern "C" __global__ void __launch_bounds__(32, 16)
         if (!(chunk.flags & CHUNK_CUT)) continue;
         const Model& model =
             *reinterpret_cast<const Model*>(plan + static_cast<uint64_t>(chunk.model) * ALIGNMENT);
+        const bool scaled = model.flags & MODEL_SCALED;
+        const uint32_t shift = scaled ? reinterpret_cast<const Scale*>(
+                                            plan + static_cast<uint64_t>(model.scale) * ALIGNMENT)
+                                            ->shift
+                                      : 0;
+        const uint32_t raw_width =
+            model.cut_shift && shift <= MOST_FOLDED_SHIFT ? model.plane[1].width : 0;
         if (chunk.model != in_room) {
             const uint4* table = reinterpret_cast<const uint4*>(
                 plan + static_cast<uint64_t>(model.plane[0].cut_table) * ALIGNMENT);
-            for (uint32_t i = lane_id(); i < SLOTS / 4; i += 32)
-                reinterpret_cast<uint4*>(room.table)[i] = __ldg(table + i);
+            const bool folded = scaled && (raw_width == 7 || raw_width == 8);
+            const uint32_t bias = folded ? folded_bias(shift) : 0;
+            for (uint32_t i = lane_id(); i < SLOTS / 4; i += 32) {
+                const uint4 slots = __ldg(table + i);
+                reinterpret_cast<uint4*>(room.table)[i] = {less(slots.x, bias), less(slots.y, bias),
+                                                           less(slots.z, bias),
+                                                           less(slots.w, bias)};
+            }
             in_room = chunk.model;
         }
-        const bool scaled = model.flags & MODEL_SCALED;
-        const uint32_t raw_width = model.cut_shift && !scaled ? model.plane[1].width : 0;
         const Error error =
-            model.element_log2 == 0   ? decode_cut_chunk<1, 0, true>(plan, model, chunk, room)
-            : model.element_log2 == 2 ? decode_cut_chunk<4, 0, true>(plan, model, chunk, room)
-            : raw_width == 8          ? decode_cut_chunk<2, 8, false>(plan, model, chunk, room)
-            : raw_width == 7          ? decode_cut_chunk<2, 7, false>(plan, model, chunk, room)
-                                      : decode_cut_chunk<2, 0, true>(plan, model, chunk, room);
+            model.element_log2 == 0    ? decode_cut_chunk<1, 0, true>(plan, model, chunk, room)
+            : model.element_log2 == 2  ? decode_cut_chunk<4, 0, true>(plan, model, chunk, room)
+            : raw_width == 8 && scaled ? decode_cut_chunk<2, 8, true>(plan, model, chunk, room)
+            : raw_width == 7 && scaled ? decode_cut_chunk<2, 7, true>(plan, model, chunk, room)
+            : raw_width == 8           ? decode_cut_chunk<2, 8, false>(plan, model, chunk, room)
+            : raw_width == 7           ? decode_cut_chunk<2, 7, false>(plan, model, chunk, room)
+                                       : decode_cut_chunk<2, 0, true>(plan, model, chunk, room);
         report(status, chunk, error);
         __syncwarp();
     }

@@ -253,11 +253,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         // A stream of one raw chunk is not padded.
         uint32_t storage = 0, payload_bytes = tensor.chunks > 1 ? padded : chunk.bytes;
         uint32_t stream_bytes = 0, escapes = 0, of_escapes = 0, raw_bytes = 0;
-        if (model.state != ENCODE_HOST && is_constant(data, chunk.bytes)) {
+        if (model.state == ENCODE_CONSTANT) {
+            payload_bytes = 0;
+        } else if (is_constant(data, chunk.bytes)) {
             storage = 1;
             payload_bytes = ALIGNMENT;
         } else if (model.state == ENCODE_CUT) {
-            for (uint32_t i = lane_id(); i < MAX_SYMBOLS; i += 32) room.symbol[i] = Symbol{0, 0, 0};
+            // The only symbol, if it is not coded, is the base.
+            for (uint32_t i = lane_id(); i < MAX_SYMBOLS; i += 32)
+                room.symbol[i] = Symbol{i == 0 && model.entries == 0, 0, 0};
             __syncwarp();
             uint32_t start = 0;
             for (uint32_t entry = 0; entry < model.entries; entry++) {
@@ -276,17 +280,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             if (split_chunk(tensor, room, origin, elements, scratch, escapes, of_escapes,
                             raw_bytes)) {
                 __syncwarp();
-                stream_bytes = encode_stream(room, elements, scratch);
-                const uint32_t length = aligned(HEAD_BYTES + zeros_bytes(tensor, elements)) +
-                                        STATES_BYTES + aligned(raw_bytes) + aligned(stream_bytes) +
-                                        aligned(escapes_bytes(escapes, of_escapes >> 16));
+                if (model.entries) stream_bytes = encode_stream(room, elements, scratch);
+                const uint32_t length =
+                    aligned((model.entries ? HEAD_BYTES : 0) + zeros_bytes(tensor, elements)) +
+                    (model.entries ? STATES_BYTES : 0) + aligned(raw_bytes) +
+                    aligned(stream_bytes) + aligned(escapes_bytes(escapes, of_escapes >> 16));
                 if (length < padded) {
                     storage = 2;
                     payload_bytes = length;
                 }
             }
         }
-        const uint64_t hash = hash_of(data, chunk.bytes);
+        const uint64_t hash = model.state == ENCODE_CONSTANT ? 0 : hash_of(data, chunk.bytes);
         if (lane_id() == 0) {
             chunk.hash = hash;
             chunk.storage = storage;
@@ -333,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
          number += gridDim.x * WARPS) {
         const EncodeChunk& chunk = chunks[first + number];
         const EncodeTensor& tensor = tensors[chunk.tensor];
-        if (tensor.model.state == ENCODE_HOST) continue;
+        if (tensor.model.state == ENCODE_CONSTANT) continue;
         const uint8_t* data = reinterpret_cast<const uint8_t*>(chunk.data);
         uint8_t* to = reinterpret_cast<uint8_t*>(tensor.out) + chunk.offset;
         if (chunk.storage != 2) {
@@ -344,14 +349,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         }
         const uint32_t elements = chunk.bytes >> tensor.element_log2;
         const Scratch scratch(chunk.scratch, elements, raw_bits(tensor));
-        const uint32_t head = HEAD_BYTES + zeros_bytes(tensor, elements);
+        const uint32_t words = tensor.model.entries ? HEAD_BYTES : 0;
+        const uint32_t head = words + zeros_bytes(tensor, elements);
         for (uint32_t i = lane; i < aligned(head); i += 32) {
             const uint32_t word = i < 4 ? chunk.stream_bytes : chunk.escapes;
-            to[i] = i < HEAD_BYTES ? static_cast<uint8_t>(word >> (8 * (i % 4)))
-                    : i < head     ? scratch.zeros[i - HEAD_BYTES]
-                                   : 0;
+            to[i] = i < words  ? static_cast<uint8_t>(word >> (8 * (i % 4)))
+                    : i < head ? scratch.zeros[i - words]
+                               : 0;
         }
-        to = append(to + aligned(head), scratch.states, STATES_BYTES);
+        to += aligned(head);
+        if (words) to = append(to, scratch.states, STATES_BYTES);
         to = append(to, scratch.raw, chunk.raw_bytes);
         to =
             append(to, scratch.stream + aligned(elements) - chunk.stream_bytes, chunk.stream_bytes);
@@ -374,19 +381,60 @@ __device__ __forceinline__ void spread(const EncodeModel& model, uint32_t bits, 
     }
 }
 
+// The Scale of a tensor, its lists, and the words that decode_cut adds.
+__device__ inline void publish_scale(const EncodeTensor& tensor, const Offsets& offsets,
+                                     uint8_t* plan, uint32_t at) {
+    const EncodeView& view =
+        reinterpret_cast<const EncodeView*>(tensor.view)[tensor.model.scale / (AXES + 1)];
+    const uint64_t counts[2] = {offsets.rows ? view.rows : 0, offsets.columns ? view.columns : 0};
+    const int8_t* const lists[2] = {offsets.rows, offsets.columns};
+    uint64_t places[3] = {at + sizeof(Scale), 0, 0};
+    for (uint32_t axis = 0; axis < 2; axis++) {
+        for (uint64_t i = threadIdx.x; i < counts[axis]; i += PUBLISH_THREADS)
+            plan[places[axis] + i] = static_cast<uint8_t>(lists[axis][i]);
+        places[axis + 1] = places[axis] + (counts[axis] + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    }
+    const bool narrow = tensor.element_log2 < 2;
+    // Without a list they are those of one load.
+    const uint64_t words = counts[1] ? counts[1] : narrow ? 8 : 4;
+    for (uint64_t i = threadIdx.x; i < words; i += PUBLISH_THREADS) {
+        const int32_t offset =
+            (counts[1] ? lists[1][i] : 0) + (narrow ? static_cast<int32_t>(COLUMN_BIAS) : 0);
+        const uint32_t word = static_cast<uint32_t>(offset) << min(offsets.shift, 31u);
+        if (narrow)
+            reinterpret_cast<uint16_t*>(plan + places[2])[i] = static_cast<uint16_t>(word);
+        else
+            reinterpret_cast<uint32_t*>(plan + places[2])[i] = word;
+    }
+    if (threadIdx.x) return;
+    Scale scale = {};
+    scale.columns = offsets.width;
+    scale.shift = offsets.shift;
+    for (uint32_t axis = 0; axis < 2; axis++)
+        scale.list[axis] = counts[axis] ? static_cast<uint32_t>(places[axis] / ALIGNMENT) : 0;
+    scale.column_words = static_cast<uint32_t>(places[2] / ALIGNMENT);
+    *reinterpret_cast<Scale*>(plan + at) = scale;
+}
+
 extern "C" __global__ void __launch_bounds__(PUBLISH_THREADS, 1)
     encode_publish(const EncodeTensor* tensors, const EncodeChunk* chunks) {
     const EncodeTensor& tensor = tensors[blockIdx.x];
     if (!tensor.plan) return;
     uint8_t* const plan = reinterpret_cast<uint8_t*>(tensor.plan);
+    const bool is_constant_tensor = tensor.model.state == ENCODE_CONSTANT;
     const uint32_t bits = symbol_bits(tensor), raw_width = raw_bits(tensor);
     const uint32_t sign = tensor.model.sign;
     // Models for decode_cut and decode_any, then the table of each.
     const uint32_t models = tensor.chunks * static_cast<uint32_t>(sizeof(Chunk));
     const uint32_t cut_table = models + 2 * static_cast<uint32_t>(sizeof(Model));
     const uint32_t table = cut_table + SLOTS * 4;
-    const bool is_cut =
-        tensor.element_log2 <= 2 && !is_constant(sign) && !tensor.model.trailing_zeros;
+    const uint32_t scale_at = table + SLOTS * static_cast<uint32_t>(sizeof(Slot));
+    const Offsets offsets(tensor, tensor.model.scale);
+    const bool is_scaled = tensor.model.state == ENCODE_CUT && offsets.any();
+    // What rust/container/device/tables.rs says of models for decode_cut.
+    const bool is_cut = tensor.element_log2 <= 2 && !is_constant(sign) && tensor.model.entries &&
+                        raw_width && !tensor.model.trailing_zeros &&
+                        (!is_scaled || (offsets.width % 8 == 0 && offsets.width <= 0x7fffffff));
     const uint32_t shift =
         tensor.element_log2 == 1 && sign == SIGN_RAW && raw_width >= 2 && raw_width <= 8
             ? raw_width - 1
@@ -404,27 +452,34 @@ extern "C" __global__ void __launch_bounds__(PUBLISH_THREADS, 1)
         chunk.first = start >> tensor.element_log2;
         chunk.payload_bytes = from.payload_bytes;
         chunk.bytes = from.bytes;
-        chunk.model = from.storage == 2
+        chunk.model = is_constant_tensor ? models / ALIGNMENT
+                      : from.storage == 2
                           ? (models + (cut ? 0 : static_cast<uint32_t>(sizeof(Model)))) / ALIGNMENT
                           : 0;
-        chunk.kind = from.storage == 0   ? CHUNK_RAW
+        chunk.kind = is_constant_tensor  ? CHUNK_FILL
+                     : from.storage == 0 ? CHUNK_RAW
                      : from.storage == 1 ? CHUNK_CONSTANT
                                          : CHUNK_MODEL;
-        chunk.flags =
-            CHUNK_VERIFY | (tensor.chunks > 1 ? CHUNK_ALIGNED : 0) | (cut ? CHUNK_CUT : 0);
+        chunk.flags = (is_constant_tensor ? 0 : CHUNK_VERIFY) |
+                      (tensor.chunks > 1 ? CHUNK_ALIGNED : 0) | (cut ? CHUNK_CUT : 0);
         chunk.reserved = 0;
         chunk.tensor = 0;
         chunk.number = number;
     }
+    if (is_constant_tensor && threadIdx.x < ALIGNMENT)
+        plan[models + threadIdx.x] = tensor.model.index[threadIdx.x % tensor.item_bytes];
     if (tensor.model.state != ENCODE_CUT) return;
     for (uint32_t of = threadIdx.x; of < 2; of += PUBLISH_THREADS) {
         const bool cut = of == 0;
         Model& model = reinterpret_cast<Model*>(plan + models)[of];
         model = Model{};
         model.element_log2 = tensor.element_log2;
-        model.coded = 1;
+        model.coded = tensor.model.entries > 0;
         model.cut_shift = static_cast<uint8_t>(cut ? shift : 0);
-        model.flags = tensor.model.trailing_zeros ? MODEL_TRAILING_ZEROS : 0;
+        model.flags =
+            static_cast<uint8_t>((tensor.model.trailing_zeros ? MODEL_TRAILING_ZEROS : 0) |
+                                 (is_scaled ? MODEL_SCALED : 0));
+        model.scale = is_scaled ? scale_at / ALIGNMENT : 0;
         model.sign_position =
             static_cast<uint8_t>(is_constant(sign)    ? (8u << tensor.element_log2) - 1
                                  : sign == SIGN_FIRST ? raw_width
@@ -436,17 +491,20 @@ extern "C" __global__ void __launch_bounds__(PUBLISH_THREADS, 1)
             model.plane[planes++].value = sign == SIGN_NEGATIVE;
         }
         Plane& coded = model.plane[planes++];
-        coded.mode = CODED;
+        coded.mode = tensor.model.entries ? CODED : CONSTANT;
         coded.width = static_cast<uint8_t>(bits);
         coded.escape = static_cast<uint8_t>(tensor.model.escape);
         coded.table = cut ? 0 : table / ALIGNMENT;
         coded.cut_table = cut ? cut_table / ALIGNMENT : 0;
+        coded.value = tensor.model.entries ? 0 : tensor.model.base;
         if (raw_width) {
             model.plane[planes].mode = RAW;
             model.plane[planes++].width = static_cast<uint8_t>(raw_width);
         }
         model.planes = static_cast<uint8_t>(planes);
     }
+    if (is_scaled) publish_scale(tensor, offsets, plan, scale_at);
+    if (tensor.model.entries == 0) return;
     uint32_t* const words = reinterpret_cast<uint32_t*>(plan + cut_table);
     spread(tensor.model, bits,
            [=](uint32_t slot, uint32_t frequency, uint32_t offset, uint32_t symbol, bool escape) {

@@ -1,4 +1,4 @@
-// What a tensor of floats is stored with at the level `default`, after encode_signs: the twin of
+// What a tensor of floats is stored with at the level `default`, after encode_traits: the twin of
 // rust/model/select.rs. No step waits for the host:
 //
 //   encode_probe     per view: a small part of the matrix, and which axes are worth fitting
@@ -352,8 +352,6 @@ struct CutsRoom {
     uint32_t signs;
     // Bytes of each way, or phase; all bits set for what is none.
     uint64_t estimate[PLAN_WARPS];
-    // Whether a way has one symbol only.
-    uint32_t constant;
 };
 
 // The counts of a sample, and what ways to cut would take.
@@ -389,7 +387,7 @@ struct Cuts {
         if (threadIdx.x < PLAN_WARPS) room.estimate[threadIdx.x] = NONE;
         if (threadIdx.x == 0) {
             room.first = ~0u;
-            room.last = room.signs = room.constant = 0;
+            room.last = room.signs = 0;
         }
         __syncthreads();
         look_at_sample(tensor, offsets, limit, room.zeros, [&](uint64_t x) {
@@ -429,10 +427,7 @@ struct Cuts {
         EncodeModel model = {};
         model.state = ENCODE_CUT;
         model.joint = way / 2;
-        model.sign = way % 2      ? SIGN_FIRST
-                     : signs == 1 ? SIGN_POSITIVE
-                     : signs == 2 ? SIGN_NEGATIVE
-                                  : SIGN_RAW;
+        model.sign = way % 2 ? SIGN_FIRST : sign_of(signs);
         return model;
     }
 
@@ -473,10 +468,6 @@ struct Cuts {
         return it;
     }
 
-    __device__ uint64_t overhead() const {
-        const uint64_t chunk = 1ull << tensor.chunk_log2;
-        return (tensor.bytes + chunk - 1) / chunk * (STATES_BYTES + HEAD_BYTES);
-    }
     __device__ uint64_t bytes_of(uint64_t cost) const {
         return multiply_divide(cost, elements, total) / (8 * ONE_BIT);
     }
@@ -489,11 +480,9 @@ struct Cuts {
         if (lane_id() == 0 && estimate(it, exact, cost, listed)) {
             EncodeModel model = form(way, signs);
             bytes = bytes_of(cost + cost_of_raw(tensor, room.zeros, total, model));
-            // Constant symbols are no plane that is coded: rare, and left to the host.
-            if (listed > 1)
-                bytes += overhead() + 2 * listed;
-            else
-                atomicOr(&room.constant, 1u << way);
+            // Constant symbols are no plane that is coded.
+            model.entries = listed > 1 ? listed : 0;
+            bytes += plane_overhead(tensor, model) + 2 * model.entries;
         }
         __syncwarp();
         return bytes;
@@ -614,15 +603,9 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
     __shared__ ChooseRoom room;
     for (uint32_t number = blockIdx.x; number < count; number += gridDim.x) {
         EncodeTensor& tensor = tensors[number];
-        if (threadIdx.x == 0) {
-            tensor.model = EncodeModel{};
-            tensor.payload_bytes = 0;
-        }
-        if (tensor.bytes < MIN_MODEL_BYTES) {
-            store_raw(tensor);
-            continue;
-        }
-        const uint32_t signs = tensor.signs, scale = best_offsets(tensor);
+        if (threadIdx.x == 0) begin_model(tensor);
+        if (needs_no_table(tensor)) continue;
+        const uint32_t signs = tensor.traits & TRAIT_SIGNS, scale = best_offsets(tensor);
         Cuts cuts(tensor, room.cuts,
                   reinterpret_cast<uint32_t*>(memory + blockIdx.x * memory_bytes));
         cuts.count(Offsets(tensor, scale), TABLE_ELEMENTS);
@@ -642,8 +625,8 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
             if (lane_id() == 0) {
                 const uint64_t raw = cost_of_raw(tensor, room.cuts.zeros, cuts.total, model);
                 if (fit(it, cuts.exact, room.fit[way], model, cost)) {
-                    room.bytes[way] =
-                        cuts.bytes_of(cost + raw) + cuts.overhead() + wire_bytes(tensor, model);
+                    room.bytes[way] = cuts.bytes_of(cost + raw) + plane_overhead(tensor, model) +
+                                      wire_bytes(tensor, model);
                     room.model[way] = model;
                 }
             }
@@ -652,16 +635,11 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS, 1)
         uint32_t best = 0;
         for (uint32_t i = 1; i < WAYS; i++)
             if (room.bytes[i] < room.bytes[best]) best = i;
-        const bool worthwhile =
+        const bool made =
             room.bytes[best] != NONE && room.bytes[best] * 1024 < tensor.bytes * WORTHWHILE;
-        const bool made = !room.cuts.constant && worthwhile;
-        if (threadIdx.x == 0) {
-            if (made) {
-                tensor.model = room.model[best];
-                tensor.model.scale = scale;
-            } else if (room.cuts.constant && !tensor.plan) {
-                tensor.model.state = ENCODE_HOST;
-            }
+        if (threadIdx.x == 0 && made) {
+            tensor.model = room.model[best];
+            tensor.model.scale = scale;
         }
         if (made && phase) add_to_offsets(tensor, scale, phase);
         __syncthreads();

@@ -12,8 +12,8 @@ enum EncodeState : uint32_t {
     ENCODE_RAW = 0,
     // One coded plane above one raw plane.
     ENCODE_CUT = 1,
-    // The CPU would choose a form that the device does not make: one exponent only.
-    ENCODE_HOST = 2,
+    // All elements are the same: there are no payloads. `index` begins with the element.
+    ENCODE_CONSTANT = 2,
 };
 
 // Where the sign is.
@@ -27,10 +27,20 @@ enum EncodeSign : uint32_t {
     SIGN_NEGATIVE = 3,
 };
 
+enum EncodeTrait : uint32_t {
+    // There are positive ones, and negative ones.
+    TRAIT_POSITIVE = 1,
+    TRAIT_NEGATIVE = 2,
+    TRAIT_SIGNS = 3,
+    // They are not all the same.
+    TRAIT_VARIES = 4,
+};
+
 // Which lists of scale offsets there are: a bit for each axis.
 constexpr uint32_t AXIS_ROWS = 1, AXIS_COLUMNS = 2, AXES = 3;
 
-// The model of a tensor: a table over `base`, its entries in the order of their slots.
+// The model of a tensor: a table over `base`, its entries in the order of their slots. Without
+// entries the symbol is `base` in all elements, and nothing is coded.
 struct EncodeModel {
     uint32_t state;
     uint32_t base;
@@ -61,12 +71,15 @@ struct EncodeTensor {
     uint8_t mantissa_bits;
     // Matrices that it can be seen as, at the level `default`.
     uint8_t views;
-    // Room for the plan to decode it: a Chunk for each chunk, two Models, SLOTS words, SLOTS Slots.
-    // 0: the tensor goes to the host, and has the bytes that the CPU gives it.
+    // Room for the plan to decode it: a Chunk for each chunk, two Models, SLOTS words, SLOTS Slots;
+    // if it has views, a Scale, and offsets of rows and of columns, each rounded up to 16 bytes,
+    // then those of columns as words of 16 bits, or 32 for elements of four bytes and more. 0:
+    // none.
     uint64_t plan;
-    // Signs that elements have: 1 for positive, 2 for negative ones.
-    uint32_t signs;
-    uint32_t reserved;
+    // What elements are like: of EncodeTrait.
+    uint32_t traits;
+    // Of an element; complex ones are two floats.
+    uint32_t item_bytes;
     // Its EncodeViews.
     uint64_t view;
     EncodeModel model;

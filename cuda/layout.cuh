@@ -107,6 +107,9 @@ struct Plane {
     uint64_t value;
 };
 
+// Words of 16 bits have the offsets of columns plus this, so that none is negative.
+constexpr uint32_t COLUMN_BIAS = 128;
+
 enum ModelFlag : uint8_t { MODEL_TRAILING_ZEROS = 1, MODEL_SCALED = 2 };
 
 struct Model {
@@ -131,8 +134,9 @@ struct Scale {
     uint32_t shift;
     // Of signed bytes.
     uint32_t list[6];
-    // Of the fast kernel: the offsets of the columns as they are added, words of 16 or 32 bits; 0
-    // if there are none.
+    // Of the fast kernel: the offsets of the columns as they are added, words of 16 or 32 bits,
+    // those of 16 with COLUMN_BIAS added to the offset. Without a list of columns there are 16
+    // bytes.
     uint32_t column_words;
     uint32_t reserved[2];
 };

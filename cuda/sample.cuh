@@ -65,8 +65,40 @@ __device__ inline uint64_t cost_of_raw(const EncodeTensor& tensor, const uint32_
 __device__ inline uint64_t wire_bytes(const EncodeTensor& tensor, const EncodeModel& model) {
     const bool has_raw = tensor.mantissa_bits - model.joint + (model.sign == SIGN_RAW) > 0;
     const uint64_t base = model.base < 128 ? 1 : model.base < 16384 ? 2 : 3;
-    return 3 + (is_constant(model.sign) ? 3 : 0) + 2 + base + 1 + 2 * model.entries +
-           (has_raw ? 2 : 0);
+    return 3 + (is_constant(model.sign) ? 3 : 0) + 2 + base +
+           (model.entries ? 1 + 2 * model.entries : 0) + (has_raw ? 2 : 0);
+}
+
+// States and heads of the coded plane, if there is one, in every chunk.
+__device__ inline uint64_t plane_overhead(const EncodeTensor& tensor, const EncodeModel& model) {
+    const uint64_t chunk = 1ull << tensor.chunk_log2;
+    return model.entries ? (tensor.bytes + chunk - 1) / chunk * (STATES_BYTES + HEAD_BYTES) : 0;
+}
+
+__device__ __forceinline__ uint32_t sign_of(uint32_t signs) {
+    return signs == TRAIT_POSITIVE   ? SIGN_POSITIVE
+           : signs == TRAIT_NEGATIVE ? SIGN_NEGATIVE
+                                     : SIGN_RAW;
+}
+
+// Whether all elements of a tensor are one.
+__device__ __forceinline__ bool is_one_element(const EncodeTensor& tensor) {
+    return tensor.bytes && !(tensor.traits & TRAIT_VARIES);
+}
+
+// Whether a tensor is stored without looking for a table.
+__device__ __forceinline__ bool needs_no_table(const EncodeTensor& tensor) {
+    return tensor.bytes < MIN_MODEL_BYTES || is_one_element(tensor);
+}
+
+// The model of a tensor before anything is known, and that of one that needs no table.
+__device__ inline void begin_model(EncodeTensor& tensor) {
+    tensor.model = EncodeModel{};
+    tensor.payload_bytes = 0;
+    if (!is_one_element(tensor)) return;
+    tensor.model.state = ENCODE_CONSTANT;
+    for (uint32_t i = 0; i < tensor.item_bytes; i++)
+        tensor.model.index[i] = reinterpret_cast<const uint8_t*>(tensor.data)[i];
 }
 
 // Calls `look(x)` for the elements of a sample of about `limit`, offsets taken off, and counts in
@@ -99,17 +131,4 @@ __device__ __forceinline__ void look_at_sample(const EncodeTensor& tensor, const
         const uint32_t ending = shared ? static_cast<uint32_t>(__ffsll(shared)) - 1 : below;
         if (lane_id() == 0) atomicAdd(&zeros[ending], length);
     }
-}
-
-// A tensor that is too small for a model: stored raw, but left to the host if it is constant.
-// Larger ones that are have constant chunks.
-__device__ inline void store_raw(EncodeTensor& tensor) {
-    const uint8_t* data = reinterpret_cast<const uint8_t*>(tensor.data);
-    const uint64_t elements = tensor.bytes >> tensor.element_log2;
-    const uint64_t first = elements ? load_element(data, 0, tensor.element_log2) : 0;
-    bool same = elements > 0;
-    for (uint64_t i = threadIdx.x; i < elements; i += PLAN_THREADS)
-        same &= load_element(data, i, tensor.element_log2) == first;
-    const bool varies = __syncthreads_or(!same);
-    if (threadIdx.x == 0 && !varies && !tensor.plan) tensor.model.state = ENCODE_HOST;
 }

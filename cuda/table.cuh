@@ -217,7 +217,8 @@ __device__ inline bool fit_window(const Counts& it, bool escape, FitRoom& room, 
     return true;
 }
 
-// The better of both tables. False if all symbols are one, and known to be.
+// The better of both tables, or none if all symbols are one and known to be. False if there is
+// neither.
 __device__ inline bool fit(const Counts& it, bool exact, FitRoom& room, EncodeModel& model,
                            uint64_t& cost) {
     bool complete = it.whole() && it.length <= MAX_SYMBOLS;
@@ -225,7 +226,13 @@ __device__ inline bool fit(const Counts& it, bool exact, FitRoom& room, EncodeMo
     exact |= complete;
     uint32_t begin, end;
     it.used(begin, end);
-    if (end - begin <= 1 && exact) return false;
+    if (end == begin) return false;
+    if (end - begin == 1 && exact) {
+        model.base = it.first + begin;
+        model.escape = model.entries = 0;
+        cost = 0;
+        return true;
+    }
     const bool without = exact && fit_window(it, false, room, model, cost);
     if (without) {
         // An escape takes a slot, as does a single rare symbol.

@@ -38,7 +38,7 @@ pub mod zipnn;
 pub use codec::{compress, compress_delta, compress_to, content_hash, write_reference};
 pub use container::device::{
     DevicePlan, EncodedChunk, EncodedModel, EncodedScale, Placement, assemble as assemble_prelude,
-    plan as device_plan,
+    assemble_constant, plan as device_plan,
 };
 pub use container::explain::{Alternative, Explanation, FieldUse, ScaleUse, estimate};
 pub use container::external::{Derivation, External};

@@ -13,6 +13,7 @@ __all__ = [
     "StreamCompressor",
     "StreamDecompressor",
     "__version__",
+    "assemble_constant",
     "assemble_prelude",
     "chunk_log2",
     "compress",
@@ -105,6 +106,7 @@ def decompress_into(
 def decompress_to_use(
     source: _Any, out: _Any, start: int, nbytes: int, threads: int | None, /
 ) -> None: ...
+def assemble_constant(dtype: str, shape: Sequence[int], element: bytes) -> bytes: ...
 def assemble_prelude(
     dtype: str,
     shape: Sequence[int],

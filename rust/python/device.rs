@@ -6,7 +6,8 @@ use pyo3::types::PyBytes;
 use super::buffers::Bytes;
 use super::errors::to_py;
 use crate::container::device::{
-    EncodedChunk, EncodedModel, EncodedScale, Placement, assemble, plan as device_plan_of,
+    EncodedChunk, EncodedModel, EncodedScale, Placement, assemble,
+    assemble_constant as constant_stream, plan as device_plan_of,
 };
 use crate::container::stream::Stream;
 use crate::dtype::Dtype;
@@ -62,6 +63,19 @@ fn assemble_prelude<'py>(
     Ok(PyBytes::new(py, &made.map_err(to_py)?))
 }
 
+/// The stream of a tensor that is one element.
+#[pyfunction]
+fn assemble_constant<'py>(
+    py: Python<'py>,
+    dtype: &str,
+    shape: Vec<u64>,
+    element: Vec<u8>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let dtype = Dtype::from_name(dtype).map_err(to_py)?;
+    let made = constant_stream(dtype, &shape, &element);
+    Ok(PyBytes::new(py, &made.map_err(to_py)?))
+}
+
 /// The hash that names the bytes of a whole tensor: 16 bytes, the lowest first.
 #[pyfunction]
 fn content_hash<'py>(data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -82,6 +96,7 @@ fn chunk_log2(dtype: &str, nbytes: usize, level: &str) -> PyResult<u32> {
 }
 
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(assemble_constant, m)?)?;
     m.add_function(wrap_pyfunction!(assemble_prelude, m)?)?;
     m.add_function(wrap_pyfunction!(chunk_log2, m)?)?;
     m.add_function(wrap_pyfunction!(content_hash, m)?)?;

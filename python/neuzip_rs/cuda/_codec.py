@@ -26,12 +26,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from neuzip_rs import _native
 from neuzip_rs.cuda import _encode, _launch, _runtime, _torch
 from neuzip_rs.cuda._device import ALIGNMENT, Bytes, Device, Event, aligned, cupy_device
-from neuzip_rs.cuda._encode_layout import Input, Structs, describe, plan_bytes
+from neuzip_rs.cuda._encode_layout import (
+    Input,
+    Structs,
+    describe,
+    plan_bytes,
+    scale_room,
+    views,
+)
 from neuzip_rs.directory.content import read_varint
 from neuzip_rs.nn.codec import DTYPES, Codec, Header, named_dtype
 
 UNSETTLED_BYTES: Final = 512 << 20
-_LEVEL: Final = "fast"
+_LEVEL: Final = "default"
 # Enough for the lengths of most headers, and for the whole of the header of a small tensor.
 _FIRST_BYTES: Final = 4096
 _MAGIC_BYTES: Final = 4
@@ -40,10 +47,20 @@ Open: TypeAlias = Callable[[torch.device], AbstractContextManager[Device]]
 
 
 class _Sizes(NamedTuple):
-    """What is on its way from the device: structs, and the place in the stream behind them."""
+    """What is on its way from the device.
+
+    Attributes:
+        tensors: What the kernels say of the tensor.
+        chunks: What they say of its chunks.
+        views: What the host has told them of its views.
+        lists: The part of the plan with the scale offsets.
+        arrived: The place in the stream behind these.
+    """
 
     tensors: Structs
     chunks: Structs
+    views: Structs
+    lists: Bytes
     arrived: Event
 
 
@@ -124,14 +141,18 @@ class DeviceCodec(Codec):
         name, nbytes = DTYPES[tensor.dtype], tensor.numel() * tensor.itemsize
         header = Header(tensor.dtype, tuple(tensor.shape))
         chunk_log2 = _native.chunk_log2(name, nbytes, level=_LEVEL)
-        described = describe([Input(tensor.data_ptr(), nbytes, name, chunk_log2)])
+        one = Input(tensor.data_ptr(), nbytes, name, chunk_log2, views(name, tensor.shape))
+        described = describe([one])
         chunks = len(described.chunks)
         code = _room(described.out_bytes, tensor.device)
-        plan = _room(plan_bytes(chunks), tensor.device)
+        offsets_at, offsets = plan_bytes(chunks), scale_room(one)
+        plan = _room(offsets_at + offsets.nbytes, tensor.device)
         described.tensors["plan"] = plan.data_ptr()
-        on_device = _encode.launch(device, described, code.data_ptr())
+        on_device = _encode.launch(device, described, code.data_ptr(), level=_LEVEL)
         structs = _encode.download_structs(device, described, on_device)
-        sizes = _Sizes(*structs, device.stream.record())
+        lists = device.staging(offsets.lists)
+        device.stream.download(lists, plan.data_ptr() + offsets_at)
+        sizes = _Sizes(*structs, described.views, lists, device.stream.record())
         self._states[code] = _State(header, nbytes, plan, chunks, 1 << chunk_log2, sizes=sizes)
         self._unsettled.append((weakref.ref(code), code.numel(), sizes.arrived))
         return code
@@ -204,7 +225,9 @@ def _settle(device: Device, code: torch.Tensor, state: _State) -> None:
     sizes.arrived.synchronize()
     tensor, chunks = sizes.tensors[0], sizes.chunks
     name = DTYPES[state.header.dtype]
-    head = _encode.prelude(tensor, chunks, name, state.header.shape)
+    offsets = _encode.offsets(tensor, sizes.views)
+    scale = None if offsets is None else _encode.published(offsets, sizes.lists)
+    head = _encode.prelude(tensor, chunks, name, state.header.shape, scale)
     payload_bytes = int(tensor["payload_bytes"])
     with torch.inference_mode(mode=False), torch.no_grad():
         exact = _room(len(head) + payload_bytes, code.device)
@@ -218,9 +241,19 @@ def _settle(device: Device, code: torch.Tensor, state: _State) -> None:
             code.record_stream(torch.cuda.current_stream(code.device))
         # The same tensor, so that whoever holds it sees its new memory.
         code.data = exact
+        if offsets is None and sizes.lists.size:
+            state.plan = _kept(state.plan, plan_bytes(len(chunks)))
     state.payloads, state.sizes = len(head), None
-    cuts = _encode.is_cut(tensor, chunks)
+    cuts = _encode.is_cut(tensor, chunks, offsets)
     state.has_cuts, state.has_others = bool(cuts.any()), not cuts.all()
+
+
+def _kept(memory: torch.Tensor, nbytes: int) -> torch.Tensor:
+    """The first bytes of memory, the rest of which may be used again in the order of streams."""
+    if memory.is_cuda:
+        memory.record_stream(torch.cuda.current_stream(memory.device))
+    kept = _room(nbytes, memory.device)
+    return kept.copy_(memory[:nbytes])
 
 
 def _read(code: torch.Tensor) -> _State:

@@ -9,10 +9,19 @@ from neuzip_rs import _arrays, _native
 from neuzip_rs._native import CompressedTensor
 from neuzip_rs.cuda import _runtime
 from neuzip_rs.cuda._decode import _framework_of, _pointer
-from neuzip_rs.cuda._device import Bytes, Device, Memory, cupy_device, pointer, to_device
+from neuzip_rs.cuda._device import (
+    Bytes,
+    Device,
+    Memory,
+    aligned,
+    cupy_device,
+    pointer,
+    to_device,
+)
 from neuzip_rs.cuda._encode_layout import (
     CHUNK,
     EXPONENT_BITS,
+    SCALE_BYTES,
     SUB_BLOCK,
     TENSOR,
     WAVE_BYTES,
@@ -28,12 +37,14 @@ Array: TypeAlias = Any
 # What a chunk says of its storage if it has the model, and what the fast kernel decodes: elements
 # of up to four bytes in whole sub-blocks.
 MODEL_STORAGE: Final = 2
-CONSTANT_STORAGE: Final = 1
 _MOST_CUT_LOG2: Final = 2
 # EncodeSign: from here on, all elements have one sign.
+_SIGN_RAW: Final = 0
 _POSITIVE: Final = 2
-# EncodeState: no model, a table, and what is left to the CPU.
-RAW, CUT, HOST = range(3)
+# Neighbours that the fast kernel puts together have one row.
+_CUT_ELEMENTS: Final = 8
+# EncodeState: no model, a table, one element.
+RAW, CUT, CONSTANT = range(3)
 LEVELS: Final = ("fast", "default")
 # EncodeModel.scale: the number of a view times this, and the axes whose offsets are subtracted.
 _CHOICES: Final = 4
@@ -63,6 +74,9 @@ def prelude(
 ) -> bytes:
     """What goes in front of the payloads that the device has made of a tensor."""
     model, made = tensor["model"], None
+    if int(model["state"]) == CONSTANT:
+        element = model["index"][: int(tensor["item_bytes"])].tobytes()
+        return _native.assemble_constant(dtype, shape, element)
     if int(model["state"]) == CUT:
         count = int(model["entries"])
         listed = zip(
@@ -108,10 +122,22 @@ def offsets(tensor: Structs, own_views: Structs) -> Offsets | None:
     )
 
 
-def is_cut(tensor: Structs, chunks: Structs) -> Structs:
+def published(offsets: Offsets, lists: Bytes) -> tuple[int, int, bytes, bytes]:
+    """Scale offsets from the part of a plan that begins with its Scale."""
+    rows, cols = offsets.rows[1], offsets.cols[1]
+    start = SCALE_BYTES + aligned(rows)
+    first, second = lists[SCALE_BYTES:][:rows], lists[start:][:cols]
+    return offsets.columns, offsets.shift, first.tobytes(), second.tobytes()
+
+
+def is_cut(tensor: Structs, chunks: Structs, scale: Offsets | None) -> Structs:
     """Which chunks the fast kernel decodes: what encode_publish says of them."""
     model, element_log2 = tensor["model"], int(tensor["element_log2"])
-    form = int(model["sign"]) < _POSITIVE and not int(model["trailing_zeros"])
+    sign, joint = int(model["sign"]), int(model["joint"])
+    raw_bits = int(tensor["mantissa_bits"]) - joint + (sign == _SIGN_RAW)
+    coded = int(model["entries"]) > 0 and sign < _POSITIVE and raw_bits > 0
+    aligned_columns = scale is None or scale.columns % _CUT_ELEMENTS == 0
+    form = coded and aligned_columns and not int(model["trailing_zeros"])
     if element_log2 > _MOST_CUT_LOG2 or not form:
         return np.zeros(len(chunks), bool)
     whole = chunks["bytes"] % (SUB_BLOCK << element_log2) == 0
@@ -119,25 +145,23 @@ def is_cut(tensor: Structs, chunks: Structs) -> Structs:
     return found
 
 
-def left_to_cpu(tensor: Structs, chunks: Structs) -> bool:
-    """Whether the CPU stores a tensor in a form that the device does not make.
-
-    So it may where all chunks are constant: the tensor may be, which the device does not ask.
-    """
-    constant = len(chunks) > 0 and bool((chunks["storage"] == CONSTANT_STORAGE).all())
-    return constant or int(tensor["model"]["state"]) == HOST
-
-
 def can_encode(array: Array, level: str = "fast") -> bool:
-    """Whether an array is one that this module encodes: floats on a CUDA device, contiguous."""
+    """Whether an array is one that this module encodes: floats on a CUDA device."""
     if level not in LEVELS:
         return False
     device = str(getattr(array, "device", ""))
     if not device.startswith(("cuda", "<CUDA")):
         return False
-    contiguous = getattr(array, "is_contiguous", None)
-    is_dense = contiguous() if contiguous is not None else array.flags.c_contiguous
-    return _name_of(array) in EXPONENT_BITS and bool(is_dense)
+    # Sparse tensors are refused elsewhere.
+    strided = str(getattr(array, "layout", "torch.strided")) == "torch.strided"
+    return _name_of(array) in EXPONENT_BITS and strided
+
+
+def _dense(array: Array) -> Array:
+    """The elements of an array one after the other, on its device."""
+    if hasattr(array, "data_ptr"):
+        return array.detach().resolve_conj().resolve_neg().contiguous()
+    return _runtime.cupy().ascontiguousarray(array).reshape(array.shape)
 
 
 def _name_of(array: Array) -> str:
@@ -148,8 +172,8 @@ def compress_many(arrays: Iterable[Array], *, level: str = "fast") -> list[Compr
     """Compresses tensors where they are, all of them in one launch.
 
     The bytes are those that `neuzip_rs.compress` makes on the CPU at this level. Only compressed
-    bytes are copied to the host. What the device has no kernel for (other types, constant
-    tensors, floats of one exponent) is compressed by the CPU.
+    bytes are copied to the host. What the device has no kernel for (types that are no floats) is
+    compressed by the CPU.
 
     Args:
         arrays: Torch or CuPy arrays on one device.
@@ -175,22 +199,23 @@ def compress_many(arrays: Iterable[Array], *, level: str = "fast") -> list[Compr
         device, stream = frame.place_of([arrays[number] for number in here])
         with cupy_device(device, stream, frame) as current:
             names = [_name_of(arrays[number]) for number in here]
+            dense = [_dense(arrays[number]) for number in here]
             inputs = [
                 Input(
-                    _pointer(arrays[number]),
-                    int(arrays[number].nbytes),
+                    _pointer(array),
+                    int(array.nbytes),
                     name,
-                    _native.chunk_log2(name, int(arrays[number].nbytes), level=level),
-                    views(arrays[number].shape) if level == "default" else (),
+                    _native.chunk_log2(name, int(array.nbytes), level=level),
+                    views(name, array.shape) if level == "default" else (),
                 )
-                for number, name in zip(here, names, strict=True)
+                for array, name in zip(dense, names, strict=True)
             ]
-            shapes = [tuple(arrays[number].shape) for number in here]
+            shapes = [tuple(array.shape) for array in dense]
+            # What is dense stays until the device is done, which `encode` waits for.
             streams = encode(current, inputs, shapes, level=level)
             for number, made in zip(here, streams, strict=True):
-                if made is not None:
-                    kind = "torch" if hasattr(arrays[number], "data_ptr") else "cupy"
-                    results[number] = CompressedTensor.from_bytes(made, framework=kind)
+                kind = "torch" if hasattr(arrays[number], "data_ptr") else "cupy"
+                results[number] = CompressedTensor.from_bytes(made, framework=kind)
     return [
         _on_the_host(array, level) if result is None else result
         for array, result in zip(arrays, results, strict=True)
@@ -204,20 +229,17 @@ def encode(
     *,
     level: str = "fast",
     wave_bytes: int = WAVE_BYTES,
-) -> list[bytes | None]:
-    """Encodes tensors and brings them to the host; None for what is left to the CPU."""
+) -> list[bytes]:
+    """Encodes tensors and brings them to the host."""
     described = describe(inputs, wave_bytes)
     out = device.empty(described.out_bytes)
     on_device = launch(device, described, out.address, level=level)
     tensors, chunks = download_structs(device, described, on_device)
     device.stream.record().synchronize()
-    streams: list[bytes | None] = []
+    streams: list[bytes] = []
     for number, (tensor, one, shape) in enumerate(zip(tensors, inputs, shapes, strict=True)):
         first = int(tensor["first_chunk"])
         own = chunks[first : first + int(tensor["chunks"])]
-        if left_to_cpu(tensor, own):
-            streams.append(None)
-            continue
         scale = offsets(tensor, described.views[described.views["tensor"] == number])
         lists = None if scale is None else [_fetch(device, *of) for of in (scale.rows, scale.cols)]
         payloads = _fetch(device, int(tensor["out"]), int(tensor["payload_bytes"]))
@@ -247,11 +269,7 @@ class OnDevice(NamedTuple):
 
 
 def launch(device: Device, described: Described, out: int, *, level: str = "fast") -> OnDevice:
-    """Encodes into memory at `out`.
-
-    Plans to decode what was encoded are made without scale offsets only: at the level "fast".
-    """
-    assert level == "fast" or not described.tensors["plan"].any()
+    """Encodes into memory at `out`."""
     tensors, chunks, waves, scratch_bytes, _, seen, views_bytes = described
     scratch, room = device.empty(scratch_bytes), device.empty(views_bytes)
     chunks["scratch"] += np.uint64(scratch.address)
@@ -267,7 +285,7 @@ def launch(device: Device, described: Described, out: int, *, level: str = "fast
     if len(chunks):
         blocks = max(1, min(len(chunks), _CHUNK_BLOCKS * device.processors))
         count = np.uint32(len(chunks))
-        device.launch("encode_plan", "encode_signs", blocks, _CHUNK_THREADS, *both, count)
+        device.launch("encode_plan", "encode_traits", blocks, _CHUNK_THREADS, *both, count)
     if len(tensors) and level == "fast":
         device.launch("encode_plan", "encode_plan", len(tensors), _PLAN_THREADS, both[0])
     elif len(tensors):

@@ -39,8 +39,8 @@ TENSOR: Final = np.dtype(
         ("mantissa_bits", "u1"),
         ("views", "u1"),
         ("plan", "<u8"),
-        ("signs", "<u4"),
-        ("reserved", "<u4"),
+        ("traits", "<u4"),
+        ("item_bytes", "<u4"),
         ("view", "<u8"),
         ("model", MODEL),
     ]
@@ -83,23 +83,34 @@ EXPONENT_BITS: Final = {
     "float16": 5,
     "float32": 8,
     "float64": 11,
+    "float8_e3m4": 3,
+    "float8_e4m3": 4,
+    "float8_e4m3b11fnuz": 4,
     "float8_e4m3fn": 4,
     "float8_e4m3fnuz": 4,
     "float8_e5m2": 5,
     "float8_e5m2fnuz": 5,
+    "bcomplex32": 8,
+    "complex32": 5,
+    "complex64": 8,
+    "complex128": 11,
 }
+"""Types of floats, and of pairs of floats."""
 _SCALED_DIMENSIONS: Final = 2
 _MIN_SCALED_ELEMENTS: Final = 4096
 # Dimensions below this are those of a filter.
 _SHORT: Final = 16
 # Columns that a stripe has at least.
 _LEAST_RUN: Final = 32
+# Offsets of the columns of elements up to this size are words of 16 bits in a plan.
+_NARROW_BYTES: Final = 2
 _STATES_BYTES: Final = 128
 WAVE_BYTES: Final = 256 << 20
 """Scratch memory is used again when the chunks that fit into it are done."""
 # What a plan has besides its chunks: two Models, and the tables of both kernels.
 _PLAN_REST_BYTES: Final = 2 * 400 + 256 * 4 + 256 * 8
 _PLAN_CHUNK_BYTES: Final = 64
+SCALE_BYTES: Final = 48
 
 
 class Input(NamedTuple):
@@ -112,8 +123,15 @@ class Input(NamedTuple):
     columns: tuple[int, ...] = ()
 
 
-def views(shape: Sequence[int]) -> tuple[int, ...]:
+def is_complex(dtype: str) -> bool:
+    """Whether an element is two floats."""
+    return "complex" in dtype
+
+
+def views(dtype: str, shape: Sequence[int]) -> tuple[int, ...]:
     """Row lengths of the matrices that get scale offsets: `views` of rust/model/select.rs."""
+    if is_complex(dtype):
+        return ()
     dims = [int(size) for size in shape if size != 1]
     count = math.prod(dims)
     if len(dims) < _SCALED_DIMENSIONS or count < _MIN_SCALED_ELEMENTS:
@@ -127,8 +145,32 @@ def views(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def plan_bytes(chunks: int) -> int:
-    """Bytes of the plan that the device makes of a tensor it has encoded."""
+    """Bytes of the plan that the device makes of a tensor it has encoded, without scale offsets."""
     return _PLAN_CHUNK_BYTES * chunks + _PLAN_REST_BYTES
+
+
+class ScaleRoom(NamedTuple):
+    """What a plan has behind the rest: room for the scale offsets of any view.
+
+    Attributes:
+        lists: Bytes of the Scale and the offsets of rows and columns, one behind the other.
+        nbytes: Bytes of all, with the words of the columns.
+    """
+
+    lists: int
+    nbytes: int
+
+
+def scale_room(one: "Input") -> ScaleRoom:
+    """The room for the scale offsets of a tensor."""
+    if not one.columns:
+        return ScaleRoom(0, 0)
+    elements = one.nbytes // ITEMSIZE[one.dtype]
+    word = 4 if ITEMSIZE[one.dtype] > _NARROW_BYTES else 2
+    lists = [aligned(elements // columns) + aligned(columns) for columns in one.columns]
+    words = [max(aligned(word * columns), aligned(1)) for columns in one.columns]
+    both = max(a + b for a, b in zip(lists, words, strict=True))
+    return ScaleRoom(SCALE_BYTES + max(lists), SCALE_BYTES + both)
 
 
 class Described(NamedTuple):
@@ -161,7 +203,8 @@ def describe(inputs: Sequence[Input], wave_bytes: int = WAVE_BYTES) -> Described
     seen: list[tuple[int, int, int]] = []
     out = first = 0
     for number, (address, nbytes, dtype, chunk_log2, columns) in enumerate(inputs):
-        itemsize, exponent_bits = ITEMSIZE[dtype], EXPONENT_BITS[dtype]
+        item_bytes, exponent_bits = ITEMSIZE[dtype], EXPONENT_BITS[dtype]
+        itemsize = item_bytes // 2 if is_complex(dtype) else item_bytes
         starts = np.arange(0, nbytes, 1 << chunk_log2, dtype=np.uint64)
         chunks = np.zeros(len(starts), CHUNK)
         lengths = np.minimum(np.uint64(nbytes) - starts, np.uint64(1 << chunk_log2))
@@ -177,7 +220,7 @@ def describe(inputs: Sequence[Input], wave_bytes: int = WAVE_BYTES) -> Described
         tensor["data"], tensor["bytes"], tensor["out"] = address, nbytes, out
         tensor["first_chunk"], tensor["chunks"] = first, len(starts)
         tensor["chunk_log2"], tensor["element_log2"] = chunk_log2, itemsize.bit_length() - 1
-        tensor["exponent_bits"] = exponent_bits
+        tensor["exponent_bits"], tensor["item_bytes"] = exponent_bits, item_bytes
         tensor["mantissa_bits"] = 8 * itemsize - 1 - exponent_bits
         # Where its views are, in bytes.
         tensor["views"], tensor["view"] = len(columns), len(seen) * VIEW.itemsize

@@ -68,8 +68,14 @@ def _module(name: str, device: int) -> Cupy:
 
 
 def kernel(name: str, function: str) -> Cupy:
-    """A kernel of `name`.cu for the current device, compiled when it is first called."""
-    return _module(name, cupy().cuda.runtime.getDevice()).get_function(function)
+    """A kernel of `name`.cu for the current device, compiled when it is first asked for."""
+    return _function(name, function, cupy().cuda.runtime.getDevice())
+
+
+@cache
+def _function(name: str, function: str, device: int) -> Cupy:
+    # Modules look their functions up anew each time.
+    return _module(name, device).get_function(function)
 
 
 @cache

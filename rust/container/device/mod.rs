@@ -16,7 +16,7 @@ use super::stream::{Stream, external_alone, reference_alone};
 use crate::chunk::fill_pattern;
 use crate::constants::{ALIGNMENT, SUB_BLOCK};
 use crate::error::{Error, Result};
-pub use parts::{EncodedChunk, EncodedModel, EncodedScale, assemble};
+pub use parts::{EncodedChunk, EncodedModel, EncodedScale, assemble, assemble_constant};
 use tables::Sections;
 use wire::{CHUNK_BYTES, Chunk, flag, kind};
 

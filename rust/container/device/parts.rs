@@ -1,7 +1,7 @@
 //! What goes in front of payloads that the device has encoded.
 //!
-//! The device makes one kind of model: a coded plane of exponents above a raw plane of mantissa and, mostly, sign, with
-//! scale offsets or without.
+//! The device makes one kind of model of floats: a coded or constant plane of exponents above a raw plane of mantissa
+//! and, mostly, sign, with scale offsets or without.
 //! Place in docs/format.md: "Tensor stream".
 
 use super::super::index::{ChunkEntry, Storage, is_packed};
@@ -14,7 +14,8 @@ use crate::model::{Model, Plane};
 use crate::planes::scale::ScaleOffsets;
 
 /// The model: mantissa bits in the symbol, where the sign is, whether trailing zeros are left out; then the table of
-/// the symbols: base, whether it has an escape, and index and frequency in slot order.
+/// the symbols: base, whether it has an escape, and index and frequency in slot order; none of them if all symbols are
+/// the base.
 pub type EncodedModel = (u32, u32, bool, u64, bool, Vec<(u8, u8)>);
 
 /// Scale offsets of a matrix: its columns, log2 of the unit, and signed bytes for rows and for columns.
@@ -28,6 +29,24 @@ const SIGN_NEGATIVE: u32 = 3;
 
 /// What the device says of a chunk: payload length, storage (0 raw, 1 constant, 2 the model), hash.
 pub type EncodedChunk = (u32, u8, u64);
+
+/// The stream of a tensor of one element: what [`crate::compress`] makes.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for an element of another length.
+pub fn assemble_constant(dtype: Dtype, shape: &[u64], element: &[u8]) -> Result<Vec<u8>> {
+    if element.len() != dtype.itemsize() {
+        return Err(Error::InvalidArgument(
+            "encoded parts: an element of another type".to_owned(),
+        ));
+    }
+    let tensor = TensorType::new(dtype, shape)?;
+    Ok(write_prelude(
+        &tensor,
+        &Body::Constant(element.to_vec()),
+        &[],
+    ))
+}
 
 /// The beginning of a stream, up to its payloads: what [`crate::compress`] makes at the levels `fast` and `default`.
 ///
@@ -111,9 +130,18 @@ fn model(fields: FloatFields, made: EncodedModel, scaled: bool) -> Result<Model>
     let left = fields.mantissa_bits.checked_sub(joint).ok_or_else(fail)?;
     let symbol_bits = fields.exponent_bits + joint + u32::from(sign == SIGN_FIRST);
     let raw_bits = left + u32::from(sign == SIGN_RAW);
-    let entries = listed.into_iter();
-    let entries = entries.map(|(index, frequency)| Entry { index, frequency });
-    let table = FrequencyTable::new(symbol_bits, base, escape, entries.collect())?;
+    let symbols = if listed.is_empty() {
+        Plane::constant(symbol_bits, base)
+    } else {
+        let entries = listed.into_iter();
+        let entries = entries.map(|(index, frequency)| Entry { index, frequency });
+        Plane::coded(FrequencyTable::new(
+            symbol_bits,
+            base,
+            escape,
+            entries.collect(),
+        )?)
+    };
     let mut planes = Vec::new();
     let sign_position = match sign {
         SIGN_RAW => 0,
@@ -124,7 +152,7 @@ fn model(fields: FloatFields, made: EncodedModel, scaled: bool) -> Result<Model>
         }
         _ => return Err(fail()),
     };
-    planes.push(Plane::coded(table));
+    planes.push(symbols);
     if raw_bits > 0 {
         planes.push(Plane::raw(raw_bits));
     }

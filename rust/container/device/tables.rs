@@ -11,6 +11,8 @@ use crate::planes::scale::ScaleOffsets;
 
 /// Widest symbol of the fast kernel, whose slots have one bit more for the escape.
 const MAX_CUT_BITS: u32 = 15;
+/// `COLUMN_BIAS` of cuda/layout.cuh.
+const COLUMN_BIAS: u64 = 128;
 /// Elements that a thread of the fast kernel puts together at a time: they share a row.
 const CUT_ELEMENTS: usize = 8;
 
@@ -184,11 +186,7 @@ impl Sections {
         });
         // The fast kernel takes 16-bit words for elements of one and two bytes, 32-bit words for longer ones.
         let mut head = |words: Vec<u8>| {
-            let words = if words.is_empty() {
-                0
-            } else {
-                self.push(&words)
-            };
+            let words = self.push(&words);
             let mut bytes = (scale.columns as u64).to_le_bytes().to_vec();
             bytes.extend(scale.shift.to_le_bytes());
             bytes.extend(offsets.iter().flat_map(|offset| offset.to_le_bytes()));
@@ -197,8 +195,11 @@ impl Sections {
             self.push(&bytes)
         };
         (
-            head(scale.column_words::<u16>(scale.shift)),
-            head(scale.column_words::<u32>(scale.shift)),
+            head(biased(
+                one_load(scale.column_words::<u16>(scale.shift)),
+                scale.shift,
+            )),
+            head(one_load(scale.column_words::<u32>(scale.shift))),
         )
     }
 
@@ -258,6 +259,22 @@ impl Sections {
         bytes.resize(DELTA_BYTES, 0);
         self.push(&bytes)
     }
+}
+
+/// Words of columns, or the zeros of one load if there are none.
+fn one_load(mut words: Vec<u8>) -> Vec<u8> {
+    words.resize(words.len().max(ALIGNMENT), 0);
+    words
+}
+
+/// Words of columns with [`COLUMN_BIAS`] added to their offsets, so that the fast kernel adds none that is
+/// negative.
+fn biased(mut words: Vec<u8>, shift: u32) -> Vec<u8> {
+    let bias = (COLUMN_BIAS << shift) as u16;
+    for word in words.as_chunks_mut::<2>().0 {
+        *word = u16::from_le_bytes(*word).wrapping_add(bias).to_le_bytes();
+    }
+    words
 }
 
 /// All slots of a table whose entries, index and frequency, are in slot order.

@@ -18,6 +18,8 @@ from tests.python.cuda.nvrtc import ARCHITECTURES, compiled
 VARIANTS = {
     "2, 8, false": "BF16, exponent coded",
     "2, 7, false": "BF16, joint bit",
+    "2, 8, true": "BF16, exponent coded, scale offsets",
+    "2, 7, true": "BF16, joint bit, scale offsets",
 }
 PER_THREAD = 16
 _MEMORY = {"LDS", "STS", "LDG", "STG", "LD", "ST", "SHFL", "LDC", "ULDC"}
@@ -28,7 +30,7 @@ _MOVES = {"MOV", "UMOV", "CS2R", "S2R", "S2UR", "P2R", "R2P", "R2UR"}
 def variant(arguments: str) -> Path:
     """A source with one variant of the fast kernel alone, so that its loop is easy to find."""
     text = (CUDA / "decode.cu").read_text()
-    begin, end = text.index("        const bool scaled ="), text.index("        report(status")
+    begin, end = text.index("        const Error error ="), text.index("        report(status")
     call = f"        const Error error = decode_cut_chunk<{arguments}>(plan, model, chunk, room);\n"
     text = text[:begin] + call + text[end : text.index("// Every chunk that")]
     path = Path(tempfile.mkdtemp()) / f"{re.sub(r'[^a-z0-9]+', '_', arguments)}.cu"

@@ -43,8 +43,8 @@ def encode_many(
     seed: int = 1,
     wave_bytes: int = WAVE_BYTES,
     level: str = "fast",
-) -> list[bytes | None]:
-    """The streams of tensors (bytes, dtype, shape); None for what is left to the CPU."""
+) -> list[bytes]:
+    """The streams of tensors (bytes, dtype, shape)."""
     memory = [guarded(data) for data, _, _ in tensors]
     inputs = [
         Input(
@@ -52,7 +52,7 @@ def encode_many(
             len(data),
             dtype,
             chunk_log2,
-            views(shape) if level == "default" else (),
+            views(dtype, shape) if level == "default" else (),
         )
         for at, (data, dtype, shape) in zip(memory, tensors, strict=True)
     ]

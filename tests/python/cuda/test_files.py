@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file as save_plain
 
 import neuzip_rs as nz
 from neuzip_rs import _native
 from neuzip_rs.cuda import _files, _pipeline
 from neuzip_rs.cuda._files import Place, Wanted
+from neuzip_rs.directory.pack import compress_directory
 from tests.python.cuda.emulated import EmulatedDevice
 from tests.python.cuda.emulation import needs_compiler
 from tests.python.samples import contents, torch_tensor
@@ -216,6 +218,26 @@ def test_bases_that_do_not_do(
     nz.safetensors.save_file({"another": torch.ones(5)}, folder / "b.safetensors")
     found, _ = read(path, [name], base=folder)
     assert_same(found, {name: chain[1][1][name]})
+
+
+def test_references_to_other_files(tmp_path: Path) -> None:
+    """The same weights in several files of a folder, as they are and rounded."""
+    folder, packed = tmp_path / "model", tmp_path / "packed"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    wide = {f"layers.{i}.weight": weights("float32", (200, 99 + i), i) for i in range(4)}
+    wide["layers.5.weight"] = weights("bfloat16", (70, 300), 7)
+    narrow = {name: x.bfloat16() for name, x in wide.items()}
+    save_plain(wide, folder / "model.safetensors")
+    save_plain(narrow, folder / "model.bf16.safetensors")
+    compress_directory(folder, packed)
+    for name, expected in (("model", wide), ("model.bf16", narrow)):
+        path = packed / f"{name}.safetensors"
+        forms = {place.name: place.form for place in places_of(path)}
+        found, _ = read(path)
+        assert_same(found, expected)
+        if expected is narrow:
+            assert list(forms.values()).count("elsewhere") == len(forms)
 
 
 def test_damage(tmp_path: Path) -> None:
