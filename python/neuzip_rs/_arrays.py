@@ -145,6 +145,16 @@ def allocate(adapter: Adapter, dtype: str, shape: tuple[int, ...]) -> tuple[Arra
     return make_room(adapter.allocate, dtype, shape)
 
 
+def abandon(buffer: "Buffer") -> None:
+    """Lets go of room that could not be filled.
+
+    The traceback of the error holds it. If the room of bytes is collected while it still has a
+    view, CPython reports that as an exception which nobody can catch, or (3.12.1) crashes.
+    """
+    if type(buffer) is memoryview:
+        buffer.release()
+
+
 def make_room(make: Room, dtype: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Makes room for a result in some way; errors as those of `allocate`."""
     try:

@@ -4,7 +4,6 @@ One-dimensional bytes are raw bytes and come back as `bytes`. A buffer that says
 elements, or more dimensions, comes back as the numpy array it describes.
 """
 
-import contextlib
 import io
 import sys
 from collections.abc import Callable
@@ -43,25 +42,13 @@ def check_device(device: Device, /) -> Device:
         raise ValueError(message)
 
 
-class _Room(io.BytesIO):
-    """Bytes that are written through a view.
-
-    After an error its traceback holds both. If the collector finds them at once, the room is closed
-    first; that there is still a view would be reported as an exception that nobody can catch.
-    """
-
-    def close(self) -> None:
-        with contextlib.suppress(BufferError):
-            super().close()
-
-
 def allocate(dtype: str, shape: tuple[int, ...], /) -> tuple[Array, "Buffer"]:
     """Makes room for a `bytes` object.
 
     BytesIO hands out a writable view of its bytes and, once that is released, those very bytes, so
     that the result is never copied; `bytes(n)` is zeroed lazily by the operating system.
     """
-    room = _Room(bytes(element_count(shape) * ITEMSIZE[dtype]))
+    room = io.BytesIO(bytes(element_count(shape) * ITEMSIZE[dtype]))
     view = room.getbuffer()
     return (room, view), view
 

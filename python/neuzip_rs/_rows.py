@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from neuzip_rs._arrays import Adapter, Array, adapter_for, allocate
+from neuzip_rs._arrays import Adapter, Array, abandon, adapter_for, allocate
 from neuzip_rs._dtypes import ITEMSIZE, element_count
 
 if TYPE_CHECKING:
@@ -97,7 +97,11 @@ def decode_bytes(dtype: str, shape: tuple[int, ...], key: Key, read: Read) -> by
     row_bytes = element_count(shape[1:]) * ITEMSIZE[dtype]
     adapter = adapter_for("bytes")
     result, buffer = allocate(adapter, "uint8", (plan.span * row_bytes,))
-    read(buffer, plan.rows.start * row_bytes)
+    try:
+        read(buffer, plan.rows.start * row_bytes)
+    except BaseException:
+        abandon(buffer)
+        raise
     decoded: bytes = adapter.finish(result, None)
     if plan.rest and dtype == "uint8" and row_bytes == 1:
         return decoded[0]

@@ -152,10 +152,16 @@ def decompress(
     if device is not None:
         device = adapter.check_device(device)
     result, buffer = _arrays.allocate(adapter, name, shape)
-    if base_data is None:
-        _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True)
-    else:
-        _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True, base=base_data)
+    try:
+        if base_data is None:
+            _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True)
+        else:
+            _decompress_into(
+                source, buffer, verify=verify, threads=threads, fresh=True, base=base_data
+            )
+    except BaseException:
+        _arrays.abandon(buffer)
+        raise
     return adapter.finish(result, device)
 
 
