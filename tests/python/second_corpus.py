@@ -29,59 +29,56 @@ class Disagreement(AssertionError):
     """The two readers see different bytes."""
 
 
-def streams_of(packed: bytes) -> tuple[files.Header, dict[str, bytes]]:
-    outer, data = files.read_plain(packed)
-    original = files.read_embedded(outer.metadata[files.KEY])
-    assert [t.name for t in outer.tensors] == [t.name for t in original.tensors]
-    return original, {t.name: data[t.begin : t.end] for t in outer.tensors}
-
-
 def check(plain: bytes, packed: bytes, base: bytes, count: int, rng: random.Random) -> Counter[str]:
     """Compares one compressed file with what it was made from."""
     header, data = files.read_plain(plain)
-    original, streams = streams_of(packed)
+    outer, stored = files.read_plain(packed)
+    original = files.read_embedded(outer.metadata[files.KEY])
     if original.text != header.text:
         raise Disagreement("the header is another one")
+    streams = files.Streams(outer, original, stored)
     seen: Counter[str] = Counter(tensors=len(original.tensors))
-    chunks: list[tuple[files.Tensor, int]] = []
+    expected: dict[str, bytes] = {}
+    for tensor in original.tensors:
+        streams.check_form(tensor)
+        # Tensors that share a stream lie in it one after the other.
+        owner = streams.places.get(tensor.name, (tensor.name,))[0]
+        seen["bundled"] += owner != tensor.name
+        expected[owner] = expected.get(owner, b"") + data[tensor.begin : tensor.end]
+    chunks: list[tuple[str, int]] = []
     parsed: dict[str, page.Stream] = {}
     deltas = []
-    for tensor in original.tensors:
-        stream = page.parse(streams[tensor.name])
-        files.check_form(tensor, stream)
-        expected = data[tensor.begin : tensor.end]
-        parsed[tensor.name] = stream
+    for name, content in expected.items():
+        stream = parsed[name] = page.parse(streams.by_name[name])
         if stream.body == page.CONSTANT_BODY:
-            if stream.element * (stream.nbytes // len(stream.element)) != expected:
-                raise Disagreement(f"{tensor.name}: constant")
+            if stream.element * (stream.nbytes // len(stream.element)) != content:
+                raise Disagreement(f"{name}: constant")
             seen["constants"] += 1
         elif stream.body == page.CHUNKED_BODY:
-            chunks += [(tensor, number) for number in range(len(stream.storages))]
+            chunks += [(name, number) for number in range(len(stream.storages))]
         elif stream.body == page.REFERENCE_BODY:
-            first = next(t for t in original.tensors if t.name == stream.name)
-            if data[first.begin : first.end] != expected:
-                raise Disagreement(f"{tensor.name}: reference")
+            if expected[stream.name] != content:
+                raise Disagreement(f"{name}: reference")
             seen["references"] += 1
         else:
-            deltas.append(tensor)
+            deltas.append(name)
     seen["chunks"] = len(chunks)
     chosen = chunks if count == 0 else rng.sample(chunks, min(count, len(chunks)))
     if chunks and count:
         chosen += [chunks[0], chunks[-1]]
-    for tensor, number in chosen:
-        stream = parsed[tensor.name]
-        begin = tensor.begin + number * stream.chunk_bytes
-        expected = data[begin : min(begin + stream.chunk_bytes, tensor.end)]
+    for name, number in chosen:
+        stream = parsed[name]
+        begin = number * stream.chunk_bytes
         found = page.decode_chunk(stream, number)
-        if found != expected or page.chunk_hash(found) != stream.hashes[number]:
-            raise Disagreement(f"{tensor.name}: chunk {number}")
+        same = found == expected[name][begin : begin + stream.chunk_bytes]
+        if not same or page.chunk_hash(found) != stream.hashes[number]:
+            raise Disagreement(f"{name}: chunk {number}")
         seen["decoded"] += 1
-    small = [t for t in deltas if t.end - t.begin <= MOST_DELTA_BYTES]
+    small = [name for name in deltas if len(expected[name]) <= MOST_DELTA_BYTES]
     bases = files.model(base) if deltas else {}
-    for tensor in small if count == 0 else rng.sample(small, min(count, len(small))):
-        found = decode_delta(streams[tensor.name], bases[tensor.name][1])
-        if found != data[tensor.begin : tensor.end]:
-            raise Disagreement(f"{tensor.name}: delta")
+    for name in small if count == 0 else rng.sample(small, min(count, len(small))):
+        if decode_delta(streams.by_name[name], bases[name][1]) != expected[name]:
+            raise Disagreement(f"{name}: delta")
         seen["deltas"] += 1
     return seen
 
