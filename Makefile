@@ -195,12 +195,15 @@ test-asan: ## Run the Rust tests under AddressSanitizer (x86-64 Linux)
 
 # valgrind translates instructions up to AVX2, and says so to the program: AVX-512 is not tried. A test
 # runs 30 times as long as it would.
+VALGRIND_ENV = PROPTEST_CASES=8 NEUZIP_NUM_THREADS=2 \
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind -q --error-exitcode=99 \
+	--leak-check=no --fair-sched=yes"
 .PHONY: test-valgrind
 test-valgrind: ## Run the tests of kernels, streams and deltas under valgrind (x86-64 Linux)
-	@PROPTEST_CASES=8 NEUZIP_NUM_THREADS=2 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind -q \
-	--error-exitcode=99 --leak-check=no --fair-sched=yes" \
-	cargo test --profile checked --target x86_64-unknown-linux-gnu --lib --test roundtrip -- simd:: \
-	planes:: rans:: roundtrip
+	@$(VALGRIND_ENV) cargo test --profile checked --target x86_64-unknown-linux-gnu --lib -- \
+	simd:: planes:: rans:: roundtrip
+	@$(VALGRIND_ENV) cargo test --profile checked --target x86_64-unknown-linux-gnu \
+	--test roundtrip --test delta
 
 # All tests of the portable tier for a target with other words or another order of bytes, under qemu-user.
 PORT ?= i686-unknown-linux-gnu
