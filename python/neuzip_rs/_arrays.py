@@ -8,9 +8,12 @@ framework makes that view; this module finds the adapter for an object or a name
 No framework is imported until one of its objects, or its name, is handed over.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from threading import RLock
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from neuzip_rs._errors import OutputTooLargeError
@@ -83,6 +86,15 @@ _MODULES: Final = {
 }
 _adapters: Final[dict[str, Adapter]] = {}
 _exact_types: Final[dict[type, Importer]] = {}
+# Forking waits for the end of an import here: the child has no thread that would end it, and would
+# wait for it forever when it needs the adapter itself.
+_importing: Final = RLock()
+if sys.platform != "win32":
+    os.register_at_fork(
+        before=_importing.acquire,
+        after_in_parent=_importing.release,
+        after_in_child=_importing.release,
+    )
 
 
 def adapter_for(framework: str) -> Adapter:
@@ -99,7 +111,7 @@ def adapter_for(framework: str) -> Adapter:
             message = f"framework must be {names}, not {framework!r}"
             raise ValueError(message)
         try:
-            module = import_module(f"neuzip_rs.{_MODULES[framework]}")
+            module = _import(_MODULES[framework])
         except ImportError as error:
             message = (
                 f"this needs {framework}, which cannot be imported; "
@@ -169,6 +181,11 @@ def make_room(make: Room, dtype: str, shape: tuple[int, ...]) -> tuple[Array, Ar
         raise OutputTooLargeError(message) from error
 
 
+def _import(name: str) -> ModuleType:
+    with _importing:
+        return import_module(f"neuzip_rs.{name}")
+
+
 def _classify(value: Array) -> Importer:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
@@ -183,7 +200,7 @@ def _classify(value: Array) -> Importer:
     if jax is not None and isinstance(value, jax.Array):
         return adapter_for("jax")
     if hasattr(value, "__dlpack__"):
-        return cast("Importer", import_module("neuzip_rs._dlpack"))
+        return cast("Importer", _import("_dlpack"))
     try:
         memoryview(value).release()
     except (TypeError, BufferError, ValueError):

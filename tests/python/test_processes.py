@@ -55,6 +55,38 @@ def test_fork_while_threads_work(run_python: RunPython) -> None:
     assert run_python(FORK_PROGRAM) == "done"
 
 
+FORK_WHILE_IMPORTING_PROGRAM = """
+import importlib.abc, os, sys, threading, time, warnings
+import neuzip_rs as nz
+
+warnings.simplefilter("ignore", DeprecationWarning)
+importing = threading.Event()
+
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "neuzip_rs._buffers":
+            importing.set()
+            time.sleep(0.3)
+
+sys.meta_path.insert(0, Slow())
+thread = threading.Thread(target=nz.compress, args=(b"first",))
+thread.start()
+assert importing.wait(60)
+child = os.fork()
+if child == 0:
+    os._exit(0 if nz.decompress(nz.compress(b"same")) == b"same" else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+thread.join()
+assert nz.decompress(nz.compress(b"same")) == b"same"
+print("done")
+"""
+
+
+@needs_fork
+def test_fork_while_a_thread_imports_what_its_array_needs(run_python: RunPython) -> None:
+    assert run_python(FORK_WHILE_IMPORTING_PROGRAM) == "done"
+
+
 POOL_PROGRAM = """
 import multiprocessing, warnings
 import neuzip_rs as nz
