@@ -147,14 +147,26 @@ def describe(value: Array) -> Source:
     return adapter_of(value).describe(value)
 
 
-def allocate(adapter: Adapter, dtype: str, shape: tuple[int, ...]) -> tuple[Array, "Buffer"]:
-    """Makes room for a result.
+def decoded(
+    adapter: Adapter,
+    dtype: str,
+    shape: tuple[int, ...],
+    read: Callable[["Buffer"], object],
+    device: Device = None,
+) -> Array:
+    """Makes an array of a framework, which `read` fills through a view of its bytes.
 
     Raises:
         ValueError: If the framework has no such type.
         OutputTooLargeError: If the framework cannot have that much memory or such a shape.
     """
-    return make_room(adapter.allocate, dtype, shape)
+    result, buffer = make_room(adapter.allocate, dtype, shape)
+    try:
+        read(buffer)
+    except BaseException:
+        abandon(buffer)
+        raise
+    return adapter.finish(result, device)
 
 
 def abandon(buffer: "Buffer") -> None:
@@ -168,7 +180,7 @@ def abandon(buffer: "Buffer") -> None:
 
 
 def make_room(make: Room, dtype: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Makes room for a result in some way; errors as those of `allocate`."""
+    """Makes room for a result in some way; errors as those of `decoded`."""
     try:
         return make(dtype, shape)
     except KeyError:

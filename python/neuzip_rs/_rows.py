@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from neuzip_rs._arrays import Adapter, Array, abandon, adapter_for, allocate
+from neuzip_rs._arrays import Adapter, Array, adapter_for, decoded
 from neuzip_rs._dtypes import ITEMSIZE, element_count
 
 if TYPE_CHECKING:
@@ -61,26 +61,26 @@ def decode_rows(
     """
     plan = _plan(shape, key)
     if plan is None:
-        result, buffer = allocate(adapter, dtype, shape)
-        read(buffer, 0)
-        return adapter.finish(result, None)[key]
+        return decoded(adapter, dtype, shape, lambda buffer: read(buffer, 0))[key]
     rows = plan.rows
     row_bytes = element_count(shape[1:]) * ITEMSIZE[dtype]
-    if rows.step * row_bytes >= _SPARSE_BYTES and rows.step > 1:
-        result, buffer = allocate(adapter, dtype, (len(rows), *shape[1:]))
+
+    def read_one_by_one(buffer: "Buffer") -> None:
         room = memoryview(buffer)
         for place, row in enumerate(rows):
             read(room[place * row_bytes : (place + 1) * row_bytes], row * row_bytes)
-        decoded = adapter.finish(result, None)
+
+    if rows.step * row_bytes >= _SPARSE_BYTES and rows.step > 1:
+        array = decoded(adapter, dtype, (len(rows), *shape[1:]), read_one_by_one)
     else:
-        result, buffer = allocate(adapter, dtype, (plan.span, *shape[1:]))
-        read(buffer, rows.start * row_bytes)
-        decoded = adapter.finish(result, None)
+        start = rows.start * row_bytes
+        span = (plan.span, *shape[1:])
+        array = decoded(adapter, dtype, span, lambda buffer: read(buffer, start))
         if rows.step > 1:
-            decoded = decoded[:: rows.step]
+            array = array[:: rows.step]
     if plan.reverse:
-        decoded = _reverse(decoded)
-    return decoded[plan.rest] if plan.rest else decoded
+        array = _reverse(array)
+    return array[plan.rest] if plan.rest else array
 
 
 def decode_bytes(dtype: str, shape: tuple[int, ...], key: Key, read: Read) -> bytes | int:
@@ -95,20 +95,16 @@ def decode_bytes(dtype: str, shape: tuple[int, ...], key: Key, read: Read) -> by
         message = f"compressed bytes are indexed with an int or a slice, not {key!r}"
         raise TypeError(message)
     row_bytes = element_count(shape[1:]) * ITEMSIZE[dtype]
-    adapter = adapter_for("bytes")
-    result, buffer = allocate(adapter, "uint8", (plan.span * row_bytes,))
-    try:
-        read(buffer, plan.rows.start * row_bytes)
-    except BaseException:
-        abandon(buffer)
-        raise
-    decoded: bytes = adapter.finish(result, None)
+    start, nbytes = plan.rows.start * row_bytes, plan.span * row_bytes
+    span: bytes = decoded(
+        adapter_for("bytes"), "uint8", (nbytes,), lambda buffer: read(buffer, start)
+    )
     if plan.rest and dtype == "uint8" and row_bytes == 1:
-        return decoded[0]
+        return span[0]
     if plan.rows.step > 1 or plan.reverse:
-        starts = range(0, len(decoded), plan.rows.step * row_bytes)[:: -1 if plan.reverse else 1]
-        decoded = b"".join(decoded[start : start + row_bytes] for start in starts)
-    return decoded
+        starts = range(0, nbytes, plan.rows.step * row_bytes)[:: -1 if plan.reverse else 1]
+        return b"".join(span[start : start + row_bytes] for start in starts)
+    return span
 
 
 def _plan(shape: tuple[int, ...], key: Key) -> _Plan | None:
@@ -141,11 +137,11 @@ def _plan(shape: tuple[int, ...], key: Key) -> _Plan | None:
     return _Plan(range(row, row + 1), reverse=False, rest=(0, *rest))
 
 
-def _reverse(decoded: Array) -> Array:
+def _reverse(array: Array) -> Array:
     try:
-        return decoded[::-1]
+        return array[::-1]
     except ValueError:
         # Only torch refuses negative steps.
         from neuzip_rs._torch import flip_rows
 
-        return flip_rows(decoded)
+        return flip_rows(array)

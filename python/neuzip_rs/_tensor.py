@@ -151,7 +151,8 @@ def decompress(
     adapter = _arrays.adapter_for(target)
     if device is not None:
         device = adapter.check_device(device)
-    result, buffer = _arrays.allocate(adapter, name, shape)
+    # As `_arrays.decoded`, whose calls are an eighth of the time that a kilobyte takes.
+    result, buffer = _arrays.make_room(adapter.allocate, name, shape)
     try:
         if base_data is None:
             _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from neuzip_rs import _native, _rows
 from neuzip_rs._arguments import check_level, check_limit, check_threads
-from neuzip_rs._arrays import Array, Device, Room, adapter_for, allocate, make_room
+from neuzip_rs._arrays import Array, Device, Room, adapter_for, decoded, make_room
 from neuzip_rs._bases import Base, BaseArguments, check_base
 from neuzip_rs._entries import check_layouts, check_text, entry
 from neuzip_rs._spelling import F4_PAIR, NAMES
@@ -243,9 +243,9 @@ class safe_open:
         dtype, shape = self._layout(name)
         if self._decodes_there():
             return self._read_there([(name, dtype, shape)])[name]
-        result, buffer = allocate(self._adapter, dtype, shape)
-        self._read(name, buffer, 0)
-        return self._adapter.finish(result, self._device)
+        return decoded(
+            self._adapter, dtype, shape, lambda buffer: self._read(name, buffer, 0), self._device
+        )
 
     def get_tensors(self, names: Iterable[str] | None = None) -> dict[str, Array]:
         """Decodes many tensors, over all threads.

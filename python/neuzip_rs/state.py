@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from neuzip_rs import _native
 from neuzip_rs._arguments import check_level, check_limit, check_threads
-from neuzip_rs._arrays import Array, Device, abandon, adapter_for, allocate
+from neuzip_rs._arrays import Array, Device, adapter_for, decoded
 from neuzip_rs._dtypes import ITEMSIZE, element_count
 from neuzip_rs._errors import CorruptDataError, OutputTooLargeError, UnsupportedVersionError
 from neuzip_rs._spelling import spell
@@ -194,15 +194,11 @@ def _read_arrays(
         array = originals.get(look)
         if array is None:
             adapter = adapter_for(framework)
-            result, buffer = allocate(adapter, record.dtype, record.shape)
-            try:
-                read(record.name, buffer)
-            except BaseException:
-                abandon(buffer)
-                raise
             # Other frameworks' arrays stay where they are.
             place = adapter.check_device(device) if framework == "torch" else None
-            array = originals[look] = adapter.finish(result, place)
+            array = originals[look] = decoded(
+                adapter, record.dtype, record.shape, partial(read, record.name), place
+            )
         elif framework != "bytes":
             array = array.detach() if framework == "torch" else array.view()
         if framework == "torch":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 from neuzip_rs import _native
 from neuzip_rs._arguments import check_limit, check_threads
-from neuzip_rs._arrays import Array, adapter_for, allocate
+from neuzip_rs._arrays import Array, adapter_for, decoded
 from neuzip_rs._errors import CorruptDataError, NeuzipError, OutputTooLargeError
 from neuzip_rs._new_file import new_file
 from neuzip_rs._spelling import spell
@@ -69,10 +69,11 @@ def decompress(
     original = _native.zipnn_decompress(data, threads=threads, max_output_size=max_output_size)
     if shape is None:
         return original
-    adapter = adapter_for(framework)
-    array, room = allocate(adapter, dtype, tuple(shape))
-    memoryview(room).cast("B")[:] = original
-    return adapter.finish(array, None)
+
+    def copy(buffer: "Buffer") -> None:
+        memoryview(buffer).cast("B")[:] = original
+
+    return decoded(adapter_for(framework), dtype, tuple(shape), copy)
 
 
 def is_compressed(filename: FilePath) -> bool:
