@@ -1,86 +1,69 @@
 """The second reader on real files: what it decodes is what was compressed.
 
     python -m tests.python.second_corpus FOLDER [--chunks N] [--levels fast default max]
+        [--jobs N] [--reader PYTHON]
 
 Every `.safetensors` file in a folder is compressed, and next to another file of the same tensors,
 where there is one, as differences. Of each result the containers, all headers and all models are
 read, and N chunks of a file (0: all of them) are decoded, hashed and compared with the original
-bytes: the first and last ones, and others at random. Pure Python takes about a second for each.
+bytes: the first and last ones, and others at random. CPython takes about a second for each; another
+Python that reads, such as PyPy, needs xxhash.
 """
 
 import argparse
-import random
+import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from neuzip_rs import safetensors
-from tests.python import second_decoder as page
-from tests.python import second_files as files
-from tests.python.second_delta import decode_delta
 
-# Differences are decoded tensor by tensor.
-MOST_DELTA_BYTES = 1 << 17
+ROOT = Path(__file__).parents[2]
+# Of larger files the slow level is left out, unless all is decoded.
+MOST_SLOW_BYTES = 50_000_000
 
 
-class Disagreement(AssertionError):
-    """The two readers see different bytes."""
+class Task(NamedTuple):
+    """One file, compressed in one way."""
+
+    title: str
+    path: Path
+    level: str
+    base: Path | None
 
 
-def check(plain: bytes, packed: bytes, base: bytes, count: int, rng: random.Random) -> Counter[str]:
-    """Compares one compressed file with what it was made from."""
-    header, data = files.read_plain(plain)
-    outer, stored = files.read_plain(packed)
-    original = files.read_embedded(outer.metadata[files.KEY])
-    if original.text != header.text:
-        raise Disagreement("the header is another one")
-    streams = files.Streams(outer, original, stored)
-    seen: Counter[str] = Counter(tensors=len(original.tensors))
-    expected: dict[str, bytes] = {}
-    for tensor in original.tensors:
-        streams.check_form(tensor)
-        # Tensors that share a stream lie in it one after the other.
-        owner = streams.places.get(tensor.name, (tensor.name,))[0]
-        seen["bundled"] += owner != tensor.name
-        expected[owner] = expected.get(owner, b"") + data[tensor.begin : tensor.end]
-    chunks: list[tuple[str, int]] = []
-    parsed: dict[str, page.Stream] = {}
-    deltas = []
-    for name, content in expected.items():
-        stream = parsed[name] = page.parse(streams.by_name[name])
-        if stream.body == page.CONSTANT_BODY:
-            if stream.element * (stream.nbytes // len(stream.element)) != content:
-                raise Disagreement(f"{name}: constant")
-            seen["constants"] += 1
-        elif stream.body == page.CHUNKED_BODY:
-            chunks += [(name, number) for number in range(len(stream.storages))]
-        elif stream.body == page.REFERENCE_BODY:
-            first = next(t for t in original.tensors if t.name == stream.name)
-            if data[first.begin : first.end] != content:
-                raise Disagreement(f"{name}: reference")
-            seen["references"] += 1
-        else:
-            deltas.append(name)
-    seen["chunks"] = len(chunks)
-    chosen = chunks if count == 0 else rng.sample(chunks, min(count, len(chunks)))
-    if chunks and count:
-        chosen += [chunks[0], chunks[-1]]
-    for name, number in chosen:
-        stream = parsed[name]
-        begin = number * stream.chunk_bytes
-        found = page.decode_chunk(stream, number)
-        same = found == expected[name][begin : begin + stream.chunk_bytes]
-        if not same or page.chunk_hash(found) != stream.hashes[number]:
-            raise Disagreement(f"{name}: chunk {number}")
-        seen["decoded"] += 1
-    small = [name for name in deltas if len(expected[name]) <= MOST_DELTA_BYTES]
-    bases = files.model(base) if deltas else {}
-    for name in small if count == 0 else rng.sample(small, min(count, len(small))):
-        if decode_delta(streams.by_name[name], bases[name][1]) != expected[name]:
-            raise Disagreement(f"{name}: delta")
-        seen["deltas"] += 1
+def tasks(folder: Path, levels: list[str], count: int) -> Iterator[Task]:
+    """What there is to compare."""
+    for path in sorted(folder.glob("*.safetensors")):
+        for level in levels:
+            if level == "max" and path.stat().st_size > MOST_SLOW_BYTES and count:
+                continue
+            yield Task(f"{path.name} {level}", path, level, None)
+        step = path.with_name(f"tinylm_s500.{path.name.partition('.')[2]}")
+        if path.name.startswith("tinylm_s5") and step != path and step.exists():
+            yield Task(f"{path.name} next to {step.name}", path, "default", step)
+
+
+def compare(task: Task, count: int, reader: str) -> Counter[str]:
+    """Compresses a file and has the second reader read it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        packed = Path(scratch) / "packed"
+        safetensors.compress_file(task.path, packed, level=task.level, base=task.base)
+        files = [str(path.resolve()) for path in (task.path, packed)]
+        files.append(str(task.base.resolve()) if task.base else "")
+        command = [reader, "-m", "tests.python.second_agreement", *files, str(count), task.title]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{task.title}: {done.stderr}")
+    seen: Counter[str] = Counter(json.loads(done.stdout))
+    print(f"{task.title}: {dict(seen)}", flush=True)
     return seen
 
 
@@ -89,35 +72,20 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--levels", nargs="+", default=["fast", "default", "max"])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--reader", default=sys.executable)
     options = parser.parse_args()
-    total: Counter[str] = Counter()
     began = time.monotonic()
-    paths = sorted(options.folder.glob("*.safetensors"))
-    assert paths, "no .safetensors files there"
-    with tempfile.TemporaryDirectory() as scratch:
-        packed = Path(scratch) / "packed"
-        for path in paths:
-            plain = path.read_bytes()
-            for level in options.levels:
-                # Of large files the slow level is left out, unless all is decoded.
-                if level == "max" and len(plain) > 50_000_000 and options.chunks:
-                    continue
-                safetensors.compress_file(path, packed, level=level, overwrite=True)
-                rng = random.Random(f"{path.name} {level}")
-                seen = check(plain, packed.read_bytes(), b"", options.chunks, rng)
-                total += seen
-                print(f"{path.name} {level}: {dict(seen)}", flush=True)
-            kind = path.name.partition(".")[2]
-            step = path.with_name(f"tinylm_s500.{kind}")
-            if path.name.startswith("tinylm_s5") and step != path and step.exists():
-                safetensors.compress_file(path, packed, base=step, overwrite=True)
-                rng = random.Random(path.name)
-                base = step.read_bytes()
-                seen = check(plain, packed.read_bytes(), base, options.chunks, rng)
-                total += seen
-                print(f"{path.name} next to {step.name}: {dict(seen)}", flush=True)
-    seconds = time.monotonic() - began
-    print(f"{len(paths)} files, {dict(total)}, no disagreement, {seconds:.0f} s")
+    todo = list(tasks(options.folder, options.levels, options.chunks))
+    assert todo, "no .safetensors files there"
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = [pool.submit(compare, task, options.chunks, options.reader) for task in todo]
+        try:
+            total = sum((one.result() for one in waiting), Counter[str]())
+        finally:
+            pool.shutdown(cancel_futures=True)
+    count, seconds = len({task.path for task in todo}), time.monotonic() - began
+    print(f"{count} files, {dict(total)}, no disagreement, {seconds:.0f} s")
     return 0
 
 
