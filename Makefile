@@ -193,6 +193,15 @@ test-asan: ## Run the Rust tests under AddressSanitizer (x86-64 Linux)
 	cargo test --release --target x86_64-unknown-linux-gnu --lib --test tiers --test delta \
 	--test fuzz_corpus
 
+# The standard library has to be instrumented as well: needs a nightly toolchain with rust-src.
+.PHONY: test-tsan
+test-tsan: ## Run the Rust tests under ThreadSanitizer (x86-64 Linux, nightly with rust-src)
+	@RUSTFLAGS=-Zsanitizer=thread NEUZIP_NUM_THREADS=4 PROPTEST_CASES=8 \
+	TSAN_OPTIONS="allocator_may_return_null=1 suppressions=$(CURDIR)/tests/rust/tsan.supp" \
+	CARGO_TARGET_DIR=target/tsan CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	cargo +nightly test -Zbuild-std --release --target x86_64-unknown-linux-gnu --lib --test tiers \
+	--test delta --test roundtrip
+
 # valgrind translates instructions up to AVX2, and says so to the program: AVX-512 is not tried. A test
 # runs 30 times as long as it would.
 VALGRIND_ENV = PROPTEST_CASES=8 NEUZIP_NUM_THREADS=2 \

@@ -71,7 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--chunks", type=int, default=4)
-    parser.add_argument("--levels", nargs="+", default=["fast", "default", "max"])
+    parser.add_argument("--levels", nargs="*", default=["fast", "default", "max"])
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--reader", default=sys.executable)
     options = parser.parse_args()
