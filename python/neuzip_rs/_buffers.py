@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from neuzip_rs._arrays import Array, Device, Source
 from neuzip_rs._dtypes import ITEMSIZE, element_count
+from neuzip_rs._native import check_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -48,7 +49,9 @@ def allocate(dtype: str, shape: tuple[int, ...], /) -> tuple[Array, "Buffer"]:
     BytesIO hands out a writable view of its bytes and, once that is released, those very bytes, so
     that the result is never copied; `bytes(n)` is zeroed lazily by the operating system.
     """
-    room = io.BytesIO(bytes(element_count(shape) * ITEMSIZE[dtype]))
+    nbytes = element_count(shape) * ITEMSIZE[dtype]
+    check_memory(nbytes)
+    room = io.BytesIO(bytes(nbytes))
     view = room.getbuffer()
     return (room, view), view
 

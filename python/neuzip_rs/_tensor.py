@@ -1,5 +1,6 @@
 """`compress` and `decompress` for one array."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from neuzip_rs import _arrays, _native, _rows
@@ -47,6 +48,7 @@ def compress(
     Raises:
         TypeError: If `x` cannot be compressed (object, sparse, quantized, ...).
         ValueError: If an argument has a value it cannot have.
+        OutputTooLargeError: If there is no memory for a base that has to be decoded.
     """
     if base is None and dtype is None and level in {"fast", "default"} and _encodes(x):
         from neuzip_rs.cuda._encode import can_encode, compress_many
@@ -294,8 +296,8 @@ def _describe_base(base: object) -> _arrays.Source:
     """Views a base as bytes; one that is compressed is decoded."""
     if not isinstance(base, CompressedTensor):
         return _arrays.describe(base)
-    data = bytearray(base.original_nbytes)
-    _decompress_into(base, data)
+    read = partial(_decompress_into, base, fresh=True)
+    data = _arrays.decoded(_arrays.adapter_for("bytes"), "uint8", (base.original_nbytes,), read)
     return _arrays.Source(data, base.dtype, base.shape, base.framework or "numpy")
 
 

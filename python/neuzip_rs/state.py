@@ -134,8 +134,8 @@ def load(
             message = f"the state has {total} bytes, more than max_output_size={max_output_size}"
             raise OutputTooLargeError(message)
         read = partial(file.read_into, verify=verify, threads=threads)
-        structure = bytearray(sizes[_STRUCTURE])
-        read(_STRUCTURE, structure)
+        read_structure = partial(read, _STRUCTURE)
+        structure = decoded(adapter_for("bytes"), "uint8", (sizes[_STRUCTURE],), read_structure)
         with _corrupt_if_wrong(filename):
             document = json.loads(structure)
             root = document["root"]

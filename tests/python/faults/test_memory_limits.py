@@ -100,6 +100,11 @@ def test_a_result_that_no_memory_is_there_for(tmp_path: Path) -> None:
         nz.decompress(huge, framework="bytes")
     with pytest.raises(nz.OutputTooLargeError):
         nz.decompress(huge, framework="bytes", max_output_size=(1 << 46) - 1)
+    base = nz.CompressedTensor.from_bytes(huge)
+    with pytest.raises(nz.OutputTooLargeError, match="cannot allocate"):
+        nz.compress(b"x", base=base)
+    with pytest.raises(nz.OutputTooLargeError, match="cannot allocate"):
+        base[1:]
     path = tmp_path / "huge"
     path.write_bytes(huge)
     with pytest.raises(nz.OutputTooLargeError):
