@@ -78,10 +78,14 @@ def test_model_that_is_not_sharded() -> None:
 
 
 GIVEN = """
+import atexit
+
 import torch
 
 store = torch.distributed.HashStore()
 torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+# Threads that are there at the end may end the process with an error.
+atexit.register(torch.distributed.destroy_process_group)
 model = torch.nn.Sequential(*(torch.nn.Linear(128, 128) for _ in range(2)))
 model.layers = list(model)
 """
