@@ -15,6 +15,7 @@ __all__ = [
     "__version__",
     "assemble_constant",
     "assemble_prelude",
+    "check_memory",
     "chunk_log2",
     "compress",
     "compress_file",
