@@ -63,19 +63,15 @@ def compress(
     if threads is not None:
         check_threads(threads)
     data, name, shape, framework, hint = source
-    if base is not None:
-        return _compress(
-            data,
-            name,
-            shape,
-            level=level,
-            threads=threads,
-            framework=framework,
-            hint=hint,
-            base=_base_to_compress(source, base, dtype),
-        )
     return _compress(
-        data, name, shape, level=level, threads=threads, framework=framework, hint=hint
+        data,
+        name,
+        shape,
+        level=level,
+        threads=threads,
+        framework=framework,
+        hint=hint,
+        base=None if base is None else _base_to_compress(source, base, dtype),
     )
 
 
@@ -156,12 +152,7 @@ def decompress(
     # As `_arrays.decoded`, whose calls are an eighth of the time that a kilobyte takes.
     result, buffer = _arrays.make_room(adapter.allocate, name, shape)
     try:
-        if base_data is None:
-            _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True)
-        else:
-            _decompress_into(
-                source, buffer, verify=verify, threads=threads, fresh=True, base=base_data
-            )
+        _decompress_into(source, buffer, verify=verify, threads=threads, fresh=True, base=base_data)
     except BaseException:
         _arrays.abandon(buffer)
         raise
